@@ -1,0 +1,112 @@
+"""check: is everything that was promised still there, and if not, which images does it cost?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DamagedStore
+from .container import Container
+from .snapshot import list_snapshots, read_snapshot, view_names
+
+if TYPE_CHECKING:
+    from . import FeatureStore
+
+__all__ = ["CheckReport", "check_store"]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `FeatureStore.check` found.
+
+    Attributes
+    ----------
+    ok : bool
+        No damage.
+    damaged : list of dict
+        ``{"file", "reason", "images"}``: each damaged file (relative to the store) and the ids it costs.
+    checked : dict
+        How many shards, snapshots and bytes were looked at, and whether deeply.
+    """
+
+    ok: bool
+    damaged: list[dict[str, Any]]
+    checked: dict[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+def check_store(store: FeatureStore, *, deep: bool = False) -> CheckReport:
+    """Check a store; see `FeatureStore.check`."""
+    fresh = type(store)(store.path, verify="touch")
+    fresh.refresh()
+    damaged = [
+        {"file": f"shards/{name}", "reason": reason, "images": []} for name, reason in sorted(fresh.damaged.items())
+    ]
+    bad_rows: dict[str, set[int]] = {}
+    size = 0
+    for shard in fresh.shards:
+        size += shard.size
+        problem = _look_at(shard, bad_rows) if deep else None
+        if problem:
+            damaged.append({"file": f"shards/{shard.path.name}", "reason": problem, "images": []})
+    snapshots = 0
+    for view in view_names(store.path):
+        for number in list_snapshots(store.path, view):
+            snapshots += 1
+            try:
+                state = read_snapshot(store.path, view, number)
+            except DamagedStore as error:
+                damaged.append({"file": f"snapshots/{view}/{number:08d}.h5", "reason": str(error), "images": []})
+                continue
+            if number == list_snapshots(store.path, view)[-1]:
+                _charge_images(fresh, view, state.entries, damaged, bad_rows)
+    checked = {"shards": len(fresh.shards), "snapshots": snapshots, "bytes": size, "deep": deep}
+    return CheckReport(not damaged, damaged, checked)
+
+
+def _look_at(shard: Container, bad_rows: dict[str, set[int]]) -> str | None:
+    """Compare all checksums of one shard; note the rows of damaged groups."""
+    reasons = []
+    for name, region in shard.regions.items():
+        try:
+            if "groups" not in region:
+                shard.check_plain(name, shard.raw(name))
+                continue
+            for group in shard.bad_groups(name):
+                first, stop = group * region["group_rows"], min((group + 1) * region["group_rows"], region["shape"][0])
+                reasons.append(f"the checksum of rows {first}–{stop - 1} of {name!r} does not match")
+                bad_rows.setdefault(shard.path.name, set()).update(range(first, stop))
+        except DamagedStore as error:
+            reasons.append(str(error))
+    return "; ".join(reasons) or None
+
+
+def _charge_images(
+    store: FeatureStore, view: str, entries: Any, damaged: list[dict[str, Any]], bad_rows: dict[str, set[int]]
+) -> None:
+    """Add to each damaged file the ids of the view's newest state that it costs."""
+    stored = entries.take(entries.stored)
+    shard, row = store._rows.find(stored.keys)
+    lost = stored.ids[shard < 0].tolist()
+    if lost:
+        unreadable = [d for d in damaged if d["file"].removeprefix("shards/") in store.damaged]
+        if unreadable:
+            # An unreadable shard cannot say which keys it held: what no other shard has is charged to the first.
+            unreadable[0]["images"] += lost
+        else:
+            damaged.append(
+                {
+                    "file": f"snapshots/{view}",
+                    "reason": f"{len(lost)} images have no codes in any shard",
+                    "images": lost,
+                }
+            )
+    for number, container in enumerate(store.shards):
+        rows = bad_rows.get(container.path.name)
+        if rows:
+            hit = stored.ids[(shard == number) & np.isin(row, list(rows))].tolist()
+            next(d for d in damaged if d["file"] == f"shards/{container.path.name}")["images"] += hit

@@ -1,0 +1,184 @@
+"""Entries: the table a snapshot holds — one line per image of a view, columns of NumPy arrays, sorted by id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..errors import StoreError
+
+__all__ = ["CONSTANT", "FAILED", "NO_KEY", "OK", "Entries", "pack_text", "unpack_text"]
+
+#: Values of `Entries.status`. CONSTANT rows are stored and usable, but all their values are equal (a blank image, often).
+OK, FAILED, CONSTANT = 0, 1, 2
+#: The key of an image whose bytes could not even be read.
+NO_KEY = b"\0" * 32
+
+_MISSING_INT = np.iinfo(np.int64).min
+
+
+def pack_text(values: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts as offsets (uint64 of length n + 1) into one blob of UTF-8 bytes (uint8)."""
+    encoded = [str(v).encode("utf-8", "surrogateescape") for v in values]
+    offsets = np.zeros(len(encoded) + 1, dtype="<u8")
+    np.cumsum([len(e) for e in encoded], out=offsets[1:])
+    return offsets, np.frombuffer(b"".join(encoded), dtype="u1")
+
+
+def unpack_text(offsets: np.ndarray, blob: np.ndarray) -> np.ndarray:
+    """Undo `pack_text`: an array of text of length n."""
+    data, ends = blob.tobytes(), offsets.tolist()
+    texts = [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(ends, ends[1:], strict=False)]
+    return np.asarray(texts, dtype=np.str_)
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """One line per image: what its id points to, and the source's own columns.
+
+    Parameters
+    ----------
+    ids : ndarray of text of shape (n,)
+        Unique; sorted by their UTF-8 bytes (the constructor sorts all columns along).
+    keys : ndarray of uint8 of shape (n, 32)
+        Content key of each image; zeros when it could not be read.
+    status : ndarray of uint8 of shape (n,)
+        OK, FAILED or CONSTANT.
+    errors : ndarray of text of shape (n,)
+        Why an image failed; "" otherwise.
+    columns : mapping of str to ndarray
+        Text ("" = missing), int64, float64 (NaN = missing) or bool, each of length n.
+    """
+
+    ids: np.ndarray
+    keys: np.ndarray
+    status: np.ndarray
+    errors: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids = np.asarray(self.ids, dtype=np.str_)
+        n = len(ids)
+        lengths = {len(self.keys), len(self.status), len(self.errors), *map(len, self.columns.values())}
+        if lengths - {n}:
+            raise StoreError(f"entries: expected columns of {n} values, got lengths {sorted(lengths)}")
+        object.__setattr__(self, "ids", ids)
+        # Code-point order of str equals the byte order of its UTF-8 form, so NumPy's own sort is the one we promise.
+        if n > 1 and not bool(np.all(ids[1:] > ids[:-1])):
+            order = np.argsort(ids, kind="stable")
+            if bool(np.any(ids[order][1:] == ids[order][:-1])):
+                raise StoreError("entries: ids repeat; give each image a name of its own")
+            for name, value in vars(self.take(order)).items():
+                object.__setattr__(self, name, value)
+
+    @classmethod
+    def empty(cls) -> Entries:
+        """Return a table without lines."""
+        return cls(np.zeros(0, "U1"), np.zeros((0, 32), "u1"), np.zeros(0, "u1"), np.zeros(0, "U1"))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Entries:
+        """Return the lines at the given places (indices or mask)."""
+        fresh = object.__new__(Entries)
+        values = {
+            "ids": np.asarray(self.ids)[rows],
+            "keys": np.asarray(self.keys)[rows],
+            "status": np.asarray(self.status)[rows],
+            "errors": np.asarray(self.errors)[rows],
+            "columns": {name: np.asarray(column)[rows] for name, column in self.columns.items()},
+        }
+        for name, value in values.items():
+            object.__setattr__(fresh, name, value)
+        return fresh
+
+    @property
+    def stored(self) -> np.ndarray:
+        """Boolean mask of the lines that have a row of codes."""
+        return self.status != FAILED
+
+    def same_lines(self, other: Entries) -> np.ndarray:
+        """Compare line by line with a table of the same ids: a boolean mask of shape (n,), true where nothing differs."""
+        same = (self.keys == other.keys).all(axis=1) & (self.status == other.status) & (self.errors == other.errors)
+        for name in self.columns.keys() | other.columns.keys():
+            mine, theirs = (
+                table.columns.get(name, missing_like(self.columns.get(name, other.columns.get(name)), len(self)))
+                for table in (self, other)
+            )
+            same &= (mine == theirs) | _both_nan(mine, theirs)
+        return same
+
+    def without(self, ids: np.ndarray) -> Entries:
+        """Return the lines whose id is not among `ids`."""
+        return self.take(~np.isin(self.ids, ids)) if len(ids) else self
+
+    def merged(self, newer: Entries) -> Entries:
+        """Return both tables in one; where an id stands in both, the newer line wins."""
+        older = self.without(newer.ids)
+        if not len(older):
+            return newer
+        if not len(newer):
+            return older
+        names = sorted(older.columns.keys() | newer.columns.keys())
+        columns = {}
+        for name in names:
+            a, b = (
+                t.columns.get(name, missing_like(older.columns.get(name, newer.columns.get(name)), len(t)))
+                for t in (older, newer)
+            )
+            columns[name] = np.concatenate(_same_type(a, b))
+        return Entries(
+            np.concatenate([older.ids, newer.ids]),
+            np.concatenate([older.keys, newer.keys]),
+            np.concatenate([older.status, newer.status]),
+            np.concatenate([older.errors, newer.errors]),
+            columns,
+        )
+
+    def with_columns(self, columns: Mapping[str, np.ndarray]) -> Entries:
+        """Return the same lines with other columns."""
+        return replace(self, columns=dict(columns))
+
+
+def _both_nan(a: np.ndarray, b: np.ndarray) -> np.ndarray | bool:
+    return (a != a) & (b != b) if a.dtype.kind == "f" and b.dtype.kind == "f" else False
+
+
+def missing_like(column: np.ndarray | None, n: int) -> np.ndarray:
+    """Return n missing values of a column's type."""
+    kind = "U" if column is None else column.dtype.kind
+    if kind == "U":
+        return np.full(n, "", dtype="U1")
+    return np.full(n, np.nan)
+
+
+def _same_type(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bring two columns to one type: numbers widen, anything else becomes text."""
+    if a.dtype.kind == b.dtype.kind:
+        return a, b
+    if {a.dtype.kind, b.dtype.kind} <= set("biuf"):
+        return a.astype("f8"), b.astype("f8")
+    return a.astype(np.str_), b.astype(np.str_)
+
+
+def column_datasets(name: str, column: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the datasets that hold one column: text as codes into its distinct values, numbers as they are."""
+    prefix = f"column/{name}/"
+    if column.dtype.kind == "U":
+        values, codes = np.unique(column, return_inverse=True)
+        offsets, blob = pack_text(values)
+        return {
+            prefix + "code": codes.astype("<i4"),
+            prefix + "offsets": offsets,
+            prefix + "bytes": blob,
+        }
+    if column.dtype.kind == "b":
+        return {prefix + "bool": column.astype("u1")}
+    if column.dtype.kind in "iu":
+        return {prefix + "int": column.astype("<i8")}
+    if column.dtype.kind == "f":
+        return {prefix + "float": column.astype("<f8")}
+    raise StoreError(f"column {name!r}: expected text, bool, int or float, got {column.dtype}; convert it first")
