@@ -1,0 +1,15 @@
+"""Frozen pretrained networks: which there are, where their weights come from, where they are cut.
+
+Importing this package, constructing a `Backbone` and asking for its ``request()`` import neither torch nor torchvision.
+
+* ``frozen``: `Backbone`, light until it is used, and the two listings
+* ``arguments``: what its arguments mean
+* ``zoo``: torchvision's architectures, recipes and weights enums
+* ``weights``: reading, fetching and matching tensors
+* ``cut``: cutting a network at nodes, pooling
+* ``network``: the loaded network, its digest and its forward pass
+"""
+
+from .frozen import Backbone, list_backbones, list_nodes
+
+__all__ = ["Backbone", "list_backbones", "list_nodes"]

@@ -1,0 +1,479 @@
+"""A loaded, frozen, cut network: its identity, and how it turns pixels into codes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ..errors import BackboneError, WeightsError
+from ..fingerprint import digest_tensors
+from . import cut, weights, zoo
+
+if TYPE_CHECKING:
+    from ..preprocess import Preprocess
+
+__all__ = ["MODES", "Network", "from_architecture", "from_module", "node_table"]
+
+#: Precision modes and their dtypes.
+MODES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: The forward pass runs on a multiple of this many images. Measured (CPU, oneDNN): a row is then bitwise independent of
+#: its neighbours and of the batch size; kernels for smaller batches round differently.
+_BATCH_UNIT = 8
+
+_ADAPTED = 4  # names shown in a message
+
+
+@dataclass
+class Network:
+    """A frozen network cut at its nodes.
+
+    Attributes
+    ----------
+    arch : str
+        Architecture as the spec names it.
+    module : nn.Module
+        Normalised images (N, C, H, W) → dict of node → codes; float32, CPU, eval mode, no gradients.
+    nodes : tuple of str
+        Canonical node names.
+    poolings : dict of str to str
+        Node → pooling that is really applied.
+    shapes : dict of str to tuple of int
+        Node → row shape of the codes.
+    digest : str
+        "sha256:…" over every tensor upstream of the nodes.
+    report : weights.LoadReport
+        What was missing, unexpected or of another shape.
+    kwargs : dict
+        Keyword arguments the architecture was built with, the number of classes left out.
+    tensors : tuple of str
+        Names that the digest covers.
+    """
+
+    arch: str
+    module: nn.Module
+    nodes: tuple[str, ...]
+    poolings: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    digest: str
+    report: weights.LoadReport
+    kwargs: dict[str, Any]
+    tensors: tuple[str, ...]
+    channels_last: bool = False
+    _copies: dict[tuple[str, str], nn.Module] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    def encode(
+        self, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], *, mode: str, device: str
+    ) -> dict[str, np.ndarray]:
+        """Return node → float32 codes for uint8 pixels (N, H, W, C); see `Backbone.encode`."""
+        if not len(pixels):
+            return {n: np.empty((0, *self.shapes[n]), np.float32) for n in self.nodes}
+        target = _device(device)
+        module = self._on(mode, target)
+        x = _normalised(_padded(pixels), mean, std, target).to(MODES[mode])
+        x = x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        with torch.inference_mode(), torch.autocast(target.type, enabled=False), _exact(target):
+            codes = module(x)
+        return {n: codes[n][: len(pixels)].float().cpu().contiguous().numpy() for n in self.nodes}
+
+    def _on(self, mode: str, device: torch.device) -> nn.Module:
+        """Return the copy of the network for a mode and a device, made on first use; always in eval mode."""
+        with self._lock:
+            key = (mode, str(device))
+            if key not in self._copies:
+                self._copies[key] = self._copy(mode, device)
+            return self._copies[key].eval()
+
+    def _copy(self, mode: str, device: torch.device) -> nn.Module:
+        if mode not in MODES:
+            raise BackboneError(f"mode {mode!r}: expected one of {', '.join(MODES)}; 'fp32' always works")
+        if device.type == "cuda" and mode == "bf16" and not torch.cuda.is_bf16_supported():
+            raise BackboneError(f"mode 'bf16' on {device}: this GPU cannot compute in it; use mode='fp16' or 'fp32'")
+        try:
+            module = copy.deepcopy(self.module).to(device=device, dtype=MODES[mode])
+            return module.to(memory_format=torch.channels_last) if self.channels_last else module
+        except (NotImplementedError, TypeError) as error:
+            raise BackboneError(f"mode {mode!r} on {device}: {_one_line(error)}; use mode='fp32'") from error
+
+
+def _device(device: str) -> torch.device:
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise BackboneError(f"device {device!r}: expected 'cpu', 'cuda', 'cuda:1', 'mps', …; correct it") from None
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not usable.get(target.type, True) or (target.index or 0) >= max(1, torch.cuda.device_count()):
+        raise BackboneError(f"device {device!r}: not available to PyTorch on this machine; use device='cpu'")
+    return target
+
+
+def _padded(pixels: np.ndarray) -> np.ndarray:
+    surplus = -len(pixels) % _BATCH_UNIT
+    return np.concatenate([pixels, np.repeat(pixels[-1:], surplus, axis=0)]) if surplus else pixels
+
+
+def _normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
+    """uint8 (N, H, W, C) → float32 (N, C, H, W), in torchvision's order of operations, so equal bit for bit."""
+    array = np.ascontiguousarray(pixels)
+    x = torch.from_numpy(array if array.flags.writeable else array.copy()).to(device).permute(0, 3, 1, 2)
+    mean_ = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+    std_ = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+    return x.to(torch.float32).div_(255).sub_(mean_).div_(std_)
+
+
+@contextlib.contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """No TF32 in convolutions while codes are computed on a GPU; restored afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+def from_architecture(
+    arch: str,
+    *,
+    source: Mapping[str, Tensor] | None,
+    label: str,
+    nodes: Sequence[str],
+    pooling: str | Mapping[str, str],
+    preprocess: Preprocess,
+    kwargs: Mapping[str, Any],
+    seed: int | None,
+) -> Network:
+    """Load tensors into a torchvision architecture and cut it.
+
+    Parameters
+    ----------
+    arch : str
+        torchvision architecture.
+    source : mapping of str to Tensor, optional
+        What was read; None starts from random numbers.
+    label : str
+        What messages call the weights.
+    nodes : sequence of str
+        Nodes as the user wrote them.
+    pooling : str or mapping
+        For all nodes, or per node.
+    preprocess : Preprocess
+        Gives the input's shape.
+    kwargs : mapping
+        Keyword arguments of the builder.
+    seed : int, optional
+        Seed of the random numbers that stand in for missing tensors; None refuses missing ones.
+
+    Raises
+    ------
+    BackboneError, WeightsError
+        When nodes, input, or tensors do not fit.
+    """
+    height, width, channels = preprocess.shape
+    skeleton = zoo.build_skeleton(arch, kwargs, channels)
+    traced = cut.trace(skeleton, arch, (torchvision.ops,))
+    _propagate(traced, torch.empty(2, channels, height, width, device="meta"), arch)
+    wanted = skeleton.state_dict()
+    resolved = _resolve(traced.resolve, nodes)
+    upstream = traced.upstream(resolved)
+    matched = weights.match(source if source is not None else {}, wanted)
+    if source is not None:
+        _check_upstream(matched, traced, upstream, arch, label, nodes, seed)
+    fill = None if seed is None else zoo.build_random(arch, kwargs, seed, channels).state_dict()
+    _assign(skeleton, matched.tensors, fill)
+    _check_finite(skeleton, upstream, label)
+    poolings, axes, shapes = _poolings(resolved, pooling, traced.shapes, (height, width))
+    module = _frozen(cut.Cut(traced, poolings, axes))
+    return Network(
+        arch=arch,
+        module=module,
+        nodes=tuple(poolings),
+        poolings=poolings,
+        shapes=shapes,
+        digest=_digest(skeleton, upstream),
+        report=matched.report if source is not None else weights.LoadReport(),
+        kwargs={k: v for k, v in kwargs.items() if k != "num_classes"},
+        tensors=tuple(upstream),
+        channels_last=_is_convolutional(module),
+    )
+
+
+def from_module(
+    model: nn.Module | Callable[[], nn.Module],
+    *,
+    nodes: Sequence[str],
+    pooling: str | Mapping[str, str],
+    preprocess: Preprocess,
+) -> Network:
+    """Copy a user's own network (it is never touched), freeze the copy and cut it.
+
+    Parameters
+    ----------
+    model : nn.Module or callable
+        The network, or something that builds it.
+    nodes, pooling, preprocess
+        As for `from_architecture`.
+
+    Raises
+    ------
+    BackboneError
+        When the network cannot be copied or refuses an input of the preprocessing's shape.
+    """
+    network = _copied(model)
+    label = type(network).__name__
+    height, width, channels = preprocess.shape
+    probe = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    traced = _traced_faithfully(network, label, probe)
+    if traced is None:
+        resolved, shapes = _hooked_nodes(network, label, nodes, probe)
+        upstream = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
+    else:
+        resolved, shapes = _resolve(traced.resolve, nodes), traced.shapes
+        upstream = traced.upstream(resolved)
+    poolings, axes, out_shapes = _poolings(resolved, pooling, shapes, (height, width))
+    cut_module = cut.HookCut(network, poolings, axes) if traced is None else cut.Cut(traced, poolings, axes)
+    _check_finite(network, upstream, f"of {label}")
+    return Network(
+        arch=label,
+        module=_frozen(cut_module),
+        nodes=tuple(poolings),
+        poolings=poolings,
+        shapes=out_shapes,
+        digest=_digest(network, upstream),
+        report=weights.LoadReport(),
+        kwargs={},
+        tensors=tuple(upstream),
+        channels_last=_is_convolutional(cut_module),
+    )
+
+
+def node_table(arch: str, kwargs: Mapping[str, Any], preprocess: Preprocess) -> list[dict[str, Any]]:
+    """Describe every node of an architecture, without any weights: see `featcache.backbone.list_nodes`."""
+    height, width, channels = preprocess.shape
+    traced = cut.trace(zoo.build_skeleton(arch, kwargs, channels), arch, (torchvision.ops,))
+    _propagate(traced, torch.empty(2, channels, height, width, device="meta"), arch)
+    penultimate = traced.penultimate()
+    return [
+        {
+            "node": name,
+            "module": traced.friendly(name),
+            "shape": list(shape),
+            "pooled": _average_shape(name, shape, (height, width)),
+            "penultimate": name == penultimate,
+        }
+        for name, shape in traced.shapes.items()
+    ]
+
+
+def _average_shape(name: str, shape: tuple[int, ...], image: tuple[int, int]) -> list[int] | None:
+    try:
+        return list(cut.pooled_shape(shape, *cut.applied_pooling(name, shape, "avg", image)))
+    except BackboneError:
+        return None
+
+
+def _propagate(traced: cut.Traced, batch: Tensor, label: str) -> None:
+    try:
+        traced.propagate(batch)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        raise _refused(label, batch, error) from error
+
+
+def _refused(label: str, batch: Tensor, error: BaseException) -> BackboneError:
+    _, channels, height, width = batch.shape
+    usual = zoo.default_recipe(label).shape if label in zoo.architectures() else None
+    reason = _one_line(str(error).split("While executing")[0])
+    return BackboneError(
+        f"model {label}: refuses an input of {height} × {width} × {channels} ({reason}); "
+        + (f"expected {usual[0]} × {usual[1]} × {usual[2]} as in its own recipe; " if usual else "")
+        + f"pass preprocess=Preprocess(..., crop={usual[0] if usual else '…'}) or model_kwargs= that fit"
+    )
+
+
+def _resolve(resolve: Callable[[str], str], nodes: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(resolve(n) for n in nodes))
+
+
+def _poolings(
+    nodes: Sequence[str],
+    pooling: str | Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    image: tuple[int, int],
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    applied: dict[str, str] = {}
+    axes: dict[str, tuple[int, ...]] = {}
+    out: dict[str, tuple[int, ...]] = {}
+    for node in nodes:
+        wish = pooling if isinstance(pooling, str) else pooling.get(node, "avg")
+        applied[node], axes[node] = cut.applied_pooling(node, shapes[node], wish, image)
+        out[node] = cut.pooled_shape(shapes[node], applied[node], axes[node])
+    return applied, axes, out
+
+
+def _check_upstream(
+    matched: weights.Matched,
+    traced: cut.Traced,
+    upstream: Sequence[str],
+    arch: str,
+    label: str,
+    nodes: Sequence[str],
+    seed: int | None,
+) -> None:
+    """Refuse weights that lack tensors which the nodes need, unless a seed was given to fill them."""
+    report = matched.report
+    lacking = [name for name in upstream if name in report.unavailable]
+    foreign = not matched.tensors
+    if not lacking and not foreign:
+        return
+    if foreign:
+        names = ", ".join(sorted(matched.given)[:_ADAPTED]) or "nothing"
+        raise WeightsError(
+            f"weights {label}: none of its {len(matched.given)} tensors ({names}, …) fits {arch}, which expects "
+            f"{', '.join(upstream[:2])}, …; {_advice(matched, arch)}"
+        )
+    if seed is not None:
+        return
+    usable = traced.deepest_usable(report.unavailable)
+    where = (
+        f"the deepest usable node is {traced.friendly(usable)!r}, pass nodes={traced.friendly(usable)!r}"
+        if usable
+        else ""
+    )
+    raise WeightsError(
+        f"weights {label} for {arch} at node {','.join(nodes)}: {len(lacking)} of the {len(upstream)} tensors upstream "
+        f"do not fit ({_describe(lacking, report)}); {where or _advice(matched, arch)}, or init_seed=0 to start them "
+        "from random numbers" + ("" if not where else _guessed(matched, arch))
+    )
+
+
+def _describe(lacking: Sequence[str], report: weights.LoadReport) -> str:
+    shapes = {name: (expected, got) for name, expected, got in report.mismatched}
+    parts = []
+    for name in lacking[:_ADAPTED]:
+        expected, got = shapes.get(name, (None, None))
+        parts.append(f"{name}: expected {expected}, got {got}" if expected else f"{name} is missing")
+    return ", ".join(parts) + (", …" if len(lacking) > _ADAPTED else "")
+
+
+def _advice(matched: weights.Matched, arch: str) -> str:
+    guess = zoo.guess_architecture({k: tuple(v.shape) for k, v in matched.given.items()})
+    if guess and guess != arch:
+        return f"they look like weights of {guess!r}, pass that as the model"
+    return "they seem to be for another architecture, pass the one they were made for"
+
+
+def _guessed(matched: weights.Matched, arch: str) -> str:
+    if len(matched.report.unavailable) * 4 < len(matched.tensors):
+        return ""
+    guess = zoo.guess_architecture({k: tuple(v.shape) for k, v in matched.given.items()})
+    return f" (they look like weights of {guess!r})" if guess and guess != arch else ""
+
+
+def _assign(model: nn.Module, tensors: Mapping[str, Tensor], fill: Mapping[str, Tensor] | None) -> None:
+    """Put tensors into a skeleton; what is neither given nor filled stays on the meta device, downstream of the cut."""
+    model.load_state_dict({**(fill or {}), **tensors}, strict=False, assign=True)
+
+
+def _check_finite(model: nn.Module, names: Sequence[str], label: str) -> None:
+    state = model.state_dict()
+    for name in names:
+        if state[name].is_floating_point() and not bool(torch.isfinite(state[name]).all()):
+            raise WeightsError(
+                f"weights {label}: expected finite numbers, got NaN or infinity in {name}; the file is damaged or its "
+                "training diverged, use other weights"
+            )
+
+
+def _digest(model: nn.Module, names: Sequence[str]) -> str:
+    state = model.state_dict()
+    return digest_tensors(
+        (n, str(state[n].dtype).removeprefix("torch."), state[n].shape, _bytes(state[n])) for n in names
+    )
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's bytes in C order, for dtypes that NumPy does not know as well."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)
+
+
+def _is_convolutional(module: nn.Module) -> bool:
+    """Whether channels_last pays (MobileNetV2 on a CPU: 21 → 36 images/s); a ViT's one patch convolution does not."""
+    return sum(isinstance(m, nn.Conv2d) for m in module.modules()) >= 3
+
+
+def _copied(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    if isinstance(model, nn.Module):
+        try:
+            network = copy.deepcopy(model)
+        except Exception as error:  # whatever a user's class does when it is copied
+            raise BackboneError(
+                f"model {type(model).__name__}: cannot be copied ({_one_line(error)}); pass a function that builds it"
+            ) from error
+    else:
+        with torch.random.fork_rng(devices=[]):
+            network = model()
+        if not isinstance(network, nn.Module):
+            raise BackboneError(f"model: expected the callable to give an nn.Module, got {type(network).__name__}")
+        network = copy.deepcopy(network)
+    return _frozen(network.to(device="cpu", dtype=torch.float32))
+
+
+def _traced_faithfully(network: nn.Module, label: str, probe: Tensor) -> cut.Traced | None:
+    """Trace a network, or return None where tracing fails or changes what it computes."""
+    with torch.inference_mode():
+        try:
+            expected = network(probe)
+        except Exception as error:  # whatever a user's forward raises
+            raise _refused(label, probe, error) from error
+        if not isinstance(expected, Tensor):
+            return None
+        try:
+            traced = cut.trace(network, label)
+            traced.convolutional_head = False
+            traced.propagate(probe)
+            got = cut.Cut(traced, {traced.output(): "none"}, {traced.output(): ()}).trunk(probe)[0]
+        except Exception:  # control flow that depends on data, hooks, **kwargs, …
+            return None
+        return traced if torch.equal(got, expected) else None
+
+
+def _hooked_nodes(
+    network: nn.Module, label: str, nodes: Sequence[str], probe: Tensor
+) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    resolved = list(dict.fromkeys("output" if n == "penultimate" else n for n in nodes))
+    modules = dict(network.named_modules())
+    for name in resolved:
+        if name != "output" and name not in modules:
+            raise BackboneError(
+                f"node {name!r} of {label}: this network cannot be traced, so expected 'output' or the name of a "
+                f"module (such as {', '.join(list(modules)[1:4])}); correct it"
+            )
+    with torch.inference_mode():
+        found = cut.run_with_hooks(network, probe, resolved)
+    for name in resolved:
+        value = found.get(name)
+        if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != len(probe):
+            raise BackboneError(
+                f"node {name!r} of {label}: expected a tensor with one row per image, got {type(value).__name__}; "
+                "name a module that gives one with nodes="
+            )
+    return resolved, {n: tuple(int(d) for d in found[n].shape[1:]) for n in resolved}
+
+
+def _one_line(error: BaseException | str) -> str:
+    return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
