@@ -1,8 +1,8 @@
 """The exact recipe from an image to the numbers that a network takes, as plain data.
 
 `Preprocess` needs Pillow and NumPy only, so the same object serves extraction (where torch is at hand) and a fitted
-head (where it may not be). With ``resampling="reference"`` it gives, bit for bit, what torchvision's ``ImageClassification``
-preset gives for the same PIL image; tests hold it to that over random sizes.
+head (where it may not be). With ``resampling="reference"`` it gives, bit for bit, what the ``ImageClassification``
+preset of torchvision gives for the same PIL image; tests hold it to that over random sizes.
 """
 
 from __future__ import annotations

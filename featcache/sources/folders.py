@@ -1,0 +1,207 @@
+"""Images in a folder: which files are candidates, and what their folders say about them.
+
+A candidate is a file with a known image extension, or one whose first bytes are an image's; files of well-known other
+kinds are never opened. Everything else is counted as ignored, by extension. Links are followed; a link that leads back
+into a folder above it is counted as ``(link loop)``. Hidden files and folders (``.name``) and those that systems leave
+behind (``__MACOSX``, ``@eaDir`` …) are counted as ``(hidden)``. A broken link or a pipe that is called ``x.jpg`` stays a
+candidate, so that it ends in the ledger and not in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import SourceError
+from ..images import EXTENSIONS, HEAD_BYTES, looks_like_image
+from .names import id_of, missing, shown, sort_key
+
+__all__ = ["SPLIT_FOLDERS", "Scan", "nothing_found", "scan", "structure"]
+
+#: Folder names that mean a split, and the name that the split gets.
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+_JUNK = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
+
+# Never opened to look for an image inside: tables, texts, archives, arrays, films, vector graphics (EPS among them), and
+# camera raw and slide formats that begin like a TIFF but hold only a preview that Pillow could read.
+_OTHER = frozenset(
+    (
+        *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".md", ".rst"),
+        *(".html", ".htm", ".css", ".js", ".py", ".pyc", ".ipynb", ".c", ".h", ".cpp", ".sh", ".log", ".tex", ".doc"),
+        *(".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".odt", ".ods", ".rtf", ".db", ".sqlite", ".lock", ".sha256"),
+        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".h5", ".hdf5"),
+        *(".parquet", ".arrow", ".feather", ".pkl", ".pickle", ".joblib", ".pt", ".pth", ".safetensors", ".onnx"),
+        *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".mp3", ".wav", ".flac", ".eps", ".ps", ".pdf", ".ai", ".svg"),
+        *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".pef", ".srw", ".raf", ".svs", ".ndpi", ".scn"),
+    )
+)
+
+
+class Scan(NamedTuple):
+    """What was found under a folder.
+
+    Attributes
+    ----------
+    ids : list of str
+        Sorted by their UTF-8 bytes.
+    names : list of str
+        The same as `os` takes them, relative to the folder.
+    ignored : dict of str to int
+        Extension, or a word in brackets, to number of files.
+    """
+
+    ids: list[str]
+    names: list[str]
+    ignored: dict[str, int]
+
+
+def scan(root: str | os.PathLike[str]) -> Scan:
+    """List the candidates under a folder.
+
+    Parameters
+    ----------
+    root : path-like
+        An existing folder.
+
+    Returns
+    -------
+    Scan
+        Possibly without any.
+
+    Raises
+    ------
+    SourceError
+        When there is no folder, or one under it cannot be listed (its images would be lost in silence).
+    """
+    base = os.fspath(root)
+    if not Path(base).is_dir():
+        raise _no_folder(base)
+    ignored: Counter[str] = Counter()
+    found = sorted(((id_of(name), name) for name in _walk(base, ignored)), key=lambda pair: sort_key(pair[0]))
+    return Scan([pair[0] for pair in found], [pair[1] for pair in found], dict(sorted(ignored.items())))
+
+
+def _no_folder(base: str) -> SourceError:
+    if not os.path.lexists(base):  # also true for a broken link
+        return missing(base, "a folder of images")
+    return SourceError(
+        f"{shown(base)}: expected a folder of images, got {'a file' if Path(base).is_file() else 'a broken link'}; give "
+        "the folder, from_list() for a CSV or parquet list, or from_paths() for single images"
+    )
+
+
+def _walk(base: str, ignored: Counter[str]) -> Iterator[str]:
+    """Yield the name, relative to `base`, of every candidate; count the rest in `ignored`."""
+    pending: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(base, "", ())]
+    while pending:
+        folder, prefix, above = pending.pop()
+        identity = _identity(folder)
+        if identity in above:
+            ignored["(link loop)"] += 1
+            continue
+        for entry in _entries(folder):
+            if entry.name.startswith(".") or entry.name in _JUNK:
+                ignored["(hidden)"] += 1
+            elif _is_folder(entry):
+                pending.append((entry.path, f"{prefix}{entry.name}{os.sep}", (*above, identity)))
+            elif _is_candidate(entry):
+                yield prefix + entry.name
+            else:
+                ignored[_extension(entry.name) or "(no extension)"] += 1
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        found = os.stat(folder)  # noqa: PTH116
+    except OSError as error:
+        raise _closed(folder, error) from error
+    return found.st_dev, found.st_ino
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise _closed(folder, error) from error
+
+
+def _closed(folder: str, error: OSError) -> SourceError:
+    return SourceError(
+        f"{shown(folder)}: expected a folder that can be listed, got {error.strerror or error}; make it readable, or "
+        "move it away so that its images are not left out in silence"
+    )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_candidate(entry: os.DirEntry[str]) -> bool:
+    extension = _extension(entry.name)
+    if extension in EXTENSIONS:
+        return True
+    return extension not in _OTHER and _begins_like_image(entry)
+
+
+def _begins_like_image(entry: os.DirEntry[str]) -> bool:
+    try:
+        if not entry.is_file():  # opening a pipe would wait
+            return False
+        with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123
+            return looks_like_image(file.read(HEAD_BYTES))
+    except OSError:
+        return False
+
+
+def _extension(name: str) -> str:
+    """Return the extension in lower case, safe to print."""
+    return shown(os.path.splitext(name)[1].lower())  # noqa: PTH122 - 10^5 times
+
+
+def structure(ids: Sequence[str]) -> dict[str, list[str]]:
+    """Read labels and splits off the folders that the images are in.
+
+    Parameters
+    ----------
+    ids : sequence of str
+        Source-relative paths.
+
+    Returns
+    -------
+    dict of str to list of str
+        "label" and "split", each only where the folders say something; "" for an image that lies outside of them.
+
+    Examples
+    --------
+    >>> structure(["train/cat/1.jpg", "Valid/dog/1.jpg"])
+    {'label': ['cat', 'dog'], 'split': ['train', 'val']}
+    >>> structure(["1.jpg"])
+    {}
+    """
+    parts = [identity.split("/")[:-1] for identity in ids]
+    tops = {folders[0] for folders in parts if folders}
+    columns: dict[str, list[str]] = {}
+    if tops and all(top.lower() in SPLIT_FOLDERS for top in tops):
+        columns["split"] = [SPLIT_FOLDERS[folders[0].lower()] if folders else "" for folders in parts]
+        parts = [folders[1:] for folders in parts]
+    labels = [folders[0] if folders else "" for folders in parts]
+    return {"label": labels, **columns} if any(labels) else columns
+
+
+def nothing_found(place: str, ignored: dict[str, int]) -> SourceError:
+    """Return the error for a place without candidates: what was looked for, and what was there instead."""
+    listed = ", ".join(
+        f"{count} {extension}" for extension, count in sorted(ignored.items(), key=lambda kv: (-kv[1], kv))
+    )
+    return SourceError(
+        f"{shown(place)}: expected images ({' '.join(sorted(EXTENSIONS))}, or files that begin like one), got "
+        f"{'only ' + listed if listed else 'an empty folder'}; give the folder that holds the images"
+    )
