@@ -1,0 +1,60 @@
+"""Run a frozen pretrained backbone once over your images, keep the CNN codes, train and compare heads in seconds.
+
+Public names are loaded when they are first used: ``import featcache`` imports neither torch nor scikit-learn.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Backbone": "backbone",
+    "EvalProtocol": "evaluation",
+    "FeatcacheError": "errors",
+    "FeatureSet": "features",
+    "FeatureStore": "store",
+    "FittedHead": "heads",
+    "ImageSource": "sources",
+    "Preprocess": "preprocess",
+    "Result": "reporting",
+    "SoftmaxClassifier": "softmax",
+    "compare": "evaluation",
+    "extract": "extraction",
+    "fit": "heads",
+    "plan": "extraction",
+    "predict": "handoff",
+    "to_module": "handoff",
+}
+
+__all__ = sorted([*_WHERE, "__version__"])
+
+if TYPE_CHECKING:
+    from .backbone import Backbone as Backbone
+    from .errors import FeatcacheError as FeatcacheError
+    from .evaluation import EvalProtocol as EvalProtocol
+    from .evaluation import compare as compare
+    from .extraction import extract as extract
+    from .extraction import plan as plan
+    from .features import FeatureSet as FeatureSet
+    from .handoff import predict as predict
+    from .handoff import to_module as to_module
+    from .heads import FittedHead as FittedHead
+    from .heads import fit as fit
+    from .preprocess import Preprocess as Preprocess
+    from .reporting import Result as Result
+    from .softmax import SoftmaxClassifier as SoftmaxClassifier
+    from .sources import ImageSource as ImageSource
+    from .store import FeatureStore as FeatureStore
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,7 @@
 """Durable publishing of files, behind one small layer that tests can make fail.
 
-A file is published in this order: written under a temporary name on the same file system, fsynced, verified by reading it
-back, linked to its final name (never over an existing one), and the folder fsynced. Only then may anybody rely on it. A
+A file is published in this order: written under a temporary name on the same file system, fsynced, verified by reading
+it back, linked to its final name (never over an existing one), and the folder fsynced. Only then may it be relied on. A
 failed fsync is never retried on the same file: Linux may have dropped the dirty pages, so a second fsync would lie.
 """
 
@@ -58,7 +58,7 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename, replacing what is there."""
-        os.replace(source, target)
+        source.replace(target)
 
     def unlink(self, path: Path) -> None:
         """Remove a name."""

@@ -1,11 +1,11 @@
-"""Identity: the canonical form of a spec, the digest of weights, the key of an image.
+r"""Identity: the canonical form of a spec, the digest of weights, the key of an image.
 
 The rules are part of the file format and never change (golden pairs are committed in tests/golden_fingerprints.json):
 
-* A spec is a tree of dicts with JSON leaves. Its canonical form is compact JSON with sorted keys, from which every field
-  that equals its documented first default (`FIRST_DEFAULTS`) is left out: a field added later with a default that means
-  "as before" never voids a store.
-* The fingerprint is the SHA-256 of ``featcache-spec-1\\n`` + canonical form, as 64 hex digits.
+* A spec is a tree of dicts with JSON leaves. Its canonical form is compact JSON with sorted keys, from which every
+  field that equals its documented first default (`FIRST_DEFAULTS`) is left out: a field added later with a default that
+  means "as before" never voids a store.
+* The fingerprint is the SHA-256 of ``featcache-spec-1\n`` + canonical form, as 64 hex digits.
 * The key of an encoded image is the SHA-256 of its bytes; decoded pixels live in a namespace of their own.
 """
 

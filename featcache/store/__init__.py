@@ -227,11 +227,29 @@ class FeatureStore:
         """
         return self._rows.find(keys, view_number)[0] >= 0
 
+    def status(self, keys: np.ndarray) -> np.ndarray:
+        """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""
+        shard, row = self._rows.find(keys)
+        status = np.full(len(keys), FAILED, dtype="u1")
+        for number in np.unique(shard[shard >= 0]).tolist():
+            mine = np.flatnonzero(shard == number)
+            flagged = self._rows.shards[number].array("constant")[row[mine]] != 0
+            status[mine] = np.where(flagged, CONSTANT, OK)
+        return status
+
+    def codes(self, keys: np.ndarray, node: str) -> np.ndarray:
+        """Return the stored codes of some keys as float32 of shape (n, *shape); all of them must be there."""
+        shard, row = self._rows.find(keys)
+        if (shard < 0).any():
+            raise StoreError(f"{self.path}: {int((shard < 0).sum())} of {len(keys)} keys have no codes in the store")
+        return self._gather(shard, row, node, np.empty((len(keys), *self.nodes[node]), dtype=np.float32))
+
     def append(
         self,
         keys: np.ndarray,
         codes: Mapping[str, np.ndarray],
         *,
+        constant: np.ndarray | None = None,
         computed: Mapping[str, Any] | None = None,
         view_number: int = 0,
     ) -> str:
@@ -243,6 +261,8 @@ class FeatureStore:
             Content keys.
         codes : mapping of str to ndarray of shape (n, *shape)
             One array per node; stored in the spec's dtype.
+        constant : ndarray of bool of shape (n,), default=None
+            Rows whose codes are all equal: stored, usable, and flagged.
         computed : mapping, default=None
             How: device, mode, versions. Recorded, never part of the identity.
         view_number : int, default=0
@@ -276,7 +296,11 @@ class FeatureStore:
                 "computed": dict(computed or {}),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
-            datasets={"key": keys, "view_number": np.full(len(keys), view_number, dtype="<u2")},
+            datasets={
+                "key": keys,
+                "view_number": np.full(len(keys), view_number, dtype="<u2"),
+                "constant": np.zeros(len(keys), "u1") if constant is None else np.asarray(constant, dtype="u1"),
+            },
             grouped=rows,
             disk=self._disk,
         )
@@ -293,7 +317,8 @@ class FeatureStore:
         stored = array.astype(np.dtype(self.spec.get("dtype", "float32")).newbyteorder("<"), copy=False)
         if not np.isfinite(stored).all():
             raise StoreError(
-                f"{self.path}: node {node!r}: NaN or Inf among the codes as {stored.dtype}; such rows belong in the ledger"
+                f"{self.path}: node {node!r}: NaN or Inf among the codes (as {stored.dtype}); "
+                "such images belong in the ledger"
             )
         return stored
 
@@ -403,8 +428,8 @@ class FeatureStore:
             name = entries.ids[entries.stored][lost[0]]
             if self.damaged:
                 raise DamagedStore(
-                    f"{next(iter(self.damaged.values()))}; it holds the codes of up to {len(lost)} images ({name!r}, …); "
-                    "extract again after moving it away"
+                    f"{next(iter(self.damaged.values()))}; it costs up to {len(lost)} images ({name!r}, …); "
+                    "move the file away and extract again"
                 )
             raise StoreError(
                 f"{self.path}: {len(lost)} images ({name!r}, …) have no codes in the store; run extract again"

@@ -9,9 +9,9 @@ A container is an ordinary HDF5 file (any HDF5 program reads it) behind a user b
     bytes 24–    the JSON text (UTF-8), then zeros up to the size of the user block (a power of two, at least 4096)
 
 The JSON names the file's size, every dataset ("region": offset, dtype, shape, checksum) and the xxh3-128 of all bytes
-behind the user block that belong to no region. Reading therefore needs no HDF5 library: offsets are checked against the
-file's size, data are mapped, and a region is verified when it is first touched. Datasets are contiguous, of fixed types,
-without filters and links.
+behind the user block that belong to no region. Reading therefore needs no HDF5 library: offsets are checked against
+the file's size, data are mapped, and a region is verified when it is first touched. Datasets are contiguous, of fixed
+types, without filters and links.
 """
 
 from __future__ import annotations
@@ -344,6 +344,7 @@ class Container:
         return array
 
     def check_plain(self, name: str, array: np.ndarray) -> None:
+        """Compare the checksum of a plain region; DamagedStore when it does not match."""
         if _checksum(array.data.cast("B") if array.nbytes else b"") != self.regions[name]["xxh3"]:
             raise self._damaged(f"the checksum of {name!r} does not match")
 

@@ -11,7 +11,7 @@ from ..errors import StoreError
 
 __all__ = ["CONSTANT", "FAILED", "NO_KEY", "OK", "Entries", "pack_text", "unpack_text"]
 
-#: Values of `Entries.status`. CONSTANT rows are stored and usable, but all their values are equal (a blank image, often).
+#: Values of `Entries.status`. CONSTANT rows are stored and usable, but all their values are equal (a blank image).
 OK, FAILED, CONSTANT = 0, 1, 2
 #: The key of an image whose bytes could not even be read.
 NO_KEY = b"\0" * 32
@@ -101,7 +101,7 @@ class Entries:
         return self.status != FAILED
 
     def same_lines(self, other: Entries) -> np.ndarray:
-        """Compare line by line with a table of the same ids: a boolean mask of shape (n,), true where nothing differs."""
+        """Compare line by line with a table of the same ids: a mask of shape (n,), true where nothing differs."""
         same = (self.keys == other.keys).all(axis=1) & (self.status == other.status) & (self.errors == other.errors)
         for name in self.columns.keys() | other.columns.keys():
             mine, theirs = (

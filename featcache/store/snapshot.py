@@ -1,8 +1,8 @@
 """Snapshots: immutable, numbered states of a view, and the compare-and-swap that adds one.
 
-``snapshots/<view>/NNNNNNNN.h5`` holds either all lines of the view ("base") or only what changed since its parent ("delta").
-Publishing is linking to the next free number: of two writers one wins, and the other merges its change and tries again, so
-that no lines are lost and no lock is needed.
+``snapshots/<view>/NNNNNNNN.h5`` holds either all lines of the view ("base") or only what changed since its parent
+("delta"). Publishing is linking to the next free number: of two writers one wins, and the other merges its change and
+tries again, so that no lines are lost and no lock is needed.
 """
 
 from __future__ import annotations

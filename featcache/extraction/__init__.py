@@ -1,0 +1,168 @@
+"""extract(): run a frozen backbone once over a source of images and keep its codes in a store.
+
+Rooms: `run` (one extraction from plan to snapshot), `pipeline` (the stream), `precision` (numerical classes and their
+proof), `report` (what will be and was done).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..backbone import Backbone
+from ..progress import Progress
+from ..sources import ImageSource
+from ..store import FeatureStore
+from .report import ExtractionReport, Plan
+from .run import Extraction, Settings
+
+__all__ = ["ExtractionReport", "Plan", "Settings", "extract", "plan"]
+
+
+def extract(
+    source: ImageSource | str | os.PathLike[str] | Any,
+    backbone: Backbone | str,
+    store: FeatureStore | str | os.PathLike[str],
+    *,
+    view: str = "main",
+    add: bool = False,
+    replace: bool = False,
+    precision: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str = "auto",
+    publish_seconds: float | None = None,
+    max_failed: float = 0.01,
+    progress: bool | str | Progress | None = "auto",
+) -> FeatureStore:
+    """Compute the codes that a store does not have yet, and make a view of it equal to the source.
+
+    An image is recognised by its content: renaming, moving, copying or relabelling costs nothing, a changed image is
+    computed again, and a run that was killed goes on from what it had published.
+
+    Parameters
+    ----------
+    source : ImageSource, path or anything `ImageSource.open` takes
+        The images.
+    backbone : Backbone or str
+        The network; a name means ``Backbone(name)``.
+    store : FeatureStore or path
+        Where to; made when it does not exist.
+    view : str, default="main"
+        Which view of the store to update.
+    add : bool, default=False
+        Add the source's images to the view instead of making the view equal to the source.
+    replace : bool, default=False
+        Make the view equal to a source that shares nothing with it (without this, that is refused).
+    precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
+        "auto": the store's own class, for a new store the class ``tolerance``: the fastest mode whose centred codes of
+        your own images have a cosine of at least 0.998 with the exact ones. "fp32": the class ``exact``. "bf16" and
+        "fp16" pin a mode.
+    dtype : {"auto", "float32", "float16"}, default="auto"
+        What codes are stored in. "auto": the store's; for a new one float32 under ``exact``, else float16 where the
+        probe's values allow it.
+    batch_size : int, default=32
+        Images per forward pass. Does not change the codes beyond rounding (multiples of 8 give equal bytes on CPUs).
+    workers : int, default=None
+        Threads that read and decode; None = one per core, at most 8; 0 = none of their own.
+    device : str, default="auto"
+        "cpu", "cuda", "cuda:1", …; "auto" = the first GPU, else the CPU.
+    publish_seconds : float, default=None
+        Publish at least this often; None = after 5 s, then 10, 20, … up to 300 s. 0 = each batch.
+    max_failed : float, default=0.01
+        Part of the images that may fail before this raises. Failed images are listed in the store either way.
+    progress : {"auto", True, False} or Progress, default="auto"
+        A bar on standard error; "auto" = when that is a terminal.
+
+    Returns
+    -------
+    FeatureStore
+        With the `ExtractionReport` as its `report`.
+
+    Raises
+    ------
+    SpecMismatch
+        The store holds codes of another spec; the message prints the difference, the store is untouched.
+    ViewMismatch
+        The source shares nothing with the view.
+    FailureBudgetExceeded
+        More than `max_failed` of the images failed; the rows of the others are kept and in the view.
+    SourceError, BackboneError, WeightsError, StoreError
+        As their names say.
+
+    Examples
+    --------
+    >>> import featcache as fc
+    >>> store = fc.extract("flowers/", fc.Backbone("resnet50"), "flowers.features")  # doctest: +SKIP
+    >>> store.load().X.shape  # doctest: +SKIP
+    (3670, 2048)
+    """
+    settings = Settings(
+        view=view,
+        add=add,
+        replace=replace,
+        precision=precision,
+        dtype=dtype,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        publish_seconds=publish_seconds,
+        max_failed=max_failed,
+    )
+    return Extraction(_source(source), _backbone(backbone), store, settings, progress).run()
+
+
+def plan(
+    source: ImageSource | str | os.PathLike[str] | Any,
+    backbone: Backbone | str,
+    store: FeatureStore | str | os.PathLike[str],
+    *,
+    view: str = "main",
+    add: bool = False,
+    replace: bool = False,
+    precision: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str = "auto",
+    progress: bool | str | Progress | None = "auto",
+) -> Plan:
+    """Tell what `extract` with the same arguments would do, without writing anything.
+
+    Reads every image once (for its digest) unless its file is known, and runs a few through the network to predict the
+    time; with nothing to compute, the network is not even loaded.
+
+    Parameters
+    ----------
+    source, backbone, store, view, add, replace, precision, dtype, batch_size, workers, device, progress
+        As for `extract`.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    SpecMismatch, ViewMismatch, SourceError, BackboneError, StoreError
+        As `extract` would.
+    """
+    settings = Settings(
+        view=view,
+        add=add,
+        replace=replace,
+        precision=precision,
+        dtype=dtype,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
+    return Extraction(_source(source), _backbone(backbone), store, settings, progress).plan()
+
+
+def _source(source: Any) -> ImageSource:
+    return source if isinstance(source, ImageSource) else ImageSource.open(source)
+
+
+def _backbone(backbone: Backbone | str) -> Backbone:
+    return Backbone(backbone) if isinstance(backbone, str) else backbone
