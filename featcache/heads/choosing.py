@@ -1,0 +1,263 @@
+"""Choosing the settings of a head inside the training rows, and fitting it with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone, is_classifier
+
+from ..errors import HeadError, SplitError
+from ..splits import Folds, holdout, k_fold
+from .metrics import check_metric
+from .paths import Path, estimator_path, ridge_loo
+from .zoo import HeadInfo, head_info, make_head
+
+__all__ = ["AUTO_ONE_SHOT", "Trained", "head_name", "train", "tuning_folds"]
+
+#: What "auto" tries, in the order that wins ties, and what it takes with one row per class.
+AUTO_CANDIDATES = ("centroid", "lda", "ridge", "logreg", "knn")
+AUTO_ONE_SHOT = "centroid"
+
+#: Beyond this many numbers one validation part takes the place of the folds: it is precise enough, and five copies of
+#: the training rows would not fit into memory.
+_ONE_PART_ABOVE = 200_000_000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted estimator and how its settings came about.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted on all the rows given to `train`.
+    name : str
+        The head that was fitted; for "auto" the one chosen.
+    params : dict
+        Chosen or given settings.
+    score : float or None
+        Metric of the chosen settings on the validation rows of the folds; None when nothing was validated.
+    notes : tuple of str
+        What the user should know.
+    """
+
+    estimator: Any
+    name: str
+    params: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    params: dict[str, Any]
+    score: float | None = None
+    loss: float = 0.0
+
+
+def head_name(head: Any) -> str:
+    """Return what to call a head in tables: its name, or the class of a foreign estimator."""
+    if isinstance(head, str):
+        return head_info(head).name
+    return type(_checked_estimator(head)).__name__
+
+
+def _checked_estimator(head: Any) -> Any:
+    if isinstance(head, type) or not all(hasattr(head, m) for m in ("fit", "predict", "get_params")):
+        raise HeadError(
+            f"head: expected a name such as 'logreg' or a scikit-learn classifier object, got {head!r}; "
+            "give an instance with fit, predict and get_params"
+        )
+    if not is_classifier(head):
+        raise HeadError(f"head: expected a classifier, got {type(head).__name__}; labels are classes, not numbers")
+    return head
+
+
+def tuning_folds(
+    y: np.ndarray, n_features: int, *, cv: int, ids: np.ndarray | None, groups: np.ndarray | None, seed: int
+) -> Folds | None:
+    """Return the folds on which settings are chosen; None when no class can be divided (one row per class)."""
+    try:
+        if len(y) * n_features > _ONE_PART_ABOVE:
+            pair = holdout(y, test_size=0.2, ids=ids, groups=groups, seed=seed)
+            return Folds((pair,), ("settings chosen on one validation part of 20 %: the set is large",))
+        folds = k_fold(y, cv, ids=ids, groups=groups, seed=seed)
+    except SplitError:
+        if len(np.unique(y)) < 2 or cv < 2:
+            raise
+        return None
+    pairs = tuple(pair for pair in folds if len(np.unique(y[pair[0]])) > 1)
+    return Folds(pairs, folds.notes) if pairs else None
+
+
+def train(
+    head: Any,
+    X: np.ndarray,
+    y: np.ndarray,
+    folds: Folds | None,
+    *,
+    metric: str = "accuracy",
+    seed: int = 0,
+    params: Mapping[str, Any] | None = None,
+    leave_one_out: bool = False,
+    always_score: bool = False,
+) -> Trained:
+    """Choose the settings of a head on folds of the training rows, then fit it on all of them.
+
+    Parameters
+    ----------
+    head : str or estimator
+        A key of `HEADS`, or any scikit-learn classifier, which is cloned and fitted as it is.
+    X, y : ndarray of shape (n, d) and (n,)
+        Training rows only.
+    folds : Folds or None
+        Row numbers into X; None: fixed settings.
+    metric : str, default="accuracy"
+        What the settings are chosen by; ties go to the smaller loss, then to the stronger regularisation.
+    seed : int, default=0
+        `random_state` of the head.
+    params : mapping, default=None
+        Settings to hold fixed.
+    leave_one_out : bool, default=False
+        Whether ridge may use exact leave-one-out in place of the folds (not with groups or a validation part).
+    always_score : bool, default=False
+        Score on the folds even when there is nothing to choose.
+
+    Returns
+    -------
+    Trained
+        With the estimator fitted on all rows.
+
+    Raises
+    ------
+    HeadError
+        The estimator refused the data; the message carries its reason.
+    """
+    given = dict(params or {})
+    task = _Task(X, np.unique(y, return_inverse=True)[1], folds, metric, seed, leave_one_out)
+    if head == "auto":
+        return _train_auto(task, X, y, given)
+    if not isinstance(head, str):
+        return _train_foreign(task, head, X, y, given, always_score)
+    info = head_info(head)
+    choice = task.choose(info, given, always_score)
+    estimator = make_head(head, random_state=seed, **{**given, **choice.params})
+    return Trained(_fitted(estimator, X, y), head, {**given, **choice.params}, choice.score)
+
+
+def _fitted(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:
+    try:
+        return estimator.fit(X, y)
+    except ValueError as error:
+        raise HeadError(f"{type(estimator).__name__} on {X.shape[0]} rows: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _train_foreign(
+    task: _Task, head: Any, X: np.ndarray, y: np.ndarray, given: dict[str, Any], always_score: bool
+) -> Trained:
+    """Use an estimator as it is: what it tunes, it tunes itself."""
+    estimator = clone(_checked_estimator(head))
+    if given:
+        estimator.set_params(**given)
+    score = None
+    if always_score and task.folds is not None:
+        score, _ = task.score_all([_constant(task, clone(estimator), pair) for pair in task.folds], 1)[0]
+    return Trained(_fitted(estimator, X, y), type(estimator).__name__, given, score)
+
+
+def _constant(task: _Task, estimator: Any, pair: tuple[np.ndarray, np.ndarray]) -> Path:
+    rows, held_out = pair
+    return estimator_path(lambda _: estimator, task.X[rows], task.y[rows], task.X[held_out], (None,))
+
+
+def _train_auto(task: _Task, X: np.ndarray, y: np.ndarray, given: dict[str, Any]) -> Trained:
+    if given:
+        raise HeadError(f"head 'auto': expected no settings, got {sorted(given)}; name a head to set them")
+    name, choice, notes = task.choose_head()
+    estimator = make_head(name, random_state=task.seed, **choice.params)
+    return Trained(_fitted(estimator, X, y), name, choice.params, choice.score, notes)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Training rows, class codes and folds: everything a choice depends on."""
+
+    X: np.ndarray
+    y: np.ndarray
+    folds: Folds | None
+    metric: str
+    seed: int
+    leave_one_out: bool
+
+    def choose_head(self) -> tuple[str, _Choice, tuple[str, ...]]:
+        """Choose among the candidates of "auto" on the same folds."""
+        if self.folds is None:
+            return AUTO_ONE_SHOT, _Choice({}), (f"auto: {AUTO_ONE_SHOT}, because no class has two rows to compare on",)
+        same_folds = _Task(self.X, self.y, self.folds, self.metric, self.seed, leave_one_out=False)
+        choices = {name: same_folds.choose(head_info(name), {}, True) for name in AUTO_CANDIDATES}
+        best = max(choices, key=lambda name: choices[name].score or 0.0)
+        ranking = ", ".join(f"{name} {choices[name].score:.3f}" for name in choices)
+        return best, choices[best], (f"auto: {best} (validated {self.metric}: {ranking})",)
+
+    def choose(self, info: HeadInfo, given: Mapping[str, Any], always_score: bool) -> _Choice:
+        """Choose the tuned setting of a named head; the first best value of the grid wins ties of score and loss."""
+        tuned = bool(info.param) and info.param not in given
+        if self.folds is None:
+            return _Choice({info.param: info.default} if tuned else {})
+        if not tuned and not always_score:
+            return _Choice({})
+        grid = self._grid(info) if tuned else (given.get(info.param),)
+        steps = self._steps(info, grid, given)
+        best = min(range(len(steps)), key=lambda i: (-steps[i][0], steps[i][1]))
+        return _Choice({info.param: grid[best]} if tuned else {}, *steps[best])
+
+    def _grid(self, info: HeadInfo) -> tuple[Any, ...]:
+        if info.name != "knn":
+            return info.grid
+        # scikit-learn refuses more neighbours than rows, and the final fit has no fewer rows than any fold.
+        assert self.folds is not None
+        rows = min(len(rows) for rows, _ in self.folds)
+        return tuple(k for k in info.grid if k <= rows)
+
+    def _steps(self, info: HeadInfo, grid: tuple[Any, ...], given: Mapping[str, Any]) -> list[tuple[float, float]]:
+        """(score, loss) of each value tried."""
+        assert self.folds is not None
+        fast = info.path is not None and not set(given) - {info.param}
+        if fast and info.name == "ridge" and self.leave_one_out:
+            whole = (np.arange(len(self.y)), np.arange(len(self.y)))
+            return self.score_all([ridge_loo(self.X, self.y, grid)], len(grid), Folds((whole,)))
+        runs = [self._path(info, grid, given, pair, fast) for pair in self.folds]
+        return self.score_all(runs, len(grid), patience=info.patience)
+
+    def _path(
+        self, info: HeadInfo, grid: tuple[Any, ...], given: Mapping[str, Any], pair: Any, fast: bool
+    ) -> Iterator[Any]:
+        rows, held_out = pair
+        if fast:
+            assert info.path is not None
+            return info.path(self.X[rows], self.y[rows], self.X[held_out], self.y[held_out], grid)
+        make: Callable[[Any], Any] = lambda value: make_head(  # noqa: E731
+            info.name, random_state=self.seed, **{**given, **({info.param: value} if info.param else {})}
+        )
+        return estimator_path(make, self.X[rows], self.y[rows], self.X[held_out], grid)
+
+    def score_all(
+        self, runs: list[Path], n_values: int, folds: Folds | None = None, patience: int = 0
+    ) -> list[tuple[float, float]]:
+        """Walk all folds in step; pool their predictions per value, so that small folds do not distort the metric."""
+        truth = np.concatenate([self.y[held_out] for _, held_out in folds or self.folds or ()])
+        measure, steps, best, since = check_metric(self.metric), list[tuple[float, float]](), -1.0, 0
+        for results in zip(*runs, strict=True):
+            score = measure(truth, np.concatenate([codes for codes, _ in results]))
+            steps.append((score, sum(loss for _, loss in results)))
+            best, since = (score, 0) if score >= best else (best, since + 1)
+            if (patience and since >= patience) or len(steps) == n_values:
+                break
+        return steps

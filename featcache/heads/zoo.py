@@ -1,0 +1,247 @@
+"""The named heads: what each is, when it is good, what is tuned, and how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+from ..errors import HeadError
+from ..softmax import SoftmaxClassifier
+from . import paths
+from .estimators import CentroidClassifier, LDAClassifier
+
+__all__ = ["HEADS", "HeadInfo", "head_info", "make_head"]
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """One named head.
+
+    Parameters
+    ----------
+    name : str
+        What to write in ``fit(name, …)``.
+    summary : str
+        What it is.
+    good_for : str
+        When it is good.
+    build : callable
+        (random_state, params) → unfitted Pipeline.
+    param : str, default=""
+        The setting that is tuned; "" when there is none.
+    grid : tuple, default=()
+        Its values, in the order in which they are tried (from strong to weak regularisation where that applies).
+    default : object, default=None
+        Its value where nothing can be tuned: with one row per class.
+    path : callable, default=None
+        A function of `paths` that tries the whole grid at once.
+    patience : int, default=0
+        Stop after so many values in a row below the best; 0 tries all.
+    linear : bool, default=False
+        Whether `linear_form` can write it as one affine map of the raw codes.
+    """
+
+    name: str
+    summary: str
+    good_for: str
+    build: Callable[[int, Mapping[str, Any]], Any]
+    param: str = ""
+    grid: tuple[Any, ...] = ()
+    default: Any = None
+    path: Callable[..., paths.Path] | None = None
+    patience: int = 0
+    linear: bool = False
+
+
+def _standardised(step: str, head: Any) -> Pipeline:
+    return Pipeline([("scale", StandardScaler()), (step, head)])
+
+
+def _logreg(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return _standardised("logreg", LogisticRegression(**{"solver": "newton-cg", "max_iter": 1000, **params}))
+
+
+def _svm(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    defaults = {"max_iter": 20_000, "dual": "auto", "random_state": random_state}
+    return _standardised("svm", LinearSVC(**{**defaults, **params}))
+
+
+def _svm_rbf(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return _standardised("svm", SVC(**params))
+
+
+def _softmax(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return _standardised("softmax", SoftmaxClassifier(**params))
+
+
+def _ridge(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return _standardised("ridge", RidgeClassifier(**params))
+
+
+def _lda(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return _standardised("lda", LDAClassifier(**params))
+
+
+def _knn(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    # On unit vectors the Euclidean order is the cosine order. Brute force is one product: trees lose above 20 features.
+    defaults = {"weights": "distance", "algorithm": "brute"}
+    return Pipeline([("norm", Normalizer()), ("knn", KNeighborsClassifier(**{**defaults, **params}))])
+
+
+def _centroid(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    steps = [("centre", StandardScaler(with_std=False)), ("norm", Normalizer())]
+    return Pipeline([*steps, ("centroid", CentroidClassifier(**params))])
+
+
+def _auto(random_state: int, params: Mapping[str, Any]) -> Any:
+    from .auto import AutoClassifier
+
+    return AutoClassifier(**{"random_state": random_state, **params})
+
+
+_C = tuple(10.0**e for e in range(-6, 3))
+
+#: name → HeadInfo, in the order of the tables.
+HEADS: dict[str, HeadInfo] = {
+    info.name: info
+    for info in (
+        HeadInfo(
+            "logreg",
+            "multinomial logistic regression with L2 penalty (scikit-learn)",
+            "10 rows per class and more; gives probabilities",
+            _logreg,
+            param="C",
+            grid=_C,
+            default=1e-2,
+            path=paths.logistic_path,
+            patience=2,
+            linear=True,
+        ),
+        HeadInfo(
+            "svm",
+            "linear support vector machine, one class against the rest",
+            "10 rows per class and more",
+            _svm,
+            param="C",
+            grid=tuple(10.0**e for e in range(-7, 1)),
+            default=1e-3,
+            path=paths.hinge_path,
+            patience=2,
+            linear=True,
+        ),
+        HeadInfo(
+            "svm-rbf",
+            "support vector machine with a Gaussian kernel",
+            "when a linear head underfits; up to about 10,000 rows",
+            _svm_rbf,
+            param="C",
+            grid=(0.1, 1.0, 10.0, 100.0, 1000.0),
+            default=10.0,
+            path=paths.rbf_path,
+            patience=2,
+        ),
+        HeadInfo(
+            "softmax",
+            "the same model as logreg, solved in torch",
+            "many rows and classes; becomes the last layer of a network as it is",
+            _softmax,
+            param="C",
+            grid=_C,
+            default=1e-2,
+            path=paths.logistic_path,
+            patience=2,
+            linear=True,
+        ),
+        HeadInfo(
+            "ridge",
+            "least squares on ±1 targets, alpha by exact leave-one-out",
+            "few to many rows; the fastest tuned head",
+            _ridge,
+            param="alpha",
+            grid=tuple(10.0 ** (e / 2) for e in range(12, -3, -1)),
+            default=1e3,
+            path=paths.ridge_path,
+            linear=True,
+        ),
+        HeadInfo(
+            "lda",
+            "linear discriminant analysis, covariance shrunk by Ledoit and Wolf",
+            "2 to 50 rows per class; nothing to tune",
+            _lda,
+            linear=True,
+        ),
+        HeadInfo(
+            "knn",
+            "vote of the nearest rows by cosine",
+            "a sanity check, and classes made of several clusters",
+            _knn,
+            param="n_neighbors",
+            grid=(20, 10, 5, 3, 1),
+            default=1,
+            path=paths.knn_path,
+        ),
+        HeadInfo(
+            "centroid",
+            "nearest class mean after centring and L2-normalisation (SimpleShot)",
+            "1 or 2 rows per class; nothing to tune",
+            _centroid,
+        ),
+        HeadInfo(
+            "auto",
+            "the best of centroid, lda, ridge, knn and logreg by cross-validation inside the training rows",
+            "when you do not want to choose; with one row per class it is centroid",
+            _auto,
+        ),
+    )
+}
+
+
+def head_info(name: str) -> HeadInfo:
+    """Return the entry of a named head, or raise HeadError with the names there are."""
+    if name not in HEADS:
+        raise HeadError(f"head: expected one of {', '.join(HEADS)} or a scikit-learn estimator, got {name!r}")
+    return HEADS[name]
+
+
+def make_head(name: str, *, random_state: int = 0, **params: Any) -> Any:
+    """Build an unfitted head: an ordinary scikit-learn Pipeline with its standardisation inside.
+
+    Parameters
+    ----------
+    name : str
+        A key of `HEADS`.
+    random_state : int, default=0
+        For the heads that draw random numbers.
+    **params
+        Settings of the last step, e.g. ``C=0.1``, ``alpha=10.0``, ``n_neighbors=5``, ``class_weight="balanced"``.
+        The tuned setting has a fixed default that `fit` uses only where nothing can be tuned.
+
+    Returns
+    -------
+    sklearn.pipeline.Pipeline (AutoClassifier for "auto")
+        With `fit`, `predict` and so on, ready for GridSearchCV or cross_val_score.
+
+    Raises
+    ------
+    HeadError
+        Unknown name, or a setting that the head does not have.
+
+    Examples
+    --------
+    >>> make_head("logreg", C=0.1)["logreg"].C
+    0.1
+    """
+    info = head_info(name)
+    if info.param:
+        params = {info.param: info.default, **params}
+    try:
+        return info.build(random_state, params)
+    except TypeError as error:
+        raise HeadError(f"head {name!r}: {error}; see the settings of the last step of make_head({name!r})") from None
