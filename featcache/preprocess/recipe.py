@@ -56,7 +56,7 @@ MAX_SIDE = 8192
 #: Longest side that an image may have after a resize of its shorter edge. 2^24 is an aspect ratio of 65,536 at 256.
 MAX_RESIZED_SIDE = 2**24
 
-# Above this many pixels after the resize only the window that the crop keeps is computed (see featcache.resampling).
+# An image that is enlarged beyond this many pixels is computed only where the crop keeps it (see .resampling).
 _MAX_RESIZED_PIXELS = MAX_SIDE * MAX_SIDE
 
 # Fields that a spec may leave out: they were not there, or not thought of, when it was written.
@@ -293,7 +293,7 @@ class Preprocess:
             return np.asarray(image)[rows.start : rows.stop, columns.start : columns.stop]
         if self.resampling == "fused":
             return np.asarray(image.resize((len(columns), len(rows)), method, _box(image.size, size, columns, rows)))
-        if size[0] * size[1] > _MAX_RESIZED_PIXELS:
+        if size[0] * size[1] > max(_MAX_RESIZED_PIXELS, image.width * image.height):
             return resize_window(np.asarray(image), size, columns, rows, self.interpolation)
         return np.asarray(image.resize(size, method))[rows.start : rows.stop, columns.start : columns.stop]
 

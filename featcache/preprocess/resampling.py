@@ -5,6 +5,10 @@ keeps 224 rows. Pillow's own ``box=`` does not help where the result must be exa
 So this module repeats the arithmetic of Pillow's ``Resample.c`` (two passes, horizontal first, 22-bit fixed-point
 weights, each pass rounded to 8 bits) and of its nearest-neighbour ``Geometry.c`` for just the rows and columns that are
 kept. It is slower than Pillow per pixel, and is meant for the rare image for which Pillow would need gigabytes.
+
+Only for enlarging: since Pillow 13 the vertical pass comes first where a height is reduced and that saves work
+(python-pillow/Pillow#9549; tall images, for the most part), which may change a level by one. Enlarged images have the
+same order in every version, and reduced ones need no window: they are smaller than their source.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ def resize_window(
     pixels : numpy.ndarray
         uint8 (H, W) or (H, W, C).
     size : (int, int)
-        Width and height of the whole resized image.
+        Width and height of the whole resized image, neither below that of `pixels`.
     columns, rows : range
         The window, step 1.
     interpolation : str

@@ -80,8 +80,8 @@ def typed_column(name: str, values: Any, length: int) -> np.ndarray:
     kinds = {"U": None, "i": np.int64, "u": np.int64, "f": np.float64, "b": np.bool_}
     if mixed or array.dtype.kind not in kinds:
         raise SourceError(
-            f"{name}: expected text, whole numbers, floats or truth values, got {'a mixture' if mixed else array.dtype}; "
-            "convert them, e.g. with [str(v) for v in values]"
+            f"{name}: expected text, whole numbers, floats or truth values, got "
+            f"{'a mixture' if mixed else array.dtype}; convert them, e.g. with [str(v) for v in values]"
         )
     kind = kinds[array.dtype.kind]
     return text_column(name, array.tolist()) if kind is None else array.astype(kind)

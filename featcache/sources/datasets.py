@@ -108,8 +108,8 @@ def _check_images(dataset: Any, sample: list[int], version: str | None) -> None:
         readable += 1
         if again:
             raise SourceError(
-                f"{type(dataset).__name__} item {i}: expected the same pixels in two reads, got different ones; take the "
-                "random transforms out, or give version= to say that you mean it"
+                f"{type(dataset).__name__} item {i}: expected the same pixels in two reads, got different ones; take "
+                "the random transforms out, or give version= to say that you mean it"
             )
     if broken is not None and not readable:
         raise SourceError(f"{type(dataset).__name__}: expected images, got: {broken}") from broken
@@ -131,8 +131,8 @@ def _item(dataset: Any, i: int) -> Any:
     except Exception as error:
         words = " ".join(str(error).split())[:200]
         raise ImageError(
-            f"item {i} of {type(dataset).__name__}: expected an image, got {type(error).__name__}: {words}; repair it or "
-            "leave it out"
+            f"item {i} of {type(dataset).__name__}: expected an image, got {type(error).__name__}: {words}; repair it "
+            "or leave it out"
         ) from error
 
 

@@ -1,10 +1,10 @@
 """Images in a folder: which files are candidates, and what their folders say about them.
 
 A candidate is a file with a known image extension, or one whose first bytes are an image's; files of well-known other
-kinds are never opened. Everything else is counted as ignored, by extension. Links are followed; a link that leads back
-into a folder above it is counted as ``(link loop)``. Hidden files and folders (``.name``) and those that systems leave
-behind (``__MACOSX``, ``@eaDir`` …) are counted as ``(hidden)``. A broken link or a pipe that is called ``x.jpg`` stays a
-candidate, so that it ends in the ledger and not in silence.
+kinds are never opened. Everything else is counted as ignored, by extension. Links are followed; a link that leads
+back into a folder above it is counted as ``(link loop)``. Hidden files and folders (``.name``) and those that systems
+leave behind (``__MACOSX``, ``@eaDir`` …) are counted as ``(hidden)``. A broken link or a pipe that is called ``x.jpg``
+stays a candidate, so that it ends in the ledger and not in silence.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..errors import SourceError
 from ..images import EXTENSIONS, HEAD_BYTES, looks_like_image
 from .names import id_of, missing, shown, sort_key
 
-__all__ = ["SPLIT_FOLDERS", "Scan", "nothing_found", "scan", "structure"]
+__all__ = ["SPLIT_FOLDERS", "Scan", "is_candidate", "nothing_found", "scan", "structure"]
 
 #: Folder names that mean a split, and the name that the split gets.
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 _JUNK = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 
-# Never opened to look for an image inside: tables, texts, archives, arrays, films, vector graphics (EPS among them), and
-# camera raw and slide formats that begin like a TIFF but hold only a preview that Pillow could read.
+# Never opened to look for an image inside: tables, texts, archives, arrays, films, vector graphics (EPS among them),
+# and camera raw and slide formats that begin like a TIFF but hold only a preview that Pillow could read.
 _OTHER = frozenset(
     (
         *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".md", ".rst"),
@@ -88,9 +88,10 @@ def scan(root: str | os.PathLike[str]) -> Scan:
 def _no_folder(base: str) -> SourceError:
     if not os.path.lexists(base):  # also true for a broken link
         return missing(base, "a folder of images")
+    got = "a file" if Path(base).is_file() else "a broken link"
     return SourceError(
-        f"{shown(base)}: expected a folder of images, got {'a file' if Path(base).is_file() else 'a broken link'}; give "
-        "the folder, from_list() for a CSV or parquet list, or from_paths() for single images"
+        f"{shown(base)}: expected a folder of images, got {got}; give the folder, from_list() for a CSV or parquet "
+        "list, or from_paths() for single images"
     )
 
 
@@ -108,7 +109,7 @@ def _walk(base: str, ignored: Counter[str]) -> Iterator[str]:
                 ignored["(hidden)"] += 1
             elif _is_folder(entry):
                 pending.append((entry.path, f"{prefix}{entry.name}{os.sep}", (*above, identity)))
-            elif _is_candidate(entry):
+            elif is_candidate(entry.path):
                 yield prefix + entry.name
             else:
                 ignored[_extension(entry.name) or "(no extension)"] += 1
@@ -144,18 +145,27 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_candidate(entry: os.DirEntry[str]) -> bool:
-    extension = _extension(entry.name)
-    if extension in EXTENSIONS:
-        return True
-    return extension not in _OTHER and _begins_like_image(entry)
+def is_candidate(path: str) -> bool:
+    """Tell whether a file is taken for an image: by its extension, else by its first bytes.
+
+    Parameters
+    ----------
+    path : str
+        Anything but a folder.
+
+    Returns
+    -------
+    bool
+    """
+    extension = _extension(path)
+    return extension in EXTENSIONS or (extension not in _OTHER and _begins_like_image(path))
 
 
-def _begins_like_image(entry: os.DirEntry[str]) -> bool:
+def _begins_like_image(path: str) -> bool:
     try:
-        if not entry.is_file():  # opening a pipe would wait
+        if not Path(path).is_file():  # opening a pipe would wait
             return False
-        with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             return looks_like_image(file.read(HEAD_BYTES))
     except OSError:
         return False

@@ -1,8 +1,8 @@
 """Images that a table names: CSV, TSV or parquet.
 
 The table is taken literally. From CSV every column is text ("01" is not 1, "NA" is not missing); a line with too few or
-too many cells, an unclosed quote or bytes that are not UTF-8 are errors with a line number, never a guess. Backslashes are
-taken as folder separators where no file has them in its name, so lists written on Windows work.
+too many cells, an unclosed quote or bytes that are not UTF-8 are errors with a line number, never a guess. Backslashes
+are taken as folder separators where no file has them in its name, so lists written on Windows work.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def _decoded(path: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(
-            f"{shown(path)} line {line}: expected UTF-8, got byte 0x{data[error.start]:02x}; save it as UTF-8, e.g. with "
-            "iconv -f cp1252 -t utf-8"
+            f"{shown(path)} line {line}: expected UTF-8, got byte 0x{data[error.start]:02x}; save it as UTF-8, e.g. "
+            "with iconv -f cp1252 -t utf-8"
         ) from error
 
 
@@ -199,8 +199,8 @@ def _check_widths(path: str, rows: list[list[str]], numbers: list[int], width: i
             del row[width:]
         if len(row) != width:
             raise SourceError(
-                f"{shown(path)} line {number}: expected {width} cells as in the first line, got {len(row)}; quote cells "
-                "that hold the delimiter"
+                f"{shown(path)} line {number}: expected {width} cells as in the first line, got {len(row)}; quote "
+                "cells that hold the delimiter"
             )
 
 
@@ -213,8 +213,8 @@ def _read_parquet(path: str) -> _Table:
         from pyarrow import parquet
     except ImportError as error:
         raise SourceError(
-            f"{shown(path)}: expected pyarrow to read parquet, got none installed; pip install 'featcache[parquet]', or "
-            "save the list as CSV"
+            f"{shown(path)}: expected pyarrow to read parquet, got none installed; pip install 'featcache[parquet]', "
+            "or save the list as CSV"
         ) from error
     try:
         table = parquet.ParquetFile(path).read()
@@ -272,7 +272,8 @@ def _roles(path: str, names: list[str], wanted: Mapping[str, str | None]) -> dic
             roles[role] = asked if asked in names else by_lower.get(asked.lower(), "")
             if not roles[role]:
                 raise SourceError(
-                    f"{shown(path)}: expected a column {asked!r}, got {', '.join(names)}; give {role}_column= one of these"
+                    f"{shown(path)}: expected a column {asked!r}, got {', '.join(names)}; give {role}_column= "
+                    "one of these"
                 )
             continue
         match = next((by_lower[name] for name in recognised if name in by_lower), None)
@@ -294,7 +295,8 @@ def _names(path: str, base: str, texts: Any, suffix: str, lines: Sequence[int]) 
     for text, line in zip(texts, lines, strict=True):
         if not text or "\0" in text or "://" in text:
             raise SourceError(
-                f"{shown(path)} line {line}: expected the path of an image, got {str(text)!r}; give a file on this machine"
+                f"{shown(path)} line {line}: expected the path of an image, got {str(text)!r}; give a file on this "
+                "machine"
             )
         if suffix and not text.endswith(suffix):
             text = text + suffix

@@ -1,8 +1,8 @@
-"""Ids: text that names an image the same way on every machine, and leads back to its file.
+r"""Ids: text that names an image the same way on every machine, and leads back to its file.
 
-An id is the path of the image relative to its source, with ``/`` between the parts. It is always valid Unicode: a byte of
-a file name that is not UTF-8 is written as ``\\xNN``, and a backslash in a file name as ``\\x5c``, so no two names share
-an id and `name_of` leads back. Ids are sorted by their UTF-8 bytes, whatever order the file system gives.
+An id is the path of the image relative to its source, with ``/`` between the parts. It is always valid Unicode: a byte
+of a file name that is not UTF-8 is written as ``\xNN``, and a backslash in a file name as ``\x5c``, so no two names
+share an id and `name_of` leads back. Ids are sorted by their UTF-8 bytes, whatever order the file system gives.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ __all__ = ["ImageSource"]
 class ImageSource:
     """An ordered set of images.
 
-    Make one with `from_folder`, `from_list`, `from_arrays`, `from_dataset` or `from_paths`, or let `open` choose. Listing
-    reads no image that has a known extension. A source can be pickled when its images can.
+    Make one with `from_folder`, `from_list`, `from_arrays`, `from_dataset` or `from_paths`, or let `open` choose.
+    Listing reads no image that has a known extension. A source can be pickled when its images can.
 
     Parameters
     ----------
@@ -90,8 +90,8 @@ class ImageSource:
         for i in range(1, len(keys)):
             if keys[i - 1] >= keys[i]:
                 raise SourceError(
-                    f"ids: expected each once and sorted by UTF-8 bytes, got {self.ids[i - 1]!r} before {self.ids[i]!r}; "
-                    "sort them"
+                    f"ids: expected each once and sorted by UTF-8 bytes, got {self.ids[i - 1]!r} before "
+                    f"{self.ids[i]!r}; sort them"
                 )
         for name, column in self.columns.items():
             if column.shape != (len(self.ids),):
@@ -151,8 +151,8 @@ class ImageSource:
         """List the images under a folder.
 
         The label is the name of the first folder level. Where that level is made of nothing but train, val, valid,
-        validation and test (in any case), it becomes the split ("train", "val", "test") and the label is the next level.
-        Images in no folder have no label.
+        validation and test (in any case), it becomes the split ("train", "val", "test") and the label is the next
+        level. Images in no folder have no label.
 
         Parameters
         ----------
@@ -299,8 +299,8 @@ class ImageSource:
         Parameters
         ----------
         dataset : torch.utils.data.Dataset
-            Anything with a length and items ``(image, label)``, ``{"image": …, "label": …}`` or bare images: PIL, arrays
-            (H, W[, C]), or tensors (C, H, W), uint8 or float in [0, 1].
+            Anything with a length and items ``(image, label)``, ``{"image": …, "label": …}`` or bare images: PIL,
+            arrays (H, W[, C]), or tensors (C, H, W), uint8 or float in [0, 1].
         version : str, optional
             A text that you change whenever the pixels change; it then stands for them. Without it the items are known
             by their pixels, and a few are read twice: what differs is refused as random.
@@ -431,7 +431,14 @@ class ImageSource:
             return cls.from_folder
         if not place.exists():
             raise missing(path, "a folder of images, a CSV or parquet list, or an image")
-        return cls.from_list if place.suffix.lower() in lists.LIST_EXTENSIONS else cls.from_paths
+        if place.suffix.lower() in lists.LIST_EXTENSIONS:
+            return cls.from_list
+        if folders.is_candidate(path):
+            return cls.from_paths
+        raise SourceError(
+            f"{shown(path)}: expected a folder of images, a CSV or parquet list, or an image, got another kind of "
+            "file; give one of these"
+        )
 
 
 def _itself(source: ImageSource) -> ImageSource:
