@@ -28,6 +28,8 @@ message is always one line: the object and where; what was expected and what cam
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BackboneError",
     "DamagedStore",
@@ -112,7 +114,15 @@ class DamagedStore(StoreError):
 
 
 class FailureBudgetExceeded(FeatcacheError, RuntimeError):
-    """More images failed than the budget allows; the good rows are kept."""
+    """More images failed than the budget allows; the good rows are kept.
+
+    Attributes
+    ----------
+    report : ExtractionReport or None
+        What the run did nevertheless, with the failures.
+    """
+
+    report: Any = None
 
 
 class FeaturesError(FeatcacheError, ValueError):

@@ -1,7 +1,7 @@
 """extract(): run a frozen backbone once over a source of images and keep its codes in a store.
 
-Rooms: `run` (one extraction from plan to snapshot), `pipeline` (the stream), `precision` (numerical classes and their
-proof), `report` (what will be and was done).
+Rooms: `run` (one extraction from plan to snapshot), `encoder` (the spec in force, pixels → codes), `pipeline` (the
+stream), `precision` (numerical classes and their proof), `report` (what will be and was done), `settings`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from ..progress import Progress
 from ..sources import ImageSource
 from ..store import FeatureStore
 from .report import ExtractionReport, Plan
-from .run import Extraction, Settings
+from .run import Extraction
+from .settings import Settings
 
 __all__ = ["ExtractionReport", "Plan", "Settings", "extract", "plan"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,62 +15,19 @@ import numpy as np
 
 from .. import fingerprint as identity
 from ..backbone import Backbone
-from ..errors import BackboneError, FailureBudgetExceeded, StoreError, ViewMismatch
-from ..preprocess import Preprocess
+from ..errors import FailureBudgetExceeded, ViewMismatch
 from ..progress import Progress, progress_for
 from ..sources import ImageSource
 from ..store import FAILED, NO_KEY, Entries, FeatureStore, Snapshot
-from . import precision as precise
-from .pipeline import Read, Writer, read_all
-from .precision import ModeChoice
+from .encoder import Encoder
+from .pipeline import Read, Writer
 from .report import ExtractionReport, Plan
+from .settings import Settings
 
-__all__ = ["Extraction", "Settings"]
+__all__ = ["Extraction"]
 
-_PROBE_IMAGES = 32
-_AUDIT_ROWS = 8
 _TIMED_IMAGES = 16
 _SAMPLE_IDS = 16
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of `extract`; see there."""
-
-    view: str = "main"
-    add: bool = False
-    replace: bool = False
-    precision: str = "auto"
-    dtype: str = "auto"
-    batch_size: int = 32
-    workers: int | None = None
-    device: str = "auto"
-    publish_seconds: float | None = None
-    max_failed: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.precision not in precise.CLASSES:
-            raise BackboneError(f"precision {self.precision!r}: expected one of {', '.join(precise.CLASSES)}")
-        if self.dtype not in ("auto", "float32", "float16"):
-            raise StoreError(f"dtype {self.dtype!r}: expected auto, float32 or float16")
-        if self.batch_size < 1:
-            raise BackboneError(f"batch_size {self.batch_size}: expected at least 1")
-        if self.workers is not None and self.workers < 0:
-            raise BackboneError(f"workers {self.workers}: expected 0 or more")
-        if self.add and self.replace:
-            raise StoreError("add and replace exclude each other; give one of them")
-        if not 0 <= self.max_failed <= 1:
-            raise StoreError(f"max_failed {self.max_failed}: expected a part between 0 and 1")
-        if self.publish_seconds is not None and self.publish_seconds < 0:
-            raise StoreError(f"publish_seconds {self.publish_seconds}: expected 0 or more")
-
-    @property
-    def threads(self) -> int:
-        """Reading threads."""
-        if self.workers is not None:
-            return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores, 8)
 
 
 @dataclass
@@ -117,100 +74,15 @@ class Extraction:
         self.store: FeatureStore | None = store if isinstance(store, FeatureStore) else self._existing()
         self.progress = progress_for(progress)
         self.tally = Tally.for_images(len(source))
-        self.choice = ModeChoice("fp32")
-        self.audited: float | None = None
+        self.encoder = Encoder(source, backbone, settings, self.store)
         self._lock = threading.Lock()
         self._clock = {"wait": 0.0, "model": 0.0, "stream": 0.0}
 
     def _existing(self) -> FeatureStore | None:
         return FeatureStore.open(self.path) if (self.path / "store.json").exists() else None
 
-    # -- what is to be computed ------------------------------------------------------------------------------------
-
-    @cached_property
-    def spec(self) -> dict[str, Any]:
-        """The spec in force; loads the network only when this very request has not been seen before."""
-        if self.store is not None and self._known_request():
-            return self.store.spec
-        precision = self.settings.precision
-        if self.store is not None and precision == "auto":
-            part = self.store.spec.get("precision", {"class": "tolerance"})
-        else:
-            part = {"class": precise.CLASSES[precision]}
-            if part["class"] == "tolerance":
-                part["cosine"] = precise.TOLERANCE
-        spec = {"version": 1, **self.backbone.spec, "precision": part}
-        return {**spec, "dtype": self._dtype(part["class"])}
-
-    def _known_request(self) -> bool:
-        request = self._request()
-        assert self.store is not None
-        return request is not None and self.store.requests.get(request) == self.store.fingerprint
-
-    def _request(self) -> dict[str, Any] | None:
-        request = self.backbone.request()
-        if request is None:
-            return None
-        return {"backbone": request, "precision": self.settings.precision, "dtype": self.settings.dtype}
-
-    def _dtype(self, precision_class: str) -> str:
-        if self.settings.dtype != "auto":
-            return self.settings.dtype
-        if self.store is not None:
-            return str(self.store.spec.get("dtype", "float32"))
-        if precision_class == "exact":
-            return "float32"
-        probe = self._probe
-        return "float16" if precise.half_fits(self._encode(probe, "fp32") if len(probe) else {}) else "float32"
-
-    @cached_property
-    def precision_class(self) -> str:
-        """Class of the store."""
-        return str(self.spec["precision"]["class"])
-
-    @cached_property
-    def _preprocess(self) -> Preprocess:
-        # From the spec where it is known already: then decoding needs no network.
-        return Preprocess.from_spec(self.spec["preprocess"]) if "spec" in self.__dict__ else self.backbone.preprocess
-
-    @cached_property
-    def device(self) -> str:
-        """The device in use."""
-        if self.settings.device != "auto":
-            return self.settings.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    def _encode(self, pixels: np.ndarray, mode: str) -> dict[str, np.ndarray]:
-        size = self.settings.batch_size
-        parts = [
-            self.backbone.encode(pixels[i : i + size], mode=mode, device=self.device)
-            for i in range(0, len(pixels), size)
-        ]
-        return {node: np.concatenate([part[node] for part in parts]) for node in parts[0]}
-
-    @cached_property
-    def _probe(self) -> np.ndarray:
-        """Pixels of a few images spread evenly over the source: uint8 of shape (n, H, W, C)."""
-        return self._sample(_PROBE_IMAGES)
-
-    def _sample(self, n: int) -> np.ndarray:
-        spread = np.unique(np.linspace(0, len(self.source) - 1, min(n, len(self.source))).astype(int)).tolist()
-        results = self._read(spread, decode=self._preprocess.pixels, stored=lambda key: False, note=False)
-        pixels = [r.pixels for r in results if r.pixels is not None]
-        return np.stack(pixels) if pixels else np.zeros((0, *self._preprocess.shape), dtype="u1")
-
-    def _read(self, indices: Any, *, decode: Any, stored: Any, note: bool = True) -> Iterator[Read]:
-        return read_all(
-            self.source,
-            indices,
-            decode=decode,
-            stored=stored,
-            on_key=self._note_key if note else (lambda index, key: None),
-            workers=self.settings.threads,
-            window=2 * self.settings.batch_size + 2 * self.settings.threads,
-        )
+    def _read(self, indices: Any, *, decode: Any, stored: Any) -> Iterator[Read]:
+        return self.encoder.read(indices, decode=decode, stored=stored, on_key=self._note_key)
 
     # -- keys ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +131,7 @@ class Extraction:
         """Tell whether a source under new names is still the view's: half of a sample has its content."""
         n = len(self.source)
         spread = np.unique(np.linspace(0, n - 1, min(_SAMPLE_IDS, n)).astype(int)).tolist()
-        results = self._read(spread, decode=None, stored=lambda key: True, note=False)
+        results = self.encoder.read(spread, decode=None)
         keys = [r.key for r in results if r.key is not None]
         known = {k.tobytes() for k in head.entries.keys}
         return bool(keys) and sum(k in known for k in keys) * 2 >= len(keys)
@@ -268,7 +140,7 @@ class Extraction:
 
     def plan(self) -> Plan:
         """Tell what `run` would do."""
-        spec = self.spec
+        spec = self.encoder.spec
         if self.store is not None:
             self.store.require(spec)
         head = self._parent()
@@ -295,7 +167,7 @@ class Extraction:
             bytes=compute * (width + 35),
             seconds=None if seconds is None else round(seconds, 1),
             fingerprint=identity.fingerprint(spec),
-            precision={"class": self.precision_class},
+            precision={"class": self.encoder.precision_class},
         )
 
     def _differences(self, head: Snapshot | None) -> tuple[int, int, int]:
@@ -312,15 +184,15 @@ class Extraction:
     def _estimate(self, compute: int) -> tuple[float | None, int]:
         """Predict seconds for so many images, and bytes per image, by running a few."""
         start = time.perf_counter()
-        pixels = self._sample(_TIMED_IMAGES)
+        pixels = self.encoder.sample(_TIMED_IMAGES)
         read = time.perf_counter() - start
         if not len(pixels):
             return None, 0
-        self._encode(pixels[:8], "fp32")
+        self.encoder.encode(pixels[:8], "fp32")
         start = time.perf_counter()
-        codes = self._encode(pixels, "fp32")
+        codes = self.encoder.encode(pixels, "fp32")
         model = time.perf_counter() - start
-        itemsize = np.dtype(str(self.spec["dtype"])).itemsize
+        itemsize = np.dtype(str(self.encoder.spec["dtype"])).itemsize
         width = sum(int(np.prod(a.shape[1:])) for a in codes.values()) * itemsize
         return max(read, model) / len(pixels) * compute, width
 
@@ -328,12 +200,12 @@ class Extraction:
 
     def run(self) -> FeatureStore:
         """Extract what is missing, publish it, commit the view."""
-        spec = self.spec
+        spec = self.encoder.spec
         if self.store is None:
             self.store = FeatureStore.create(self.path, spec, locator=self.backbone.locator)
-            self.__dict__.pop("_digests", None)
-        self.store.require(spec)
-        self.store = self.store if (self.path / "tmp").is_dir() else FeatureStore.create(self.path, spec)
+            self.encoder.store = self.store
+        else:
+            self.store.prepare(spec)
         head = self._parent()
         todo = self._look_up_known_files()
         self._stream(todo)
@@ -348,14 +220,14 @@ class Extraction:
         )
         self._remember()
         self.store.report = self._report(head, snapshot, entries)
-        self._enforce_budget(entries)
+        self._enforce_budget(entries, self.store.report)
         return self.store
 
     def _remember(self) -> None:
         assert self.store is not None
         if self._digests is not None:
             self._digests.save()
-        request = self._request()
+        request = self.encoder.request()
         if request is not None:
             self.store.requests.put(request, self.store.fingerprint)
 
@@ -373,7 +245,7 @@ class Extraction:
             return bool(store.has(np.frombuffer(key, "u1").reshape(1, 32))[0])
 
         def decode(payload: Any) -> np.ndarray:
-            return self._preprocess.pixels(payload)
+            return self.encoder.preprocess.pixels(payload)
 
         start = time.perf_counter()
         writer: Writer | None = None
@@ -383,10 +255,10 @@ class Extraction:
             try:
                 for batch in self._batches(reads, bar):
                     if writer is None:
-                        self._prepare(len(indices))
+                        self.encoder.prepare(len(indices), known[store.has(self.tally.keys[known])])
                         start = time.perf_counter()
                         self._clock["wait"] = 0.0
-                        writer = Writer(store, self._computed(), self.settings.publish_seconds)
+                        writer = Writer(store, self.encoder.computed(), self.settings.publish_seconds)
                     self._compute(batch, writer)
             finally:
                 # Also after Ctrl-C or an error: rows that are computed are published before anything else happens.
@@ -418,79 +290,14 @@ class Extraction:
         if batch:
             yield batch
 
-    def _prepare(self, n_images: int) -> None:
-        """Before the first batch: is the network the spec's, which mode, does this machine compute the same codes?"""
-        store = self.store
-        assert store is not None
-        store.require({**self.spec, **self.backbone.spec})
-        newest = store.shards[-1].attributes["computed"] if store.shards else {}
-        exact = self.precision_class == "exact"
-        needs_probe = not exact and n_images >= precise.WORTH_A_TRIAL and not newest
-        used = newest.get("mode") if newest else None
-        needs_probe |= used not in (None, "fp32") and self.precision_class == "tolerance"
-        self.choice = precise.choose_mode(
-            self.precision_class,
-            n_images,
-            self._encode,
-            self._probe if needs_probe else np.zeros((0, *self._preprocess.shape), "u1"),
-            device=self.device,
-            name=f"{self.spec['backbone']['arch']}-{self.spec['backbone']['nodes']}-{self._preprocess.shape}-{self.device}",
-            used_before=used,
-        )
-        here = precise.environment(self.device, self._device_name())
-        if newest and newest.get("environment") != here:
-            self._audit(newest.get("environment") or {}, here)
-
-    def _device_name(self) -> str:
-        if not self.device.startswith("cuda"):
-            return ""
-        import torch
-
-        return str(torch.cuda.get_device_name(self.device))
-
-    def _audit(self, before: Mapping[str, str], here: Mapping[str, str]) -> None:
-        """Recompute a few stored rows: another library or processor must come to the same codes."""
-        store = self.store
-        assert store is not None
-        known = np.flatnonzero(self.tally.readable)
-        known = known[store.status(self.tally.keys[known]) != FAILED]
-        if not len(known):
-            return
-        spread = np.unique(np.linspace(0, len(known) - 1, min(_AUDIT_ROWS, len(known))).astype(int))
-        indices = known[spread].tolist()
-        results = self._read(indices, decode=self._preprocess.pixels, stored=lambda key: False, note=False)
-        rows = [(r.key, r.pixels) for r in results if r.pixels is not None and r.key is not None]
-        if not rows:
-            return
-        keys = np.stack([np.frombuffer(k, "u1") for k, _ in rows])
-        keep = np.flatnonzero(store.has(keys))
-        if not len(keep):
-            return
-        computed = self._encode(np.stack([rows[i][1] for i in keep.tolist()]), self.choice.mode)
-        stored = {node: store.codes(keys[keep], node) for node in computed}
-        names = sorted(set(before) | set(here))
-        difference = ", ".join(
-            f"{n}: {before.get(n)} then, {here.get(n)} now" for n in names if before.get(n) != here.get(n)
-        )
-        self.audited = precise.require_same_codes(self.precision_class, stored, computed, str(store.path), difference)
-
-    def _computed(self) -> dict[str, Any]:
-        return {
-            "mode": self.choice.mode,
-            "choice": self.choice.as_dict(),
-            "batch_size": self.settings.batch_size,
-            "workers": self.settings.threads,
-            "environment": precise.environment(self.device, self._device_name()),
-            "audited": self.audited,
-        }
-
     def _compute(self, batch: list[Read], writer: Writer) -> None:
         """Run one batch and hand its good rows to the writer."""
         start = time.perf_counter()
-        codes = self._encode(np.stack([r.pixels for r in batch if r.pixels is not None]), self.choice.mode)
+        pixels = np.stack([r.pixels for r in batch if r.pixels is not None])
+        codes = self.encoder.encode(pixels, self.encoder.choice.mode)
         self._clock["model"] += time.perf_counter() - start
         self.tally.computed += len(batch)
-        dtype = np.dtype(str(self.spec["dtype"]))
+        dtype = np.dtype(str(self.encoder.spec["dtype"]))
         with np.errstate(over="ignore"):
             codes = {node: array.astype(dtype) for node, array in codes.items()}
         finite = np.ones(len(batch), dtype=bool)
@@ -536,7 +343,7 @@ class Extraction:
         return ExtractionReport(
             store=str(self.path),
             view=self.settings.view,
-            fingerprint=identity.fingerprint(self.spec),
+            fingerprint=identity.fingerprint(self.encoder.spec),
             snapshot=snapshot.number,
             images=len(self.source),
             computed=computed,
@@ -547,19 +354,21 @@ class Extraction:
             seconds=round(seconds, 3),
             images_per_second=round(len(self.source) / seconds, 2) if seconds else 0.0,
             steady_images_per_second=round(computed / stream, 2) if computed and stream else 0.0,
-            precision={"class": self.precision_class, **self.choice.as_dict(), "audited": self.audited},
+            precision=self.encoder.precision(),
             shares={k: round(self._clock.get(k, 0.0) / stream, 3) for k in ("wait", "model", "write")}
             if stream
             else {},
             ignored=dict(self.source.ignored),
         )
 
-    def _enforce_budget(self, entries: Entries) -> None:
+    def _enforce_budget(self, entries: Entries, report: ExtractionReport) -> None:
         failed = np.flatnonzero(entries.status == FAILED)
         if len(failed) > self.settings.max_failed * len(entries):
             first = int(failed[0])
-            raise FailureBudgetExceeded(
+            error = FailureBudgetExceeded(
                 f"{self.path}: {len(failed)} of {len(entries)} images failed, more than the budget of "
                 f"{self.settings.max_failed:.0%} ({entries.ids[first]}: {entries.errors[first]}; …); the other rows "
                 "are kept, see `featcache info` for the list, or allow more with --max-failed"
             )
+            error.report = report
+            raise error

@@ -12,7 +12,7 @@ from .container import Container
 from .snapshot import list_snapshots, read_snapshot, view_names
 
 if TYPE_CHECKING:
-    from . import FeatureStore
+    from .feature_store import FeatureStore
 
 __all__ = ["CheckReport", "check_store"]
 

@@ -121,12 +121,13 @@ class RowIndex:
         keys = np.ascontiguousarray(keys, dtype="u1").reshape(-1, 32)
         shard, row = np.full(len(keys), -1, dtype=np.int64), np.full(len(keys), -1, dtype=np.int64)
         wanted = _prefixes(keys)
-        place = np.searchsorted(self._table["prefix"], wanted, side="left")
+        table = self._table  # another thread may add a shard meanwhile
+        place = np.searchsorted(table["prefix"], wanted, side="left")
         open_ = np.arange(len(keys))
         while len(open_):
-            inside = place[open_] < len(self._table)
+            inside = place[open_] < len(table)
             open_ = open_[inside]
-            hits = self._table[place[open_]]
+            hits = table[place[open_]]
             same = hits["prefix"] == wanted[open_]
             open_, hits = open_[same], hits[same]
             match = self._matches(hits, keys[open_], view_number)

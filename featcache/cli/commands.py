@@ -1,0 +1,411 @@
+"""The verbs. Each parses its words, calls the public function of the same name, and shows the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Run a frozen pretrained backbone once over your images, keep its CNN codes, train heads in seconds.",
+    epilog="Example: featcache extract flowers/ -o flowers.features && featcache compare flowers.features",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Store = Annotated[Path, typer.Argument(help="A store of codes (the folder that extract made).", metavar="STORE")]
+BackboneName = Annotated[str, typer.Option("--backbone", help="embedded, or a torchvision classification model.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Name of torchvision's weights, a file, a URL, or 'random'.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Threads that read and decode (default: cores).")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
+View = Annotated[str, typer.Option("--view", help="Which view of the store.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column to use as the label.")]
+Group = Annotated[str | None, typer.Option("--group", help="Column whose rows must stay together in splits.")]
+Split = Annotated[str | None, typer.Option("--split", help="Column that says train, val or test.")]
+Node = Annotated[str | None, typer.Option("--node", help="Which node's codes, when the store has several.")]
+Metric = Annotated[str, typer.Option("--metric", help="accuracy, balanced_accuracy or macro_f1.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        typer.echo(f"featcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options of the program itself."""
+
+
+def _backbone(
+    name: str,
+    weights: str | None,
+    nodes: str | None,
+    pooling: str,
+    init_seed: int | None,
+    changes: dict[str, Any],
+) -> Any:
+    """Build the Backbone that the options describe."""
+    from ..backbone import Backbone
+
+    wanted = tuple(n.strip() for n in nodes.split(",") if n.strip()) if nodes else "penultimate"
+    options: dict[str, Any] = {"nodes": wanted, "pooling": pooling, "init_seed": init_seed}
+    backbone = Backbone(name, weights or "DEFAULT", **options)
+    if not changes:
+        return backbone
+    from dataclasses import replace
+
+    return Backbone(name, weights or "DEFAULT", preprocess=replace(backbone.preprocess, **changes), **options)
+
+
+def _size(text: str | None, option: str) -> Any:
+    """Parse "224" or "224x320" (height × width)."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.lower().replace("×", "x").split("x"))
+        if len(numbers) in (1, 2) and min(numbers) > 0:
+            return numbers[0] if len(numbers) == 1 else numbers
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"expected pixels as N or HxW, got {text!r}", param_hint=option)
+
+
+@app.command(epilog="Example: featcache demo --out my-demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's images, store and plot.")] = Path(
+        "featcache-demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Run the whole job offline on handwritten digits: extract, reuse, compare heads, plot."""
+    from ..tour import demo as run_demo
+    from . import show
+
+    result = run_demo(out, say=show.note if as_json else show.say)
+    if as_json:
+        show.as_json(result)
+
+
+@app.command(epilog="Example: featcache extract flowers/ -o flowers.features --backbone resnet50")
+def extract(
+    source: Annotated[str, typer.Argument(help="Folder of images (one folder per class), or a CSV or parquet list.")],
+    store: Annotated[Path, typer.Option("-o", "--out", help="The store; made, or updated with what is missing.")],
+    backbone: BackboneName = "embedded",
+    weights: Weights = None,
+    nodes: Annotated[str | None, typer.Option("--nodes", help="Nodes to cut at, e.g. layer3 or layer2,layer3.")] = None,
+    pooling: Annotated[str, typer.Option("--pooling", help="avg, max, gem, cls or none.")] = "avg",
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Stored as: auto, float32 or float16.")] = "auto",
+    resize: Annotated[str | None, typer.Option("--resize", help="Shorter edge, or HxW; default: the weights'.")] = None,
+    crop: Annotated[str | None, typer.Option("--crop", help="Centre crop, N or HxW; default: the weights'.")] = None,
+    interpolation: Annotated[str | None, typer.Option("--interpolation", help="bilinear, bicubic, …")] = None,
+    init_seed: Annotated[
+        int | None, typer.Option("--init-seed", help="Seed for random weights, or for tensors that a file lacks.")
+    ] = None,
+    view: View = "main",
+    add: Annotated[bool, typer.Option("--add", help="Add to the view instead of making it equal to SOURCE.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let SOURCE replace a view it shares nothing with.")
+    ] = False,
+    root: Annotated[Path | None, typer.Option("--root", help="Folder that a list's paths are relative to.")] = None,
+    suffix: Annotated[str, typer.Option("--suffix", help="Appended to a list's paths, e.g. .jpg")] = "",
+    path_column: Annotated[str | None, typer.Option("--path-column", help="A list's column of paths.")] = None,
+    label_column: Annotated[str | None, typer.Option("--label-column", help="A list's column of labels.")] = None,
+    group_column: Annotated[str | None, typer.Option("--group-column", help="A list's column of groups.")] = None,
+    split_column: Annotated[str | None, typer.Option("--split-column", help="A list's column of splits.")] = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    device: Device = "auto",
+    publish_seconds: Annotated[
+        float | None, typer.Option("--publish-seconds", min=0, help="Make rows durable at least this often.")
+    ] = None,
+    max_failed: Annotated[
+        float, typer.Option("--max-failed", min=0, max=1, help="Part of the images that may fail.")
+    ] = 0.01,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compute the codes of all images that STORE does not have yet."""
+    from ..errors import FailureBudgetExceeded
+    from ..extraction import extract as run_extract
+    from ..extraction import plan
+    from ..sources import ImageSource
+    from . import show
+
+    changes = {"resize": _size(resize, "--resize"), "crop": _size(crop, "--crop"), "interpolation": interpolation}
+    network = _backbone(
+        backbone, weights, nodes, pooling, init_seed, {k: v for k, v in changes.items() if v is not None}
+    )
+    listing = {
+        "root": root,
+        "suffix": suffix,
+        "path_column": path_column,
+        "label_column": label_column,
+        "group_column": group_column,
+        "split_column": split_column,
+    }
+    images = ImageSource.open(source, **{k: v for k, v in listing.items() if v})
+    common: dict[str, Any] = {
+        "view": view,
+        "add": add,
+        "replace": replace,
+        "precision": precision,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "workers": workers,
+        "device": device,
+        "progress": False if quiet else "auto",
+    }
+    if dry_run:
+        planned = plan(images, network, store, **common)
+        show.as_json(planned.as_dict()) if as_json else show.plan(planned)
+        return
+    try:
+        done = run_extract(images, network, store, publish_seconds=publish_seconds, max_failed=max_failed, **common)
+    except FailureBudgetExceeded as error:
+        _show_extraction(getattr(error, "report", None), as_json)
+        raise
+    _show_extraction(done.report, as_json)
+
+
+def _show_extraction(report: Any, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from ..extraction.report import process_seconds
+    from . import show
+
+    if report is None:
+        return
+    seconds = process_seconds()
+    report = replace(report, seconds=round(seconds, 3), images_per_second=round(report.images / seconds, 2))
+    show.as_json(report.as_dict()) if as_json else show.extraction(report)
+
+
+@app.command(epilog="Example: featcache info flowers.features")
+def info(
+    store: Store,
+    view: Annotated[str | None, typer.Option("--view", help="Which view of the store.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a store holds: images, classes, spec, size, failures."""
+    from ..store import FeatureStore
+    from . import show
+
+    found = FeatureStore.open(store).info(view)
+    show.as_json(found) if as_json else show.info(found)
+
+
+@app.command(epilog="Example: featcache check flowers.features --deep")
+def check(
+    store: Store,
+    deep: Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only structure and sizes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for damage; exit status 3 when there is any."""
+    from ..store import FeatureStore
+    from . import show
+
+    report = FeatureStore.open(store).check(deep=deep)
+    if as_json:
+        show.as_json({"ok": report.ok, "damaged": report.damaged, **report.checked})
+    else:
+        looked = f"{report.checked['shards']} shards, {report.checked['snapshots']} snapshots"
+        show.say(f"{store}: {'ok' if report.ok else f'{len(report.damaged)} damaged files'} ({looked})")
+        for item in report.damaged:
+            lost = f"; costs {len(item['images'])} images: {', '.join(item['images'][:5])}" if item["images"] else ""
+            show.say(f"  {item['file']}: {item['reason']}{lost}")
+    if not report.ok:
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: featcache fit flowers.features --head logreg -o flowers.head")
+def fit(
+    store: Store,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File for the fitted head.")],
+    head: Annotated[
+        str, typer.Option("--head", help="logreg, svm, svm-rbf, softmax, ridge, lda, knn, centroid, auto.")
+    ] = ("auto"),
+    metric: Metric = "accuracy",
+    cv: Annotated[int, typer.Option("--cv", min=2, help="Folds for choosing settings.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the folds.")] = 0,
+    view: View = "main",
+    node: Node = None,
+    label: Label = None,
+    group: Group = None,
+    split: Split = None,
+    as_json: Json = False,
+) -> None:
+    """Train one head on a store's codes and save it."""
+    from ..heads import fit as run_fit
+    from ..store import FeatureStore
+    from . import show
+
+    data = FeatureStore.open(store).load(view, node=node, label=label, group=group, split=split)
+    fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed)
+    path = fitted.save(out)
+    if as_json:
+        show.as_json(
+            {
+                "head": fitted.head,
+                "path": str(path),
+                "params": fitted.params,
+                "metric": fitted.metric,
+                "scores": fitted.scores,
+                "n_train": fitted.n_train,
+                "classes": [str(c) for c in fitted.classes_],
+                "fingerprint": fitted.fingerprint,
+                "notes": list(fitted.notes),
+            }
+        )
+    else:
+        show.fitted_head(fitted, str(path))
+
+
+@app.command(epilog="Example: featcache compare flowers.features --heads logreg,svm,knn --shots 1,5,10,all --seeds 5")
+def compare(
+    stores: Annotated[list[Path], typer.Argument(help="One store or several.", metavar="STORE...")],
+    heads: Annotated[str, typer.Option("--heads", help="Comma-separated names; see fit.")] = "logreg,svm,softmax,knn",
+    shots: Annotated[str, typer.Option("--shots", help="Images per class to train on: numbers, all.")] = "all",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many draws of each.")] = 5,
+    metric: Metric = "accuracy",
+    view: View = "main",
+    node: Node = None,
+    label: Label = None,
+    group: Group = None,
+    split: Split = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Save learning curves as a PNG, SVG or PDF.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare heads on the same splits of a store's codes."""
+    from ..evaluation import compare as run_compare
+    from ..store import FeatureStore
+    from . import show
+
+    data = [FeatureStore.open(s).load(view, node=node, label=label, group=group, split=split) for s in stores]
+    result = run_compare(
+        data[0] if len(data) == 1 else data,
+        _words(heads, "--heads"),
+        shots=_shots(shots),
+        seeds=seeds,
+        metric=metric,
+        progress=False if quiet else "auto",
+    )
+    if plot is not None:
+        result.plot(plot)
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    show.say(result.table())
+    for line in result.notes:
+        show.note(line)
+    if plot is not None:
+        show.note(f"learning curves: {plot}")
+
+
+def _words(text: str, option: str) -> list[str]:
+    words = [w.strip() for w in text.split(",") if w.strip()]
+    if not words:
+        raise typer.BadParameter("expected comma-separated names", param_hint=option)
+    return words
+
+
+def _shots(text: str) -> list[int | str]:
+    shots: list[int | str] = []
+    for word in _words(text, "--shots"):
+        if word != "all" and not (word.isdecimal() and int(word) > 0):
+            raise typer.BadParameter(f"expected numbers above 0 and 'all', got {word!r}", param_hint="--shots")
+        shots.append(word if word == "all" else int(word))
+    return shots
+
+
+@app.command(epilog="Example: featcache predict flowers.head new.jpg more/")
+def predict(
+    head: Annotated[Path, typer.Argument(help="A file that fit made.", metavar="HEAD")],
+    images: Annotated[list[Path], typer.Argument(help="Images and folders of images.", metavar="IMAGE...")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="The backbone's weights, if they are no longer where they were.")
+    ] = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Predict labels of new images: id, label and its score, separated by tabs."""
+    from ..handoff import predict as run_predict
+    from . import show
+
+    rows = run_predict(
+        head,
+        [str(i) for i in images],
+        weights=weights,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        progress=False if quiet else "auto",
+    )
+    show.as_json(rows) if as_json else show.predictions(rows)
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: featcache backbones resnet50 --nodes")
+def backbones(
+    name: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    nodes: Annotated[bool, typer.Option("--nodes", help="List the nodes it can be cut at.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List backbones with their weights, or the nodes of one."""
+    from ..backbone import list_backbones, list_nodes
+    from . import show
+
+    if nodes:
+        if name is None:
+            raise typer.BadParameter("give the name of a backbone too", param_hint="--nodes")
+        rows = list_nodes(name)
+        if as_json:
+            show.as_json(rows)
+            return
+        cells = [
+            ("→ " * r["penultimate"] + r["node"], r["module"] or "", _shape(r["shape"]), _shape(r["pooled"]))
+            for r in rows
+        ]
+        show.table(cells, ("node (→ penultimate)", "module", "shape", "pooled"))
+        return
+    found = [row for row in list_backbones() if name is None or row["name"] == name]
+    if not found:
+        raise typer.BadParameter(f"no backbone {name!r}; run featcache backbones for the list", param_hint="NAME")
+    if as_json:
+        show.as_json(found)
+        return
+    show.table(
+        [
+            (r["name"], f"{(r['parameters'] or 0) / 1e6:.1f} M", _shape(r["input"]), ", ".join(r["weights"]))
+            for r in found
+        ],
+        ("name", "parameters", "input", "weights"),
+    )
+
+
+def _shape(shape: Any) -> str:
+    return "×".join(str(n) for n in shape) if shape else ""

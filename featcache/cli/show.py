@@ -1,0 +1,132 @@
+"""How results look on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["as_json", "extraction", "fitted_head", "info", "note", "plan", "predictions", "size", "table"]
+
+
+def as_json(value: Any) -> None:
+    """Print a value as JSON."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def say(text: str) -> None:
+    """Print a line of the result."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """Print a line that is not the result."""
+    sys.stderr.write(text + "\n")
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """Print aligned columns."""
+    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        say("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def failures(failed: Sequence[Mapping[str, str]], limit: int = 10) -> None:
+    """List failed images on standard error."""
+    for row in failed[:limit]:
+        note(f"  {row['id']}: {row['reason']}")
+    if len(failed) > limit:
+        note(f"  … and {len(failed) - limit} more: featcache info STORE --json")
+
+
+def extraction(report: Any) -> None:
+    """Print what an extraction did."""
+    say(
+        f"{report.store}: {report.images} images: {report.computed} computed, {report.reused} reused, "
+        f"{len(report.failed)} failed" + (f", {report.gone} gone from the view" if report.gone else "")
+    )
+    if report.computed:
+        cosine = report.precision.get("worst_cosine")
+        proof = f", worst centred cosine {cosine:.5f} on your images" if cosine not in (None, 1.0) else ""
+        say(
+            f"{report.steady_images_per_second:.0f} images/s ({report.seconds:.1f} s in all); precision "
+            f"{report.precision['class']}: {report.precision['mode']}{proof}"
+        )
+    say(f"spec {report.fingerprint[:12]}, view {report.view!r}, snapshot {report.snapshot}")
+    if report.ignored:
+        note("ignored: " + ", ".join(f"{n} × {ext or 'no extension'}" for ext, n in sorted(report.ignored.items())))
+    if report.constant:
+        note(f"{len(report.constant)} blank images (all codes equal): {', '.join(report.constant[:3])}, …")
+    if report.failed:
+        note(f"{len(report.failed)} images failed:")
+        failures(report.failed)
+
+
+def plan(plan: Any) -> None:
+    """Print what an extraction would do."""
+    time = "unknown time" if plan.seconds is None else f"about {plan.seconds:.0f} s"
+    say(
+        f"{plan.store}, view {plan.view!r}: {plan.images} images: {plan.reused} reused, {plan.compute} to compute "
+        f"({plan.new} new, {plan.changed} changed), {plan.gone} gone, {plan.unreadable} unreadable"
+    )
+    say(f"{size(plan.bytes)} to write, {time}; nothing was written" if plan.compute else "nothing to compute")
+
+
+def info(info: Mapping[str, Any]) -> None:
+    """Print what a store holds."""
+    backbone = info["spec"].get("backbone", {})
+    recipe = info["spec"].get("preprocess", {})
+    classes = info["classes"]
+    names = ", ".join(f"{c} {n}" for c, n in list(classes.items())[:12]) + (", …" if len(classes) > 12 else "")
+    locator = info["locator"]
+    rows = [
+        ("images", f"{info['images']}" + (f" (+ {len(info['failed'])} failed)" if info["failed"] else "")),
+        ("classes", f"{len(classes)}: {names}" if classes else "none (unlabelled)"),
+        ("backbone", f"{backbone.get('arch', '?')}, weights {locator.get('kind', '?')} {locator.get('value', '')}"),
+        ("nodes", ", ".join(f"{n} {tuple(s)}" for n, s in info["nodes"].items()) + f", {info['dtype']}"),
+        ("preprocess", f"resize {recipe.get('resize')}, crop {recipe.get('crop')}, {recipe.get('interpolation')}"),
+        ("precision", f"{info['spec'].get('precision', {}).get('class')} (mode {info['computed'].get('mode', '?')})"),
+        ("view", f"{info['view']} (of {', '.join(info['views'])}), snapshot {info['snapshot']}"),
+        ("source", str(info["source"].get("location", ""))),
+        ("size", f"{size(info['bytes'])} in {info['shards']} shards"),
+        ("spec", info["fingerprint"]),
+    ]
+    say(info["store"])
+    for name, value in rows:
+        say(f"  {name:<11}{value}")
+    if info["failed"]:
+        note("failed:")
+        failures(info["failed"])
+    for line in info["damaged"]:
+        note(line)
+
+
+def fitted_head(fitted: Any, path: str) -> None:
+    """Print what was fitted."""
+    settings = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fitted.params.items())
+    scores = ", ".join(f"{name} {fitted.metric} {value:.4f}" for name, value in fitted.scores.items())
+    say(
+        f"{path}: {fitted.head}{f' ({settings})' if settings else ''} on {fitted.n_train} images; {scores or 'no score'}"
+    )
+    for line in fitted.notes:
+        note(line)
+
+
+def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print labels, one image a line: id, label, score; failures on standard error."""
+    for row in rows:
+        if "error" in row:
+            note(f"{row['id']}: {row['error']}")
+        else:
+            score = row["scores"].get(row["label"])
+            say(f"{row['id']}\t{row['label']}" + (f"\t{score:.4f}" if score is not None else ""))

@@ -1,0 +1,223 @@
+"""Hand-off: a fitted head on raw images (`predict`), and backbone and head as one network (`to_module`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backbone import Backbone
+from .errors import HandoffError, HeadError, ImageError
+from .features import FeatureSet
+from .fingerprint import describe_difference
+from .heads import FittedHead, linear_form, normalised_form
+from .progress import Progress, progress_for
+from .sources import ImageSource
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["predict", "to_module"]
+
+
+def predict(
+    fitted: FittedHead | str | os.PathLike[str],
+    images: Any,
+    *,
+    weights: Any = None,
+    backbone: Backbone | None = None,
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str = "auto",
+    progress: bool | str | Progress | None = "auto",
+) -> list[dict[str, Any]]:
+    """Predict labels of raw images, with exactly the preprocessing, backbone and node that the head was trained on.
+
+    Parameters
+    ----------
+    fitted : FittedHead or path
+        The head, or the file it was saved to.
+    images : path, list of paths, folder, arrays, PIL images, ImageSource or FeatureSet
+        What to predict. Codes (a FeatureSet) must have the head's own spec.
+    weights : optional
+        The backbone's weights where they lie now, when the recorded place no longer has them; verified by digest.
+    backbone : Backbone, default=None
+        The backbone to use; refused when its spec is not the head's. Default: made from what the head recorded.
+    batch_size : int, default=32
+        Images per forward pass (float32).
+    workers : int, default=None
+        Threads that read and decode; None = one per core, at most 8; 0 = none.
+    device : str, default="auto"
+        "cpu", "cuda", …; "auto" = the first GPU, else the CPU.
+    progress : {"auto", True, False} or Progress, default="auto"
+        A bar on standard error.
+
+    Returns
+    -------
+    list of dict
+        In the order of the source: ``{"id", "label", "scores"}`` with scores by class, or ``{"id", "error"}`` for an
+        image that cannot be read.
+
+    Raises
+    ------
+    HandoffError, HeadError
+        When head and images (or codes) do not belong together; the message says what differs.
+    WeightsError
+        When the backbone's weights are gone or are not the recorded ones.
+
+    Examples
+    --------
+    >>> import featcache as fc
+    >>> fc.predict("flowers.head", ["new.jpg"])  # doctest: +SKIP
+    [{'id': 'new.jpg', 'label': 'tulip', 'scores': {'rose': 0.02, 'tulip': 0.98}}]
+    """
+    head = fitted if isinstance(fitted, FittedHead) else FittedHead.load(os.fspath(fitted))
+    if isinstance(images, FeatureSet):
+        return _label(head, images.row_ids.tolist(), head.predict(images), head.predict_scores(images))
+    source = _open_images(images)
+    network = _backbone_of(head, backbone, weights)
+    target = _device(device)
+    threads = min(os.cpu_count() or 1, 8) if workers is None else workers
+    found: list[dict[str, Any]] = []
+    with progress_for(progress) as bar:
+        bar.start("predicting", len(source))
+        for ids, pixels, errors in _decoded(source, network, batch_size, threads):
+            if len(pixels):
+                codes = network.encode(pixels, mode="fp32", device=target)[head.node]
+                codes = codes.reshape(len(codes), -1)
+                good = iter(_label(head, ids, head.predict(codes), _scores(head, codes)))
+            else:
+                good = iter(())
+            found += [{"id": i, "error": e} if e else next(good) for i, e in errors]
+            bar.advance(len(errors))
+    return found
+
+
+def _open_images(images: Any) -> ImageSource:
+    if isinstance(images, ImageSource):
+        return images
+    if isinstance(images, (str, os.PathLike)):
+        return ImageSource.from_paths([images])
+    if isinstance(images, Sequence) and images and all(isinstance(i, (str, os.PathLike)) for i in images):
+        return ImageSource.from_paths(list(images))
+    return ImageSource.open(images)
+
+
+def _backbone_of(head: FittedHead, backbone: Backbone | None, weights: Any) -> Backbone:
+    if not head.spec or "backbone" not in head.spec:
+        raise HandoffError(
+            f"head {head.head!r}: it was trained on codes without a spec, so which backbone makes them is unknown; "
+            "predict on codes of the same origin with fitted.predict(X)"
+        )
+    if backbone is None:
+        return Backbone.from_spec(head.spec, head.locator or {}, weights)
+    wanted = {part: head.spec[part] for part in ("backbone", "preprocess")}
+    difference = describe_difference(wanted, backbone.spec)
+    if difference:
+        raise HandoffError(
+            f"head {head.head!r}: another backbone than its codes came from ({'; '.join(difference)}); "
+            "leave backbone= out, or fit a head on this backbone's codes"
+        )
+    return backbone
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+Batch = tuple[list[str], np.ndarray, list[tuple[str, str]]]
+
+
+def _decoded(source: ImageSource, network: Backbone, batch_size: int, workers: int) -> Iterator[Batch]:
+    """Yield per batch: ids that could be read, their pixels, and (id, error or "") of all."""
+    recipe = network.preprocess
+
+    def decode(index: int) -> tuple[str, np.ndarray | None, str]:
+        try:
+            return source.ids[index], recipe.pixels(source.read(index)), ""
+        except ImageError as error:
+            return source.ids[index], None, str(error)
+        except OSError as error:
+            return source.ids[index], None, f"cannot be read: {error.strerror or error}"
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in range(0, len(source), batch_size):
+            part = range(start, min(start + batch_size, len(source)))
+            results = list(pool.map(decode, part) if workers else map(decode, part))
+            pixels = [p for _, p, _ in results if p is not None]
+            stacked = np.stack(pixels) if pixels else np.zeros((0, *recipe.shape), dtype="u1")
+            yield [i for i, p, _ in results if p is not None], stacked, [(i, e) for i, _, e in results]
+
+
+def _scores(head: FittedHead, codes: np.ndarray) -> np.ndarray | None:
+    try:
+        return head.predict_scores(codes)
+    except HeadError:  # a foreign estimator may have none; its labels stand alone then
+        return None
+
+
+def _label(head: FittedHead, ids: Sequence[str], labels: np.ndarray, scores: np.ndarray | None) -> list[dict[str, Any]]:
+    rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
+    classes = [str(c) for c in head.classes_]
+    return [
+        {"id": i, "label": str(label), "scores": {} if row is None else dict(zip(classes, row, strict=True))}
+        for i, label, row in zip(ids, labels.tolist(), rows, strict=True)
+    ]
+
+
+def to_module(
+    fitted: FittedHead | str | os.PathLike[str], *, weights: Any = None, backbone: Backbone | None = None
+) -> nn.Module:
+    """Return backbone and head as one network, the head's standardisation folded into its last layer.
+
+    Parameters
+    ----------
+    fitted : FittedHead or path
+        A linear head (logreg, softmax, svm, ridge, lda), or centroid, whose normalisation becomes a layer.
+    weights, backbone
+        As for `predict`.
+
+    Returns
+    -------
+    nn.Module
+        Input: float32 of shape (N, C, H, W), normalised (``fitted.preprocess(image)`` gives one such image). Output:
+        scores of shape (N, n_classes); the largest is the class in ``module.classes``, and where the head is a
+        (multinomial) logistic regression their softmax is its probability. In eval mode; `trunk` is frozen
+        (``requires_grad_(True)`` unlocks it), `head` is trainable.
+
+    Raises
+    ------
+    HeadError
+        When the head is not linear.
+    HandoffError, WeightsError
+        As for `predict`.
+
+    Examples
+    --------
+    >>> import featcache as fc
+    >>> model = fc.to_module("flowers.head")  # doctest: +SKIP
+    >>> model(fitted.preprocess(image)[None]).argmax(1)  # doctest: +SKIP
+    """
+    import torch
+
+    from ._modules import ClassifierNetwork
+
+    head = fitted if isinstance(fitted, FittedHead) else FittedHead.load(os.fspath(fitted))
+    prelude = None
+    try:
+        W, b = linear_form(head.estimator)
+    except HeadError:
+        shift, scale, W, b = normalised_form(head.estimator)
+        prelude = (torch.from_numpy(shift), torch.from_numpy(scale))
+    network = _backbone_of(head, backbone, weights)
+    module = ClassifierNetwork(
+        network.module(), head.node, torch.from_numpy(W), torch.from_numpy(b), [str(c) for c in head.classes_], prelude
+    )
+    return module.eval()

@@ -1,0 +1,83 @@
+"""store.json: written once, the first writer wins, everybody else adopts it; and the folders beside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from .. import fingerprint as identity
+from ..errors import DamagedStore, NotAStore, StoreError, StoreTooNew
+from ..files import Disk, publish_bytes
+from .container import FORMAT_VERSION
+
+__all__ = ["FOLDERS", "lay_out", "read_header"]
+
+FOLDERS = ("shards", "snapshots", "tmp", "index")
+
+
+def read_header(root: Path) -> dict[str, Any]:
+    """Read and verify store.json: NotAStore, StoreTooNew or DamagedStore when it is not what was published."""
+    path = root / "store.json"
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        version = header["format_version"]
+        if header["format"] != "featcache" or not isinstance(version, int):
+            raise ValueError("not written by featcache")
+        if version > FORMAT_VERSION:
+            raise StoreTooNew(
+                f"{root}: format version {version}, this featcache reads up to {FORMAT_VERSION}; "
+                "install a newer one (pip install --upgrade featcache)"
+            )
+        if identity.fingerprint(header["spec"]) != header["fingerprint"]:
+            raise ValueError("the spec does not have the recorded fingerprint")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotAStore(f"{root}: {_what_is_there(root)}; `featcache extract SOURCE -o {root}` makes one") from error
+    except StoreError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedStore(
+            f"{path}: damaged ({error}); restore it from a copy of any store with the same spec"
+        ) from error
+    return header
+
+
+def _what_is_there(root: Path) -> str:
+    if not root.exists():
+        return "no such store"
+    return (
+        "not a featcache store (it has no store.json)" if root.is_dir() else "a file, not a store (a store is a folder)"
+    )
+
+
+def lay_out(root: Path, spec: dict[str, Any], locator: dict[str, Any], disk: Disk | None) -> None:
+    """Make the folders and store.json; of several writers the first wins and the others adopt."""
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root}: a file is in the way; a store is a folder: give another name with -o")
+    if root.is_dir():
+        foreign = sorted(
+            p.name for p in root.iterdir() if p.name not in FOLDERS and not p.name.startswith(".store.json.")
+        )
+        if foreign:
+            raise StoreError(
+                f"{root}: the folder holds other things ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); "
+                "a store needs a new or empty folder"
+            )
+    header = {
+        "format": "featcache",
+        "format_version": FORMAT_VERSION,
+        "fingerprint": identity.fingerprint(spec),
+        "spec": spec,
+        "locator": locator,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    try:
+        for name in FOLDERS:
+            (root / name).mkdir(parents=True, exist_ok=True)
+        data = json.dumps(header, indent=1, ensure_ascii=False).encode("utf-8")
+        publish_bytes(root / "store.json", data, replace=False, disk=disk)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StoreError(f"{root}: cannot create a store there: {error.strerror or error}") from error
