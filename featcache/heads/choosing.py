@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone, is_classifier
+from threadpoolctl import ThreadpoolController
 
 from ..errors import HeadError, SplitError
 from ..splits import Folds, holdout, k_fold
@@ -24,6 +27,9 @@ AUTO_ONE_SHOT = "centroid"
 #: Beyond this many numbers one validation part takes the place of the folds: it is precise enough, and five copies of
 #: the training rows would not fit into memory.
 _ONE_PART_ABOVE = 200_000_000
+
+#: Up to this many numbers one BLAS thread is used.
+_ONE_THREAD_UP_TO = 3_000_000
 
 
 @dataclass(frozen=True)
@@ -136,9 +142,32 @@ def train(
     HeadError
         The estimator refused the data; the message carries its reason.
     """
-    given = dict(params or {})
+    # Small products gain nothing from threads, and threads that wait for each other on a busy machine lose a lot.
+    if isinstance(head, str) and head == "softmax":
+        import torch  # noqa: F401  (before the limit, so that its threads are under it)
+    with _threads("torch" in sys.modules).limit(limits=1 if X.size <= _ONE_THREAD_UP_TO else None):
+        return _train(head, X, y, folds, metric, seed, dict(params or {}), leave_one_out, always_score)
+
+
+@functools.cache
+def _threads(with_torch: bool) -> ThreadpoolController:
+    """Return the handle on the thread pools loaded so far; torch brings one of its own."""
+    return ThreadpoolController()
+
+
+def _train(
+    head: Any,
+    X: np.ndarray,
+    y: np.ndarray,
+    folds: Folds | None,
+    metric: str,
+    seed: int,
+    given: dict[str, Any],
+    leave_one_out: bool,
+    always_score: bool,
+) -> Trained:
     task = _Task(X, np.unique(y, return_inverse=True)[1], folds, metric, seed, leave_one_out)
-    if head == "auto":
+    if isinstance(head, str) and head == "auto":
         return _train_auto(task, X, y, given)
     if not isinstance(head, str):
         return _train_foreign(task, head, X, y, given, always_score)

@@ -96,8 +96,9 @@ class LDAClassifier(_LinearScores):
 
     Examples
     --------
-    >>> LDAClassifier().fit([[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [3.0, 1.0]], ["a", "a", "b", "b"]).predict([[2.0, 0.5]])
-    array(['b'], dtype='<U1')
+    >>> X = [[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [3.0, 1.0]]
+    >>> LDAClassifier().fit(X, ["a", "a", "b", "b"]).predict([[2.0, 0.5]]).tolist()
+    ['b']
     """
 
     def __init__(self, shrinkage: str | float = "auto") -> None:

@@ -236,7 +236,7 @@ class Rows:
             raise HeadError(f"{name}: no row has a label; put images into one folder per class, or give y=")
         if len(data.classes) < 2:
             raise HeadError(
-                f"{name}: expected two classes or more, got only {str(data.classes[0])!r}; a head needs two to tell apart"
+                f"{name}: expected two classes or more, got only {str(data.classes[0])!r}; a head needs two"
             )
         notes = []
         if missing := int((~data.labelled).sum()):

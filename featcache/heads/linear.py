@@ -61,7 +61,7 @@ def linear_form(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
     shift, scale, normalised, W, b = _unfold(estimator)
     if normalised:
         raise HeadError(
-            "head: L2-normalisation inside makes it no affine map of the raw codes; use normalised_form, or fit logreg, "
+            "head: L2-normalisation inside makes it no affine map of raw codes; use normalised_form, or fit logreg, "
             "softmax, svm, ridge or lda"
         )
     W = W / scale
@@ -120,7 +120,7 @@ def _affine(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercepts with one row per class."""
     if not isinstance(classifier, _LINEAR) or not hasattr(classifier, "coef_"):
         raise HeadError(
-            f"head: expected a fitted linear head, got {type(classifier).__name__}; logreg, softmax, svm, ridge and lda are"
+            f"head: expected a fitted linear head (logreg, softmax, svm, ridge, lda), got {type(classifier).__name__}"
         )
     W = np.atleast_2d(np.asarray(classifier.coef_, dtype=np.float64))
     b = np.atleast_1d(np.asarray(classifier.intercept_, dtype=np.float64))

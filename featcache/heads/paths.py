@@ -5,10 +5,10 @@ predicted class codes and a loss that breaks ties. Each shares among the values 
 distance matrix, a decomposition) and starts each fit from the last one. Paths only choose settings; the head that the
 user gets is fitted anew by its own estimator.
 
-Heads with an L2 penalty do not notice a rotation of the features, so their problems are solved in the eigenbasis of
-the training rows: at most as many coordinates as rows, exactly. There the curvature of the softmax loss is bounded by
-s/2 per coordinate (Böhning 1992) and that of the squared hinge loss by 2 s, s the eigenvalues of the covariance. Scaling
-by that bound makes L-BFGS take tens of passes where it would take hundreds.
+Heads with an L2 penalty do not notice a rotation of the features, so their problems are solved in the eigenbasis
+of the training rows: at most as many coordinates as rows, exactly. There the curvature of the softmax loss is bounded
+by s/2 per coordinate (Böhning 1992) and that of the squared hinge loss by 2 s, s the eigenvalues of the covariance.
+Scaling by that bound makes L-BFGS take tens of passes where it would take hundreds.
 """
 
 from __future__ import annotations
@@ -83,10 +83,12 @@ def logistic_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.nda
         def objective(flat: np.ndarray, rows: np.ndarray = rows, damp: np.ndarray = penalty * scale**2) -> Any:
             theta = flat.reshape(-1, k)
             scores = rows @ theta[:-1] + theta[-1]
-            normaliser = logsumexp(scores, axis=1)
+            scores -= scores.max(axis=1, keepdims=True)
+            powers = np.exp(scores)
+            sums = powers.sum(axis=1)
             damped = damp[:, None] * theta[:-1]
-            loss = (normaliser - scores[np.arange(n), codes]).mean() + 0.5 * (damped * theta[:-1]).sum()
-            error = (np.exp(scores - normaliser[:, None]) - onehot) / n
+            loss = (np.log(sums) - scores[np.arange(n), codes]).mean() + 0.5 * (damped * theta[:-1]).sum()
+            error = (powers / sums[:, None] - onehot) / n
             return loss, np.vstack([rows.T @ error + damped, error.sum(axis=0)]).ravel()
 
         theta = _descend(objective, np.vstack([weights / scale[:, None], bias]), 1e-4)

@@ -1,0 +1,225 @@
+"""One file per head: arrays and JSON in the safetensors layout, never pickle.
+
+The file is a safetensors file. Its metadata hold one text, ``featcache_head``: JSON with the format version, the fields
+of the FittedHead, and the estimator as a tree: class name, parameters, fitted attributes. Arrays in that tree are
+references to the file's tensors. ``featcache_sha256`` is the digest of the JSON, and the JSON holds the digest of the
+tensors, so that a flipped bit is found. Only classes on a whitelist are written and read: loading runs no code that
+the file names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sklearn
+
+from .. import files
+from ..errors import HeadError
+
+if TYPE_CHECKING:
+    from .fitted import FittedHead
+
+__all__ = ["load_head", "save_head"]
+
+FORMAT_VERSION = 1
+
+_ALLOWED: dict[str, str] = {
+    name: module
+    for module, names in {
+        "sklearn.pipeline": ("Pipeline",),
+        "sklearn.preprocessing": ("StandardScaler", "Normalizer", "LabelBinarizer", "MinMaxScaler", "RobustScaler"),
+        "sklearn.decomposition": ("PCA",),
+        "sklearn.linear_model": ("LogisticRegression", "RidgeClassifier", "RidgeClassifierCV"),
+        "sklearn.svm": ("LinearSVC", "SVC"),
+        "sklearn.neighbors": ("KNeighborsClassifier",),
+        "sklearn.discriminant_analysis": ("LinearDiscriminantAnalysis",),
+        "sklearn.naive_bayes": ("GaussianNB",),
+        "featcache.softmax": ("SoftmaxClassifier",),
+        "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier"),
+        "featcache.heads.auto": ("AutoClassifier",),
+    }.items()
+    for name in names
+}
+
+#: dtypes that safetensors holds and heads use.
+_DTYPES = {"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+
+_FIELDS = ("head", "params", "scores", "metric", "n_train", "training_digest", "n_features", "spec", "locator", "node")
+_FIELDS += ("fingerprint", "notes")
+
+
+def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
+    """Write a head; see `FittedHead.save`."""
+    from safetensors.numpy import save
+
+    tensors: dict[str, np.ndarray] = {}
+    body = {
+        "format": FORMAT_VERSION,
+        "sklearn": sklearn.__version__,
+        "classes": fitted.classes_.tolist(),
+        "fields": {name: _encode(getattr(fitted, name), tensors, name) for name in _FIELDS},
+        "estimator": _encode(fitted.estimator, tensors, "estimator"),
+        "tensors": _digest(tensors),
+    }
+    text = json.dumps(body, allow_nan=False)
+    metadata = {"featcache_head": text, "featcache_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    try:
+        files.publish_bytes(path, save(tensors, metadata), replace=replace)
+    except FileExistsError:
+        raise HeadError(f"{path}: exists already; give another name, or allow replacing it") from None
+    except OSError as error:
+        raise HeadError(
+            f"{path}: the head cannot be written: {error}; look at the folder and the free space"
+        ) from error
+    return path
+
+
+def load_head(path: Path) -> FittedHead:
+    """Read a head; see `FittedHead.load`."""
+    from .fitted import FittedHead
+
+    body, tensors = _read(path)
+    try:
+        fields = {name: _decode(body["fields"][name], tensors) for name in _FIELDS}
+        estimator = _decode(body["estimator"], tensors)
+        classes = np.asarray(body["classes"], dtype=np.str_)
+    except HeadError as error:
+        raise HeadError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a damaged or foreign tree provokes, the caller gets one line
+        raise HeadError(
+            f"{path}: the head inside makes no sense ({type(error).__name__}: {error}); save it again"
+        ) from error
+    return FittedHead(estimator=estimator, classes_=classes, **fields)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the verified JSON body and the tensors of a file."""
+    from safetensors.numpy import load
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise HeadError(f"{path}: the head cannot be read: {error.strerror or error}") from error
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        tensors = load(data)
+        text = metadata["featcache_head"]
+        intact = hashlib.sha256(text.encode()).hexdigest() == metadata["featcache_sha256"]
+        body = json.loads(text) if intact else {}
+    except Exception as error:
+        raise HeadError(
+            f"{path}: expected a head saved by featcache, got {len(data)} bytes that are damaged or something else; "
+            "save it again with FittedHead.save"
+        ) from error
+    if intact and body.get("format", 0) > FORMAT_VERSION:
+        raise HeadError(
+            f"{path}: expected head format {FORMAT_VERSION} or older, got {body['format']}; install a newer featcache"
+        )
+    if not intact or body.get("tensors") != _digest(tensors):
+        raise HeadError(f"{path}: the checksum does not fit the contents; the file is damaged, save the head again")
+    return body, tensors
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _encode(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
+    """Turn a value into JSON; arrays go to `tensors`. `where` names the value in errors."""
+    if value is None or isinstance(value, (bool, int, str)) and not isinstance(value, np.generic):
+        return value
+    if isinstance(value, np.ndarray):
+        return _encode_array(value, tensors, where)
+    if isinstance(value, np.generic):
+        return {"$": "scalar", "dtype": value.dtype.str, "value": _encode(value.item(), tensors, where)}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$": "float", "value": repr(value)}
+    if isinstance(value, (list, tuple)):
+        items = [_encode(item, tensors, f"{where}.{i}") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$": "tuple", "items": items}
+    if isinstance(value, dict):
+        pairs = [[_encode(k, tensors, where), _encode(v, tensors, f"{where}.{k}")] for k, v in value.items()]
+        return {"$": "dict", "items": pairs}
+    return _encode_estimator(value, tensors, where)
+
+
+def _encode_array(array: np.ndarray, tensors: dict[str, np.ndarray], where: str) -> Any:
+    if array.dtype.kind == "U":
+        return {"$": "text", "items": array.tolist(), "dtype": array.dtype.str}
+    if array.dtype.name not in _DTYPES:
+        raise HeadError(f"{where}: an array of {array.dtype} cannot be saved; use text or numbers")
+    # The order in memory decides which BLAS routine runs, hence the last bit: it is kept.
+    fortran = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
+    tensors[where] = np.ascontiguousarray(array.T if fortran else array)
+    return {"$": "array", "name": where, "order": "F" if fortran else "C", "shape": list(array.shape)}
+
+
+def _encode_estimator(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
+    name = type(value).__name__
+    if _ALLOWED.get(name) is None or type(value) is not _class(name):
+        raise HeadError(
+            f"{where}: {type(value).__module__}.{name} is not among the estimators that featcache writes; keep "
+            "fitted.estimator yourself with joblib or skops"
+        )
+    params = value.get_params(deep=False)
+    state = {key: item for key, item in vars(value).items() if key not in params}
+    return {
+        "$": "estimator",
+        "class": name,
+        "params": {key: _encode(item, tensors, f"{where}.{key}") for key, item in params.items()},
+        "state": {key: _encode(item, tensors, f"{where}.{key}") for key, item in state.items()},
+    }
+
+
+def _class(name: str) -> Any:
+    return getattr(importlib.import_module(_ALLOWED[name]), name)
+
+
+def _decode(value: Any, tensors: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return _DECODERS[value["$"]](value, tensors)
+
+
+def _decode_array(value: dict[str, Any], tensors: dict[str, np.ndarray]) -> np.ndarray:
+    # A copy is aligned and writable, as the estimator's own array was.
+    array = np.array(tensors[value["name"]]).reshape(value["shape"][::-1] if value["order"] == "F" else value["shape"])
+    return array.T if value["order"] == "F" else array
+
+
+def _decode_estimator(value: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
+    if value["class"] not in _ALLOWED:
+        raise HeadError(f"{value['class']!r} is not among the estimators that featcache reads")
+    cls = _class(value["class"])
+    known = set(cls._get_param_names())  # another scikit-learn may have dropped a parameter since
+    params = {key: _decode(item, tensors) for key, item in value["params"].items() if key in known}
+    estimator = cls(**params)
+    for key, item in value["state"].items():
+        setattr(estimator, key, _decode(item, tensors))
+    return estimator
+
+
+_DECODERS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Any]] = {
+    "array": _decode_array,
+    "estimator": _decode_estimator,
+    "text": lambda v, t: np.asarray(v["items"], dtype=v["dtype"]),
+    "scalar": lambda v, t: np.dtype(v["dtype"]).type(_decode(v["value"], t)),
+    "float": lambda v, t: float(v["value"]),
+    "tuple": lambda v, t: tuple(_decode(item, t) for item in v["items"]),
+    "dict": lambda v, t: {_decode(k, t): _decode(item, t) for k, item in v["items"]},
+}

@@ -106,7 +106,7 @@ def _auto(random_state: int, params: Mapping[str, Any]) -> Any:
     return AutoClassifier(**{"random_state": random_state, **params})
 
 
-_C = tuple(10.0**e for e in range(-6, 3))
+_C = tuple(10.0**e for e in range(-5, 3))
 
 #: name → HeadInfo, in the order of the tables.
 HEADS: dict[str, HeadInfo] = {
@@ -130,7 +130,7 @@ HEADS: dict[str, HeadInfo] = {
             "10 rows per class and more",
             _svm,
             param="C",
-            grid=tuple(10.0**e for e in range(-7, 1)),
+            grid=tuple(10.0**e for e in range(-6, 1)),
             default=1e-3,
             path=paths.hinge_path,
             patience=2,
