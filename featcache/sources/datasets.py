@@ -6,6 +6,7 @@ very bytes it came from; one with values in between stays float and is rounded t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -218,13 +219,11 @@ def _label(dataset: Any, i: int, classes: list[str]) -> str | None:
 
 def _as_text(value: Any, classes: list[str]) -> str:
     """Return a label as text, by the name of its class where there is one."""
-    if hasattr(value, "item") and getattr(value, "size", None) is not None and np.size(value) == 1:
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1:  # of NumPy or torch
         value = value.item()
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float)):
-        if isinstance(value, (bool, np.bool_)):
-            return str(bool(value))
+    if isinstance(value, (str, bool)):
+        return str(value)
+    if not isinstance(value, (int, float)):
         raise SourceError(
             f"label {str(value)[:40]!r}: expected text or one number per item, got {type(value).__name__}; give pairs "
             "(image, label)"

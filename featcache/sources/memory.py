@@ -55,9 +55,8 @@ def image_list(images: Any) -> list[Payload]:
     SourceError
         For nothing, for one image that is not in a list, and for what is no image.
     """
-    if isinstance(images, np.ndarray) and (
-        images.ndim not in (3, 4) or (images.ndim == 3 and images.shape[2] in (3, 4))
-    ):
+    # (H, W, 3) is one colour image, not H images of 3 pixels' width.
+    if isinstance(images, np.ndarray) and (images.ndim not in (3, 4) or images.shape[2:] == (3,)):
         raise SourceError(
             f"images: expected an array (N, H, W) or (N, H, W, C), got {images.shape}; put a single image into a list"
         )
