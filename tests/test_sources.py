@@ -311,8 +311,6 @@ def test_other_names_root_and_suffix(images, tmp_path):
 def test_paths_are_normalised_and_absolute_ones_stated(images, tmp_path):
     other = fill(tmp_path / "other", "x.jpg")
     path = listing(images, f"path\n./c/../a.jpg\n{images}/b.jpg\n{other}/x.jpg\nc//d.jpg\n")
-    source = ImageSource.from_list(path, root=images / "c")
-    assert source.ids[:1] == ("../b.jpg",) if False else True
     source = ImageSource.from_list(path)
     assert set(source.ids) == {"a.jpg", "b.jpg", "c/d.jpg", "other/x.jpg"}
     outside = listing(other, f"path\n{images}/b.jpg\n../a.jpg\nx.jpg\n")
@@ -430,10 +428,7 @@ def test_parquet(images):
     assert np.isnan(columns["weight"][0])
     assert columns["flag"].tolist() == [False, True]
     assert columns["day"].tolist() == ["1970-01-02", "1970-01-01"]
-    assert (
-        source.ignored == {"(column pixels: binary)": 1, "(column box: list<element: int64>)": 1}
-        or len(source.ignored) == 2
-    )
+    assert sorted(key.split(":")[0] for key in source.ignored) == ["(column box", "(column pixels"]
     (images / "bad.parquet").write_bytes(b"PAR1 no")
     refused("expected a parquet file", ImageSource.from_list, images / "bad.parquet")
 
@@ -590,16 +585,14 @@ def test_tensors():
         (levels / 255).half(),
     ):
         array = ImageSource.from_dataset(Items([tensor])).read(0)
-        if (
-            tensor.dtype == torch.bfloat16
-        ):  # 8 bits of precision: not exact, but never off by more than its own rounding
+        if tensor.dtype == torch.bfloat16:  # not exact, but never off by more than its own rounding
             assert np.abs(np.asarray(array).reshape(-1).astype(float) - np.arange(256)).max() <= 1
         else:
             assert np.array_equal(array.reshape(-1), np.arange(256))
     between = torch.full((3, 2, 2), 0.3, requires_grad=True)
     array = ImageSource.from_dataset(Items([between])).read(0)
     assert array.dtype == np.float32
-    assert np.asarray(open_rgb(array))[0, 0].tolist() == [76, 76, 76]
+    assert np.asarray(open_rgb(array))[0, 0].tolist() == [77, 77, 77]
 
 
 def test_random_items_are_found_even_when_they_are_coins():
@@ -638,7 +631,8 @@ def test_iterable_data_sets_and_versions_that_are_none():
     from torch.utils.data import IterableDataset
 
     class Stream(IterableDataset):
-        pass
+        def __iter__(self):
+            return iter(())
 
     refused("map-style", ImageSource.from_dataset, Stream())
     refused("version", ImageSource.from_dataset, Items([pil()]), version=3)
@@ -689,9 +683,10 @@ def test_repr(images):
 
 
 def test_listing_imports_neither_torch_nor_pyarrow(images):
+    path = listing(images, "path\na.jpg\n")
     code = (
         "import sys; from featcache.sources import ImageSource; "
-        f"ImageSource.open({str(images)!r}).read(0); ImageSource.open({str(listing(images, 'path' + chr(10) + 'a.jpg'))!r}); "
+        f"ImageSource.open({str(images)!r}).read(0); ImageSource.open({str(path)!r}); "
         "print([m for m in ('torch', 'pyarrow', 'torchvision', 'sklearn', 'h5py') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
