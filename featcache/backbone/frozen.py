@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackboneError, SpecError
+from ..errors import BackboneError, SpecError, WeightsError
 from . import arguments
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class Backbone:
 
     @property
     def report(self) -> LoadReport:
-        """What of the weights was missing, unexpected or of another shape: downstream of the nodes or filled by seed."""
+        """What of the weights was missing, unexpected or of another shape: downstream of the nodes, or filled in."""
         return self._network.report
 
     def module(self) -> nn.Module:
@@ -275,8 +276,9 @@ class Backbone:
 
         Notes
         -----
-        Normalises as torchvision does, then runs in eval and inference mode. Batches are padded to a multiple of 8 with
-        copies of the last image, so on one machine a row does not depend on its neighbours nor on the batch size.
+        Normalises as torchvision does, then runs in eval and inference mode, 8 images at a time (64 on a GPU; the last
+        chunk is padded with copies of its last image), so on one machine a row's bits depend neither on its neighbours
+        nor on the batch size.
         Global settings of torch (threads, random state, TF32, default dtype) are as before when it returns.
 
         Examples
@@ -348,22 +350,28 @@ class Backbone:
             return weights.fetch(url, path, hint=", or pass weights=FILE")
         return self._path
 
-    @property
+    @cached_property
     def _metadata(self) -> dict[str, str]:
         """Metadata of a safetensors file: arch, kwargs, preprocess."""
         from . import weights
 
         return weights.read_metadata(self._local_file()) if self._kind in ("file", "url", "embedded") else {}
 
-    @property
+    @cached_property
     def _arch(self) -> str:
         from . import zoo
 
-        arch = self._metadata.get("arch", "") if self._kind == "embedded" else str(self._model)
+        stated = self._metadata.get("arch")
+        arch = str(stated) if self._kind == "embedded" else str(self._model)
         zoo.check_architecture(arch)
+        if stated not in (None, arch):
+            raise WeightsError(
+                f"weights {self._weights}: expected weights of {arch}, got {stated!r} by their own metadata; pass "
+                f"{stated!r} as the model"
+            )
         return arch
 
-    @property
+    @cached_property
     def _member(self) -> Any:
         """The weights enum member these weights are, by name or by the file's SHA-256; None for others."""
         from . import weights, zoo
@@ -439,12 +447,12 @@ def list_backbones() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        "name", "parameters" (count, None where torchvision does not say), "weights" (enum names, "DEFAULT" first when
-        there are several), "input" (H, W, C) of the default recipe; "embedded" first where the package carries it.
+        "name", "parameters" (count), "weights" (enum names), "default" (the enum name that "DEFAULT" stands for),
+        "input" ([H, W, C] of the default recipe); "embedded" first where the package carries it.
     """
-    from . import zoo
+    from . import weights, zoo
 
-    return zoo.listing()
+    return weights.embedded_row() + zoo.listing()
 
 
 def list_nodes(name: str, model_kwargs: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

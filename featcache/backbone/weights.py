@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -22,8 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import WeightsError, WeightsUnavailable
-from .arguments import sha256_of
+from ..errors import BackboneError, WeightsError, WeightsUnavailable
+from ..preprocess import Preprocess
+from .arguments import embedded_file, sha256_of
 
 __all__ = ["LoadReport", "cache_folder", "fetch", "match", "read", "sha256_of", "unwrap"]
 
@@ -142,6 +144,20 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def embedded_row() -> list[dict[str, Any]]:
+    """Describe the package's own backbone for `list_backbones`; nothing when the package was built without it."""
+    try:
+        path = embedded_file()
+    except BackboneError:
+        return []
+    with safe_open(str(path), framework="np") as file:
+        names = [name for name in file.keys() if not name.endswith(".scale")]  # noqa: SIM118 - not a mapping
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        recipe = json_in(file.metadata() or {}, "preprocess", str(path)) or {}
+    shape = list(Preprocess.from_spec(recipe).shape) if recipe else None
+    return [{"name": "embedded", "parameters": count, "weights": ["embedded"], "default": "embedded", "input": shape}]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -316,10 +332,7 @@ def fetch(url: str, path: Path, *, hint: str = "") -> Path:
     if path.is_file():
         _check_hash(path, sha256, f"weights file {path} (from {address})", "delete it and fetch it again")
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = _part(path)
     try:
         _download(address, part, f"put the file at {path} by hand{hint}")
         _check_hash(part, sha256, f"weights URL {address}", "the download was damaged or the file has changed")
@@ -327,6 +340,20 @@ def fetch(url: str, path: Path, *, hint: str = "") -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _part(path: Path) -> Path:
+    """Create an empty file beside `path` to download into."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
+    except OSError as error:
+        raise WeightsUnavailable(
+            f"weights cache {path.parent}: cannot be written ({error.strerror}); set FEATCACHE_CACHE (TORCH_HOME for "
+            "torchvision's own weights) to a folder that can"
+        ) from error
+    os.close(handle)
+    return Path(name)
 
 
 def _download(address: str, part: Path, advice: str) -> None:

@@ -288,16 +288,19 @@ def guess_architecture(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 def listing() -> list[dict[str, Any]]:
     """Describe every model: see `featcache.backbone.list_backbones`."""
-    return [
-        {
-            "name": name,
-            "parameters": members[0].meta.get("num_params") if members else None,
-            "weights": [member.name for member in members],
-            "input": list(default_recipe(name).shape) if members else None,
-        }
-        for name in architectures()
-        for members in [list(torchvision.models.get_model_weights(name))]
-    ]
+    return [_row(name) for name in architectures()]
+
+
+def _row(name: str) -> dict[str, Any]:
+    enum = torchvision.models.get_model_weights(name)
+    first = _first_member(name)
+    return {
+        "name": name,
+        "parameters": first.meta.get("num_params"),
+        "weights": [member.name for member in enum],
+        "default": enum.DEFAULT.name,
+        "input": list(recipe_of(first).shape),
+    }
 
 
 def _one_line(error: BaseException) -> str:
