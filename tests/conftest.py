@@ -40,3 +40,34 @@ def squeezenet_weights(data_dir) -> Path:
 @pytest.fixture(scope="session")
 def resnet18_partial_weights(data_dir) -> Path:
     return data_dir / "weights" / "resnet18_upto_layer3-onnx_bnfolded.pth"
+
+
+def write_images(folder: Path, n: int, *, classes=("cat", "dog"), size=(80, 64), seed=0, start=0) -> Path:
+    """Write n small random JPEGs (blurred noise, so that codes differ) into one folder per class."""
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    for i in range(start, start + n):
+        place = folder / classes[i % len(classes)]
+        place.mkdir(parents=True, exist_ok=True)
+        noise = generator.integers(0, 256, (8, 8, 3), dtype="u1")
+        Image.fromarray(noise).resize(size).save(place / f"{i:04d}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    return write_images(tmp_path / "images", 12)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone():
+    """A real torchvision architecture on small inputs: fast, and deterministic by its seed."""
+    return make_tiny_backbone()
+
+
+def make_tiny_backbone(seed: int = 0, crop: int = 64, **options):
+    from featcache import Backbone, Preprocess
+
+    recipe = Preprocess(resize=crop, crop=crop)
+    return Backbone("squeezenet1_1", weights="random", init_seed=seed, preprocess=recipe, **options)
