@@ -109,10 +109,10 @@ def _walk(base: str, ignored: Counter[str]) -> Iterator[str]:
                 ignored["(hidden)"] += 1
             elif _is_folder(entry):
                 pending.append((entry.path, f"{prefix}{entry.name}{os.sep}", (*above, identity)))
-            elif is_candidate(entry.path):
+            elif (extension := _extension(entry.name)) in EXTENSIONS or _is_image_by_content(extension, entry.path):
                 yield prefix + entry.name
             else:
-                ignored[_extension(entry.name) or "(no extension)"] += 1
+                ignored[shown(extension) or "(no extension)"] += 1
 
 
 def _identity(folder: str) -> tuple[int, int]:
@@ -158,7 +158,11 @@ def is_candidate(path: str) -> bool:
     bool
     """
     extension = _extension(path)
-    return extension in EXTENSIONS or (extension not in _OTHER and _begins_like_image(path))
+    return extension in EXTENSIONS or _is_image_by_content(extension, path)
+
+
+def _is_image_by_content(extension: str, path: str) -> bool:
+    return extension not in _OTHER and _begins_like_image(path)
 
 
 def _begins_like_image(path: str) -> bool:
@@ -172,8 +176,7 @@ def _begins_like_image(path: str) -> bool:
 
 
 def _extension(name: str) -> str:
-    """Return the extension in lower case, safe to print."""
-    return shown(os.path.splitext(name)[1].lower())  # noqa: PTH122 - 10^5 times
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - 10^5 times
 
 
 def structure(ids: Sequence[str]) -> dict[str, list[str]]:
