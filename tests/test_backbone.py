@@ -206,7 +206,8 @@ def test_an_inplace_operation_after_a_node_does_not_reach_its_codes():
     )
     one, two = alone.encode(pixels()), both.encode(pixels())
     assert one["bn1"].min() < 0
-    assert np.array_equal(one["bn1"], two["bn1"]) and np.array_equal(one["layer1.0.bn1"], two["layer1.0.bn1"])
+    for node, codes in one.items():  # the shorter cut runs in another memory layout, so not bit for bit
+        np.testing.assert_allclose(codes, two[node], atol=1e-5)
     model = zoo.build_random("resnet18", {}, 0)
     want = cut.run_with_hooks(model, torch.from_numpy(SMALL.normalize(pixels())), ["layer1.0.bn2"])["layer1.0.bn2"]
     np.testing.assert_allclose(two["layer1.0.bn2"], want.detach().numpy(), atol=1e-4)

@@ -27,8 +27,8 @@ __all__ = ["MODES", "Network", "from_architecture", "from_module", "node_table"]
 MODES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: The forward pass always sees exactly this many images, the last chunk padded: the same kernels run whatever the batch
-#: size, so a row's bits depend neither on it nor on the neighbours. Measured on a CPU: MobileNetV2 gives other bits for 8
-#: than for 16 or 32 images at once, and 8 fit the cache best (47 images/s, against 25 with 32).
+#: size, so a row's bits depend neither on it nor on the neighbours. Measured on a CPU: MobileNetV2 gives other bits for
+#: 8 than for 16 or 32 images at once, and 8 fit the cache best (47 images/s, against 25 with 32).
 _CHUNK = {"cpu": 8}
 _CHUNK_ELSEWHERE = 64
 
@@ -198,7 +198,7 @@ def from_architecture(
     height, width, channels = preprocess.shape
     skeleton = zoo.build_skeleton(arch, kwargs, channels)
     traced = cut.trace(skeleton, arch, (torchvision.ops,))
-    _propagate(traced, torch.empty(2, channels, height, width, device="meta"), arch)
+    _propagate(traced, torch.empty(2, channels, height, width, device="meta", dtype=torch.float32), arch)
     wanted = skeleton.state_dict()
     resolved = _resolve(traced.resolve, nodes)
     upstream = traced.upstream(resolved)
@@ -282,7 +282,7 @@ def node_table(arch: str, kwargs: Mapping[str, Any], preprocess: Preprocess) -> 
     """Describe every node of an architecture, without any weights: see `featcache.backbone.list_nodes`."""
     height, width, channels = preprocess.shape
     traced = cut.trace(zoo.build_skeleton(arch, kwargs, channels), arch, (torchvision.ops,))
-    _propagate(traced, torch.empty(2, channels, height, width, device="meta"), arch)
+    _propagate(traced, torch.empty(2, channels, height, width, device="meta", dtype=torch.float32), arch)
     penultimate = traced.penultimate()
     return [
         {
@@ -397,6 +397,9 @@ def _describe(lacking: Sequence[str], report: weights.LoadReport) -> str:
 
 
 def _advice(matched: weights.Matched, arch: str) -> str:
+    channels = _stem_channels(matched.report)
+    if channels is not None:
+        return f"they take {channels} channels, pass preprocess=Preprocess(..., channels={channels})"
     guess = zoo.guess_architecture({k: tuple(v.shape) for k, v in matched.given.items()})
     if guess and guess != arch:
         return f"they look like weights of {guess!r}, pass that as the model"
@@ -408,6 +411,17 @@ def _guessed(matched: weights.Matched, arch: str) -> str:
         return ""
     guess = zoo.guess_architecture({k: tuple(v.shape) for k, v in matched.given.items()})
     return f" (they look like weights of {guess!r})" if guess and guess != arch else ""
+
+
+def _stem_channels(report: weights.LoadReport) -> int | None:
+    """Return the number of input channels that weights were made for, when only that differs from the architecture."""
+    if len(report.mismatched) > 3:  # the stem, and perhaps the classifier's weight and bias
+        return None
+    for _, expected, got in report.mismatched:
+        others_agree = expected[:1] + expected[2:] == got[:1] + got[2:]
+        if len(expected) == len(got) == 4 and others_agree and expected[1] in (1, 3):
+            return got[1]
+    return None
 
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor], fill: Mapping[str, Tensor] | None) -> None:
