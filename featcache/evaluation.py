@@ -246,6 +246,8 @@ def _run(rows: Rows, draw: _Draw, name: str, head: Any, protocol: EvalProtocol) 
     """Fit one head on one draw and predict the test rows."""
     X, y = rows.X[draw.train], rows.y[draw.train]
     loo = rows.groups is None and not (draw.shots == "all" and "val" in rows.parts)
+    if isinstance(head, str) and head == "softmax":
+        import torch  # noqa: F401  (seconds, once per process, and no part of the fit)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         start = time.perf_counter()

@@ -120,8 +120,8 @@ class Result:
     def from_json(cls, text: str) -> Result:
         """Return the Result that `to_json` wrote."""
         document = json.loads(text)
-        parts = (tuple(document.get(key, ())) for key in ("results", "comparisons", "notes"))
-        return cls(*parts, settings=document.get("settings", {}))
+        rows, comparisons, notes = (tuple(document.get(key, ())) for key in ("results", "comparisons", "notes"))
+        return cls(rows, comparisons, notes, document.get("settings", {}))
 
     def plot(self, path: str | Path) -> Path:
         """Draw learning curves: metric against rows per class, one line per head, one panel per data set.

@@ -137,9 +137,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _check_settings(self) -> None:
-        for name, low_open in (("C", 0.0), ("tol", 0.0), ("max_iter", 0.0)):
+        for name in ("C", "tol", "max_iter"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not value > low_open or not np.isfinite(float(value)):
+            if not isinstance(value, Real) or not 0.0 < float(value) < np.inf:
                 raise ValueError(f"SoftmaxClassifier: expected a finite {name} above 0, got {value!r}")
 
     def _class_weights(self, y: np.ndarray, sample_weight: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ returns a `FittedHead`; `linear_form` writes a linear one as a single affine map
 from __future__ import annotations
 
 from .auto import AutoClassifier
-from .estimators import CentroidClassifier, LDAClassifier
+from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
 from .fitted import FittedHead, fit
 from .linear import linear_form, normalised_form
 from .metrics import METRICS
@@ -21,6 +21,7 @@ __all__ = [
     "FittedHead",
     "HeadInfo",
     "LDAClassifier",
+    "ShrunkScaler",
     "fit",
     "linear_form",
     "make_head",

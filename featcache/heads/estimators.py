@@ -1,4 +1,4 @@
-"""Two classifiers that scikit-learn lacks in a form fit for few shots: nearest class mean and shrunken LDA."""
+"""What scikit-learn lacks in a form fit for few shots: a shrunken scaler, nearest class mean, shrunken LDA."""
 
 from __future__ import annotations
 
@@ -6,10 +6,58 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-__all__ = ["CentroidClassifier", "LDAClassifier", "ledoit_wolf_share"]
+__all__ = ["CentroidClassifier", "LDAClassifier", "ShrunkScaler", "ledoit_wolf_share"]
+
+
+class ShrunkScaler(StandardScaler):
+    """StandardScaler whose variances are shrunk towards their mean over all features.
+
+    A deviation estimated from ten rows is mostly noise, and dividing by it blows up features that happened to be quiet:
+    with one row per class plain standardisation costs linear heads over ten points of accuracy on CNN codes. Here the
+    mean variance counts as `prior_rows` rows, so that few rows are nearly only centred and thousands standardised.
+
+    Parameters
+    ----------
+    prior_rows : float, default=20.0
+        Weight of the mean variance in rows; 0 is StandardScaler.
+    copy, with_mean, with_std : bool, default=True
+        As in StandardScaler.
+
+    Attributes
+    ----------
+    mean_, var_, scale_ : ndarray of shape (n_features,)
+        As in StandardScaler; `scale_` is the square root of the shrunken variance.
+
+    Examples
+    --------
+    >>> ShrunkScaler(prior_rows=2).fit([[0.0, 0.0], [2.0, 0.0]]).scale_.round(3).tolist()
+    [0.866, 0.5]
+    """
+
+    def __init__(
+        self, prior_rows: float = 20.0, *, copy: bool = True, with_mean: bool = True, with_std: bool = True
+    ) -> None:
+        super().__init__(copy=copy, with_mean=with_mean, with_std=with_std)
+        self.prior_rows = prior_rows
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.array_api_support = False  # the shrinking is written for NumPy
+        return tags
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> ShrunkScaler:
+        """Compute means and shrunken deviations of X (n_samples, n_features)."""
+        super().fit(X, y, sample_weight)
+        common = float(np.mean(self.var_)) if self.with_std else 0.0
+        if common > 0.0:
+            n = float(np.max(self.n_samples_seen_))
+            self.scale_ = np.sqrt((n * self.var_ + self.prior_rows * common) / (n + self.prior_rows))
+            self.scale_[self.scale_ == 0.0] = 1.0
+        return self
 
 
 class _LinearScores(ClassifierMixin, BaseEstimator):
@@ -42,7 +90,8 @@ class _LinearScores(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class of the highest score, shape (n_samples,)."""
-        return self.classes_[self._class_scores(X).argmax(axis=1)]
+        scores = self._class_scores(X)
+        return self.classes_[scores.argmax(axis=1)]
 
 
 class CentroidClassifier(_LinearScores):

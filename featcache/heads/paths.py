@@ -20,6 +20,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from .estimators import ShrunkScaler
+
 __all__ = ["estimator_path", "hinge_path", "knn_path", "logistic_path", "rbf_path", "ridge_loo", "ridge_path"]
 
 #: One step of a path: predicted codes (n_val,) and a loss (smaller is better; 0.0 where the head has none).
@@ -49,12 +51,9 @@ class _Rotated:
 
 
 def standardised(X: np.ndarray, X_val: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and scale both by the mean and deviation of X, in float64; constant features stay unscaled."""
-    X = X.astype(np.float64)
-    mean, deviation = X.mean(axis=0), X.std(axis=0)
-    # The same guard against rounding as StandardScaler's: a constant feature must not be blown up.
-    deviation[deviation <= 10 * np.finfo(np.float64).eps * np.maximum(np.abs(mean), 1.0)] = 1.0
-    return (X - mean) / deviation, (X_val - mean) / deviation
+    """Standardise both by the rows X as the heads do, in float64."""
+    scaler = ShrunkScaler().fit(X.astype(np.float64))
+    return scaler.transform(X.astype(np.float64)), scaler.transform(X_val.astype(np.float64)) if len(X_val) else X_val
 
 
 def _codes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,7 @@ _ALLOWED: dict[str, str] = {
         "sklearn.discriminant_analysis": ("LinearDiscriminantAnalysis",),
         "sklearn.naive_bayes": ("GaussianNB",),
         "featcache.softmax": ("SoftmaxClassifier",),
-        "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier"),
+        "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
         "featcache.heads.auto": ("AutoClassifier",),
     }.items()
     for name in names
@@ -51,8 +51,9 @@ _ALLOWED: dict[str, str] = {
 #: dtypes that safetensors holds and heads use.
 _DTYPES = {"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 
-_FIELDS = ("head", "params", "scores", "metric", "n_train", "training_digest", "n_features", "spec", "locator", "node")
-_FIELDS += ("fingerprint", "notes")
+_FIELDS = tuple(
+    "head params scores metric n_train training_digest n_features spec locator node fingerprint notes".split()
+)
 
 
 def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:

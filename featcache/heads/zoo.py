@@ -15,7 +15,7 @@ from sklearn.svm import SVC, LinearSVC
 from ..errors import HeadError
 from ..softmax import SoftmaxClassifier
 from . import paths
-from .estimators import CentroidClassifier, LDAClassifier
+from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
 
 __all__ = ["HEADS", "HeadInfo", "head_info", "make_head"]
 
@@ -61,7 +61,7 @@ class HeadInfo:
 
 
 def _standardised(step: str, head: Any) -> Pipeline:
-    return Pipeline([("scale", StandardScaler()), (step, head)])
+    return Pipeline([("scale", ShrunkScaler()), (step, head)])
 
 
 def _logreg(random_state: int, params: Mapping[str, Any]) -> Pipeline:

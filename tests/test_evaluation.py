@@ -1,0 +1,146 @@
+"""compare(): paired splits, honest intervals, notes, and no leak."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from featcache.errors import HeadError
+from featcache.evaluation import EvalProtocol, compare
+from featcache.features import FeatureSet
+
+X, Y = load_digits(return_X_y=True)
+X, Y = X[:500].astype("float32"), Y[:500].astype(str)
+IDS = np.asarray([f"{i:04d}" for i in range(500)])
+SPLITS = np.asarray((["train"] * 5 + ["val", "test", "test", "test", "train"]) * 50)
+
+
+def digits(**fields):
+    return FeatureSet(**{"X": X, "y": Y, "ids": IDS, "name": "digits", **fields})
+
+
+def strip(result):
+    return [{k: v for k, v in row.items() if k != "fit_seconds"} for row in result.rows]
+
+
+def test_shape_of_the_result_without_named_splits():
+    result = compare(digits(), ["lda", "centroid"], shots=[1, 5, "all"], seeds=3)
+    assert [(r["shots"], r["head"]) for r in result.rows] == [
+        (s, h) for s in (1, 5, "all") for h in ("lda", "centroid")
+    ]
+    row = result.rows[-1]
+    assert row["n_train"] + row["n_test"] == 500 and len(row["scores"]) == 3
+    assert row["ci95"][0] <= row["mean"] <= row["ci95"][1] and row["std"] == pytest.approx(
+        np.std(row["scores"], ddof=1)
+    )
+
+
+def test_named_splits_have_one_draw_of_all_and_a_bootstrap():
+    result = compare(digits(splits=SPLITS), ["lda", "ridge"], shots=[2, "all"], seeds=3)
+    few, whole = result.rows[0], result.rows[-1]
+    assert few["n_train"] == 20 and few["n_test"] == whole["n_test"] == 150
+    assert whole["n_train"] == 350 and whole["std"] is None and "bootstrap" in whole["ci_method"]
+    assert any("val rows" in note for note in result.notes)
+
+
+def test_deterministic_whatever_the_order_of_rows_and_processes():
+    order = np.random.default_rng(0).permutation(500)
+    heads, kwargs = ["ridge", "knn"], {"shots": [3, "all"], "seeds": 2}
+    first = strip(compare(digits(), heads, **kwargs))
+    assert first == strip(compare(digits(X=X[order], y=Y[order], ids=IDS[order]), heads, **kwargs))
+    assert first == strip(compare(digits(), heads, n_jobs=2, **kwargs))
+
+
+def test_test_labels_choose_nothing():
+    """The predictions stay; only what they are compared with changes."""
+    from featcache import evaluation
+
+    predicted = []
+    original = evaluation._run
+
+    def spy(*args):
+        run = original(*args)
+        predicted.append(run.predicted)
+        return run
+
+    shuffled, test = Y.copy(), SPLITS == "test"
+    shuffled[test] = np.random.default_rng(0).permutation(shuffled[test])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_run", spy)
+        for labels in (Y, shuffled):
+            compare(digits(y=labels, splits=SPLITS), ["logreg", "auto"], shots=[4, "all"], seeds=2)
+    half = len(predicted) // 2
+    assert all(np.array_equal(a, b) for a, b in zip(predicted[:half], predicted[half:], strict=True))
+
+
+def test_groups_never_stand_on_both_sides():
+    """Labels that can only be learnt from a row of the same group: group-aware draws must score at chance."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 30))
+    groups = np.repeat(np.arange(40), 5)
+    x = (centres[groups] + 0.01 * rng.normal(size=(200, 30))).astype("float32")
+    y = np.asarray(["a", "b"])[rng.integers(0, 2, 40)][groups]
+    together = compare(FeatureSet(x, y, groups=groups), ["knn"], seeds=5).best()["mean"]
+    apart = compare(FeatureSet(x, y), ["knn"], seeds=5).best()["mean"]
+    assert apart > 0.95 and together < 0.75
+
+
+def test_heads_that_are_the_same_cannot_be_told_apart():
+    result = compare(digits(), ["logreg", "softmax", "knn"], shots=[5], seeds=3)
+    pair = next(c for c in result.comparisons if {c["best"], c["other"]} <= {"logreg", "softmax"})
+    assert not pair["distinguishable"] and "cannot be told" in result.statements()[0]
+
+
+def test_noise_is_told_from_signal():
+    rng = np.random.default_rng(0)
+    noise = digits(X=rng.normal(size=(500, 8)).astype("float32"), name="noise")
+    result = compare([digits(), noise], ["centroid"], shots=["all"], seeds=3)
+    assert [row["dataset"] for row in result.rows] == ["digits", "noise"]
+    assert result.rows[0]["ci95"][0] > result.rows[1]["ci95"][1]
+
+
+def test_stopping_early_is_a_note_and_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = compare(digits(), [LogisticRegression(max_iter=1, C=100.0)], shots=[5], seeds=2)
+    assert any("LogisticRegression stopped 2 times before convergence" in note for note in result.notes)
+
+
+def test_small_and_lopsided_sets():
+    labels = Y.copy()
+    labels[:496] = np.where(np.arange(496) % 2, "a", "b")
+    labels[496:] = ["c", "c", "d", ""]
+    result = compare(digits(y=labels), ["lda", "knn"], shots=[1, 5], seeds=2, metric="balanced_accuracy")
+    assert any("fewer rows" in note for note in result.notes)
+    assert any("without a label" in note for note in result.notes)
+
+
+def test_progress_counts_all_fits():
+    seen = []
+    compare(digits(), ["lda"], shots=[1, 2], seeds=2, progress=lambda *args: seen.append(args))
+    assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: compare(digits(), ["lda", "lda"]), "twice"),
+        (lambda: compare(digits(), []), "one or more"),
+        (lambda: compare({}, ["lda"]), "got none"),
+        (lambda: compare(digits(), ["lda"], shots=["many"]), "shots"),
+        (lambda: compare(digits(), ["lda"], shots=[0]), "shots"),
+        (lambda: compare(digits(), ["lda"], seeds=0), "seeds"),
+        (lambda: compare(digits(), ["lda"], metric="auc"), "metric"),
+        (lambda: compare(digits(y=["x"] * 500), ["lda"]), "only 'x'"),
+        (lambda: compare(digits(), ["nope"]), "logreg"),
+        (lambda: EvalProtocol(test_size=1.0), "test_size"),
+    ],
+)
+def test_errors_are_one_clear_line(call, reason):
+    with pytest.raises(HeadError, match=reason) as caught:
+        call()
+    assert "\n" not in str(caught.value)
