@@ -11,7 +11,6 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
-
 from threadpoolctl import threadpool_limits
 
 from featcache.softmax import SoftmaxClassifier

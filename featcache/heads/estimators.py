@@ -164,7 +164,8 @@ class LDAClassifier(_LinearScores):
         self.shrinkage_ = 1.0
         if overall > 0:
             auto = self.shrinkage == "auto"
-            self.shrinkage_ = ledoit_wolf_share(residuals) if auto else float(self.shrinkage)
+            # A share of exactly 0 (residuals all along one line) would leave the other directions without a scale.
+            self.shrinkage_ = max(ledoit_wolf_share(residuals), 1e-4) if auto else float(self.shrinkage)
         # Directions common to all classes cancel; taking the mean out first keeps the products small.
         centre = means.mean(axis=0)
         self.coef_ = _solve_covariance(residuals, self.shrinkage_, means - centre)

@@ -52,7 +52,20 @@ _ALLOWED: dict[str, str] = {
 _DTYPES = {"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 
 _FIELDS = tuple(
-    "head params scores metric n_train training_digest n_features spec locator node fingerprint notes".split()
+    [
+        "head",
+        "params",
+        "scores",
+        "metric",
+        "n_train",
+        "training_digest",
+        "n_features",
+        "spec",
+        "locator",
+        "node",
+        "fingerprint",
+        "notes",
+    ]
 )
 
 
