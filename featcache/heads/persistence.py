@@ -51,21 +51,19 @@ _ALLOWED: dict[str, str] = {
 #: dtypes that safetensors holds and heads use.
 _DTYPES = {"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
 
-_FIELDS = tuple(
-    [
-        "head",
-        "params",
-        "scores",
-        "metric",
-        "n_train",
-        "training_digest",
-        "n_features",
-        "spec",
-        "locator",
-        "node",
-        "fingerprint",
-        "notes",
-    ]
+_FIELDS = (
+    "head",
+    "params",
+    "scores",
+    "metric",
+    "n_train",
+    "training_digest",
+    "n_features",
+    "spec",
+    "locator",
+    "node",
+    "fingerprint",
+    "notes",
 )
 
 
