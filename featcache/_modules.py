@@ -17,6 +17,9 @@ class Standardise(nn.Module):
         ``(x - shift) / scale`` is then divided by its length.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.register_buffer("shift", shift.to(torch.float32))

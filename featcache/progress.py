@@ -86,7 +86,8 @@ class Bar:
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move the bar."""
         if self._task is not None:
-            self._progress.update(self._task, advance=steps, **({"note": note} if note else {}))
+            fields: dict[str, Any] = {"note": note} if note else {}
+            self._progress.update(self._task, advance=steps, **fields)
 
 
 def progress_for(progress: bool | str | Progress | None) -> Progress:

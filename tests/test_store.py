@@ -332,7 +332,9 @@ def test_text_round_trips(texts):
 def test_a_change_is_what_turns_one_table_into_the_other():
     old, new = entries_for([1, 2, 3]), entries_for([2, 3, 4], labels=["c2", "other", "c1"])
     change = Change.between(old, new, keep_old=False)
-    assert change.upserts.ids.tolist() == ["img00003.jpg", "img00004.jpg"] and change.removed.tolist() == ["img00001.jpg"]
+    assert change.upserts.ids.tolist() == ["img00003.jpg", "img00004.jpg"] and change.removed.tolist() == [
+        "img00001.jpg"
+    ]
     assert change.apply(old).ids.tolist() == new.ids.tolist()
     assert not Change.between(new, new, keep_old=False)
 
@@ -356,7 +358,9 @@ def test_a_header_that_points_outside_the_file_is_refused(store, tmp_path):
         "block": 4096,
         "meta": "",
         "attributes": source.attributes,
-        "regions": [{"name": "key", "offset": len(data) - 8, "bytes": 96, "dtype": "uint8", "shape": [3, 32], "xxh3": ""}],
+        "regions": [
+            {"name": "key", "offset": len(data) - 8, "bytes": 96, "dtype": "uint8", "shape": [3, 32], "xxh3": ""}
+        ],
     }
     from featcache.store.container import _pack
 

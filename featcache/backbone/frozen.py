@@ -437,7 +437,9 @@ class Backbone:
         else:
             options["version"] = wanted["version"]
         backbone = cls(model, found, **options)
-        arguments.check_same(backbone.spec, spec, str(locator.get("value")))
+        # A store's spec holds more (precision, dtype), which is no matter of the network's.
+        recorded = {"backbone": wanted, "preprocess": spec["preprocess"]}
+        arguments.check_same(backbone.spec, recorded, str(locator.get("value")))
         return backbone
 
 

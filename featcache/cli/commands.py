@@ -298,18 +298,20 @@ def compare(
 ) -> None:
     """Compare heads on the same splits of a store's codes."""
     from ..evaluation import compare as run_compare
+    from ..progress import progress_for
     from ..store import FeatureStore
     from . import show
 
     data = [FeatureStore.open(s).load(view, node=node, label=label, group=group, split=split) for s in stores]
-    result = run_compare(
-        data[0] if len(data) == 1 else data,
-        _words(heads, "--heads"),
-        shots=_shots(shots),
-        seeds=seeds,
-        metric=metric,
-        progress=False if quiet else "auto",
-    )
+    with progress_for(False if quiet else "auto") as bar:
+        result = run_compare(
+            data[0] if len(data) == 1 else data,
+            _words(heads, "--heads"),
+            shots=_shots(shots),
+            seeds=seeds,
+            metric=metric,
+            progress=_steps(bar),
+        )
     if plot is not None:
         result.plot(plot)
     if as_json:
@@ -320,6 +322,17 @@ def compare(
         show.note(line)
     if plot is not None:
         show.note(f"learning curves: {plot}")
+
+
+def _steps(bar: Any) -> Any:
+    """Return a callback (done, total, what) that moves a bar."""
+
+    def report(done: int, total: int, what: str) -> None:
+        if done == 1:
+            bar.start("comparing", total)
+        bar.advance(1, what)
+
+    return report
 
 
 def _words(text: str, option: str) -> list[str]:

@@ -115,9 +115,8 @@ def fitted_head(fitted: Any, path: str) -> None:
     """Print what was fitted."""
     settings = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fitted.params.items())
     scores = ", ".join(f"{name} {fitted.metric} {value:.4f}" for name, value in fitted.scores.items())
-    say(
-        f"{path}: {fitted.head}{f' ({settings})' if settings else ''} on {fitted.n_train} images; {scores or 'no score'}"
-    )
+    name = f"{fitted.head} ({settings})" if settings else fitted.head
+    say(f"{path}: {name} on {fitted.n_train} images; {scores or 'no score'}")
     for line in fitted.notes:
         note(line)
 

@@ -6,6 +6,7 @@ order, so that a run is deterministic. One pass over an image's bytes yields bot
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
@@ -26,6 +27,11 @@ __all__ = ["Read", "Writer", "key_of", "read_all"]
 
 PUBLISH_BYTES = 64 << 20
 FIRST_PUBLISH_SECONDS, LAST_PUBLISH_SECONDS = 5.0, 300.0
+
+
+def key_by_version(version: str, image_id: str) -> bytes:
+    """Return the key of an image that its owner identifies by a version text instead of its content."""
+    return digest_bytes(json.dumps(["featcache-version-1", version, image_id], ensure_ascii=False).encode())
 
 
 def key_of(payload: Any) -> bytes:
@@ -111,8 +117,13 @@ def read_all(
     def read(index: int) -> Read:
         key = None
         try:
+            if source.version:
+                key = key_by_version(source.version, source.ids[index])
+                if decode is None or stored(key):
+                    on_key(index, key)
+                    return Read(index, key)
             payload = source.read(index)
-            key = key_of(payload)
+            key = key or key_of(payload)
             on_key(index, key)
             if decode is None or stored(key) or not seen.claim(key):
                 return Read(index, key)

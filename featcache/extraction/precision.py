@@ -81,10 +81,10 @@ def worst_cosine(exact: np.ndarray, other: np.ndarray) -> float:
     float
         1.0 for rows that agree to rounding, also where a centred row has no direction (all images alike).
     """
+    if not len(exact):
+        return 1.0
     a = np.asarray(exact, dtype=np.float64).reshape(len(exact), -1)
     b = np.asarray(other, dtype=np.float64).reshape(len(other), -1)
-    if not len(a):
-        return 1.0
     if not np.isfinite(b).all():
         return -1.0
     size = np.linalg.norm(a, axis=1)

@@ -165,7 +165,7 @@ class Extraction:
             compute=compute,
             unreadable=int((~self.tally.readable).sum()),
             bytes=compute * (width + 35),
-            seconds=None if seconds is None else round(seconds, 1),
+            seconds=None if seconds is None else round(seconds, 3),
             fingerprint=identity.fingerprint(spec),
             precision={"class": self.encoder.precision_class},
         )
@@ -208,7 +208,7 @@ class Extraction:
             self.store.prepare(spec)
         head = self._parent()
         todo = self._look_up_known_files()
-        self._stream(todo)
+        self._stream(todo, head)
         entries = self._entries()
         snapshot = self.store.commit(
             entries,
@@ -231,7 +231,7 @@ class Extraction:
         if request is not None:
             self.store.requests.put(request, self.store.fingerprint)
 
-    def _stream(self, unknown: np.ndarray) -> None:
+    def _stream(self, unknown: np.ndarray, head: Snapshot | None) -> None:
         """Read what has no known key, and what is known but not stored; compute and publish what is missing."""
         store = self.store
         assert store is not None
@@ -255,7 +255,7 @@ class Extraction:
             try:
                 for batch in self._batches(reads, bar):
                     if writer is None:
-                        self.encoder.prepare(len(indices), known[store.has(self.tally.keys[known])])
+                        self.encoder.prepare(len(indices), self._likely_stored(head))
                         start = time.perf_counter()
                         self._clock["wait"] = 0.0
                         writer = Writer(store, self.encoder.computed(), self.settings.publish_seconds)
@@ -266,6 +266,14 @@ class Extraction:
                     writer.close()
                     self._clock["write"] = writer.seconds
                 self._clock["stream"] = time.perf_counter() - start
+
+    def _likely_stored(self, head: Snapshot | None) -> np.ndarray:
+        """Return images of the source whose codes are probably in the store, for the audit."""
+        assert self.store is not None
+        likely = self.tally.readable & self.store.has(self.tally.keys)
+        if head is not None:
+            likely |= np.isin(np.asarray(self.source.ids), head.entries.ids[head.entries.stored])
+        return np.flatnonzero(likely)
 
     def _batches(self, reads: Iterator[Read], bar: Progress) -> Iterator[list[Read]]:
         """Group the images that must be computed; note what became of all others."""
