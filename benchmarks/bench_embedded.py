@@ -37,6 +37,7 @@ import torchvision
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -69,12 +70,13 @@ class Centroid(ClassifierMixin, BaseEstimator):
 
 
 def logreg(C: float = 1.0):
-    return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=300))
+    """Return standardisation and logistic regression; PCA only rotates into the rows' span: same optimum, faster."""
+    return make_pipeline(StandardScaler(), PCA(), LogisticRegression(C=C, max_iter=300))
 
 
 def plain_logreg():
     """Return logistic regression on values as they are, where raw pixels (0 to 1) may do better than standardised."""
-    return LogisticRegression(C=10.0, max_iter=1000)
+    return make_pipeline(PCA(), LogisticRegression(C=10.0, max_iter=1000))
 
 
 HEADS = {"logreg": logreg, "logreg-plain": plain_logreg, "centroid": Centroid}

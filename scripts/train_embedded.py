@@ -188,6 +188,7 @@ class Trainer:
         self.student = student.eval()
         self.lower, self.upper = student.backbone.features[:CUT], student.backbone.features[CUT:]
         self.glyphs, self.labels, self.generator, self.rate = glyphs, labels, generator, rate
+        self.n_pictures = len(pictures)
         self.targets = torch.cat([targets, targets]).float()  # a mirrored picture has the features of the picture
         self.mean, self.std = self.targets.mean(0), self.targets.std(0) + 0.05
         mirrored = torch.cat([pictures, pictures.flip(3)])
@@ -293,7 +294,7 @@ def describe(trainer: Trainer, steps: int) -> str:
     return (
         "A small MobileNetV2 (width 0.5, 112 px) for demos and first tries; a real pretrained network is better on "
         f"photos. Cut from an ImageNet MobileNetV2 and trained {steps} steps to imitate its features on "
-        f"{len(trainer.pictures)} views of product photos, X-rays, three scenic photos and invented pictures, and to "
+        f"{trainer.n_pictures} views of product photos, X-rays, three scenic photos and invented pictures, and to "
         f"tell apart {int(trainer.labels.max()) + 1} letters, symbols, doodles and omniglot characters. No image of a "
         "digit was used in training."
     )

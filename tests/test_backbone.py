@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from featcache.backbone import Backbone, cut, list_backbones, list_nodes, weights, zoo
-from featcache.errors import BackboneError, FeatcacheError, SpecError, WeightsError, WeightsUnavailable
+from featcache.errors import BackboneError, FeatcacheError, PreprocessError, SpecError, WeightsError, WeightsUnavailable
 from featcache.preprocess import Preprocess
 
 SMALL = Preprocess(resize=72, crop=64)
@@ -707,3 +707,11 @@ def test_listings():
     }
     assert set(torchvision.models.list_models(module=torchvision.models)) <= set(rows)
     assert json.dumps(list(rows.values()))
+
+
+def test_a_mapping_changes_fields_of_the_default_recipe():
+    changed = Backbone("squeezenet1_1", weights="random", preprocess={"crop": 192})
+    assert changed.preprocess == Preprocess(resize=256, crop=192)
+    assert changed.request() != Backbone("squeezenet1_1", weights="random").request()
+    with pytest.raises(PreprocessError, match="crap"):
+        Backbone("squeezenet1_1", weights="random", preprocess={"crap": 1}).preprocess  # noqa: B018

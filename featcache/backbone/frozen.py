@@ -44,10 +44,11 @@ class Backbone:
         generalised mean with p = 3, "cls" the first token, "none" keeps the map. Does nothing to a vector.
     version : str, optional
         Names your own network and its code; change it whenever they change. Weights are covered by a digest anyway.
-    preprocess : Preprocess, optional
-        How images become inputs. By default the recipe of the enum weights; for a file the recipe in its own metadata,
-        or that of the published weights it is a copy of, or the architecture's default, which is that of IMAGENET1K_V1
-        (its first published weights where there are none of that name). Another number of channels than 3 replaces
+    preprocess : Preprocess or mapping, optional
+        How images become inputs; a mapping, e.g. ``{"crop": 192}``, changes fields of the default recipe. That is the
+        one of the enum weights; for a file the recipe in its own metadata, or that of the published weights it is a
+        copy of, or the architecture's default, which is that of IMAGENET1K_V1 (its first published weights where there
+        are none of that name). Another number of channels than 3 replaces
         the first convolution by one of that width.
     init_seed : int, optional
         Seed of "random" weights (then 0 by default), and of the random numbers that stand in for tensors which the
@@ -86,7 +87,7 @@ class Backbone:
         nodes: str | Sequence[str] = "penultimate",
         pooling: str | Mapping[str, str] = "avg",
         version: str | None = None,
-        preprocess: Preprocess | None = None,
+        preprocess: Preprocess | Mapping[str, Any] | None = None,
         init_seed: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -94,13 +95,15 @@ class Backbone:
         self._kind, self._weights = arguments.classify(model, weights)
         self._asked_nodes = arguments.checked_nodes(nodes)
         self._pooling = arguments.checked_pooling(pooling)
-        self._version, self._given_preprocess = version, preprocess
+        self._version = version
+        self._changes = dict(preprocess) if isinstance(preprocess, Mapping) else {}
+        self._given_preprocess = None if isinstance(preprocess, Mapping) else preprocess
         self._seed = arguments.checked_seed(init_seed)
         self._given_kwargs = arguments.checked_kwargs(model_kwargs)
         self._check_own_model()
         self._lock = threading.RLock()
         self._loaded: Network | None = None
-        self._recipe: Preprocess | None = preprocess
+        self._recipe: Preprocess | None = self._given_preprocess
         self._sha256: str | None = None
 
     def _check_own_model(self) -> None:
@@ -151,7 +154,7 @@ class Backbone:
             "weights": self._weights_identity(),
             "nodes": list(self._asked_nodes),
             "pooling": self._pooling,
-            "preprocess": None if self._given_preprocess is None else self._given_preprocess.spec(),
+            "preprocess": self._changes if self._given_preprocess is None else self._given_preprocess.spec(),
             "init_seed": self._seed,
             "kwargs": self._given_kwargs,
             "versions": {name: arguments.version_of(name) for name in ("torch", "torchvision", "featcache")},
@@ -219,7 +222,7 @@ class Backbone:
         """The recipe from an image to this network's input; known without loading the weights (except for a URL)."""
         if self._recipe is None:
             with self._lock:
-                self._recipe = self._default_recipe()
+                self._recipe = self._changed(self._default_recipe())
         return self._recipe
 
     @property
@@ -388,6 +391,9 @@ class Backbone:
 
         stated = weights.json_in(self._metadata, "kwargs", str(self._weights)) or {}
         return {**zoo.implied_kwargs(self._arch, self._member), **stated, **self._given_kwargs}
+
+    def _changed(self, recipe: Preprocess) -> Preprocess:
+        return type(recipe).from_spec({**recipe.spec(), **self._changes}) if self._changes else recipe
 
     def _default_recipe(self) -> Preprocess:
         from ..preprocess import Preprocess

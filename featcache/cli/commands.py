@@ -65,14 +65,14 @@ def _backbone(
     """Build the Backbone that the options describe."""
     from ..backbone import Backbone
 
-    wanted = tuple(n.strip() for n in nodes.split(",") if n.strip()) if nodes else "penultimate"
-    options: dict[str, Any] = {"nodes": wanted, "pooling": pooling, "init_seed": init_seed}
-    backbone = Backbone(name, weights or "DEFAULT", **options)
-    if not changes:
-        return backbone
-    from dataclasses import replace
-
-    return Backbone(name, weights or "DEFAULT", preprocess=replace(backbone.preprocess, **changes), **options)
+    return Backbone(
+        name,
+        weights or "DEFAULT",
+        nodes=nodes or "penultimate",
+        pooling=pooling,
+        init_seed=init_seed,
+        preprocess=changes or None,
+    )
 
 
 def _size(text: str | None, option: str) -> Any:
