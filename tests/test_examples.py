@@ -1,0 +1,53 @@
+"""The examples run as they stand, stay short, and the docstrings' examples are true."""
+
+import doctest
+import importlib
+import runpy
+import sys
+
+import pytest
+from conftest import REPOSITORY, write_images
+
+import featcache
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+
+
+def run_example(monkeypatch, name, *words):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    runpy.run_path(str(REPOSITORY / "examples" / name), run_name="__main__")
+
+
+def test_precompute_then_compare(monkeypatch, capsys, tmp_path):
+    folder = write_images(tmp_path / "images", 40)
+    run_example(monkeypatch, "precompute.py", folder, tmp_path / "s")
+    assert "40 computed" in capsys.readouterr().out
+    run_example(monkeypatch, "precompute.py", folder, tmp_path / "s")
+    assert "0 computed, 40 reused" in capsys.readouterr().out
+    image = next(folder.rglob("*.jpg"))
+    run_example(monkeypatch, "compare_heads.py", tmp_path / "s", image)
+    out = capsys.readouterr().out
+    assert "logreg" in out and "RandomForestClassifier" in out and out.splitlines()[-1].split()[-1] in ("cat", "dog")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_examples_are_under_thirty_lines(path):
+    assert len(path.read_text().splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fingerprint", "features", "images", "preprocess.recipe", "store.feature_store", "heads.fitted", "heads.linear",
+     "evaluation", "backbone.frozen", "softmax", "splits"],
+)  # fmt: skip
+def test_examples_in_docstrings(name):
+    results = doctest.testmod(importlib.import_module(f"featcache.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.attempted and not results.failed
+
+
+def test_the_version_is_stated_once():
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["version"] == featcache.__version__
+    assert f"## {featcache.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text()
