@@ -110,7 +110,22 @@ class ViewMismatch(StoreError, ValueError):
 
 
 class DamagedStore(StoreError):
-    """A checksum failed; the message names the file, and its rows are not returned."""
+    """A checksum failed; the message names the file, and its rows are not returned.
+
+    Attributes
+    ----------
+    file : str
+        Path of the damaged or missing file, "" when it is not known.
+    """
+
+    file: str = ""
+
+    @classmethod
+    def at(cls, path: Any, reason: str) -> DamagedStore:
+        """Return the error for one file: its path, then what is wrong and what to do."""
+        error = cls(f"{path}: {reason}")
+        error.file = str(path)
+        return error
 
 
 class FailureBudgetExceeded(FeatcacheError, RuntimeError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import os
 import socket
 import sys
@@ -17,10 +18,12 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["DISK", "Disk", "cache_folder", "publish", "publish_bytes", "remove_stale", "unique_name"]
+__all__ = ["DISK", "Disk", "cache_folder", "make_folder", "publish", "publish_bytes", "remove_stale", "unique_name"]
 
 #: File systems without hard links answer with one of these (FAT, some FUSE and network mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+#: File systems that cannot sync a folder (CIFS, some FUSE mounts) answer with one of these; nothing more can be done.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}
 _CLAIM_SECONDS = 60.0
 
 
@@ -50,7 +53,11 @@ class Disk:
         """Force a folder's entries to the device (Windows has no such call, and needs none for NTFS metadata)."""
         if sys.platform == "win32":
             return
-        self.fsync(path)
+        try:
+            self.fsync(path)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
 
     def link(self, source: Path, target: Path) -> None:
         """Give a file a second name; FileExistsError when the name is taken."""
@@ -184,7 +191,35 @@ def publish_bytes(path: Path | str, data: bytes, *, replace: bool = True, disk: 
     disk.fsync_folder(target.parent)
 
 
-def remove_stale(folder: Path, seconds: float, *, disk: Disk | None = None) -> int:
+def make_folder(path: Path, *, disk: Disk | None = None) -> None:
+    """Make a folder and those above it that are missing, each durable: its name is synced in the folder that holds it.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; nothing happens when it exists.
+    disk : Disk, default=None
+        The layer to use.
+
+    Raises
+    ------
+    NotADirectoryError
+        When a file has that name.
+    OSError
+        When the disk refuses.
+    """
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent, disk=disk)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder belongs", str(path)) from error
+    (disk or DISK).fsync_folder(path.parent)
+
+
+def remove_stale(folder: Path, seconds: float, *, names: str = "*", disk: Disk | None = None) -> int:
     """Remove files that a dead process left in a folder of temporary files.
 
     Parameters
@@ -193,6 +228,8 @@ def remove_stale(folder: Path, seconds: float, *, disk: Disk | None = None) -> i
         The folder; one that does not exist is empty.
     seconds : float
         Age beyond which no live process can still be writing a file.
+    names : str, default="*"
+        Pattern of the names that are temporary ones.
     disk : Disk, default=None
         The layer to use.
 
@@ -206,7 +243,9 @@ def remove_stale(folder: Path, seconds: float, *, disk: Disk | None = None) -> i
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):
-                if entry.is_file(follow_symlinks=False) and time.time() - entry.stat().st_mtime > seconds:
+                if not fnmatch.fnmatchcase(entry.name, names) or not entry.is_file(follow_symlinks=False):
+                    continue
+                if time.time() - entry.stat().st_mtime > seconds:
                     disk.unlink(Path(entry.path))
                     removed += 1
     return removed

@@ -12,6 +12,7 @@ from featcache.errors import DamagedStore, NotAStore, SpecMismatch, StoreError, 
 from featcache.store import CONSTANT, FAILED, OK, Entries, FeatureStore
 from featcache.store.container import Container
 from featcache.store.entries import pack_text, unpack_text
+from featcache.store.header import checksum
 from featcache.store.snapshot import Change
 
 SPEC = {"version": 1, "preprocess": {"crop": 224}, "dtype": "float32"}
@@ -258,14 +259,15 @@ def test_opening_what_is_not_a_store(tmp_path):
 def test_a_newer_format_says_what_to_install(store):
     path = store.path / "store.json"
     original = path.read_text()
-    path.write_text(json.dumps({**json.loads(original), "format_version": 99}))
+    newer = {**json.loads(original), "format_version": 99}
+    path.write_text(json.dumps({**newer, "xxh3": checksum(newer)}))
     with pytest.raises(StoreTooNew, match="pip install --upgrade featcache"):
         FeatureStore.open(store.path)
     path.write_text(original[:-20])
     with pytest.raises(DamagedStore, match="store.json: damaged"):
         FeatureStore.open(store.path)
     path.write_text(original.replace("224", "225"))
-    with pytest.raises(DamagedStore, match="recorded fingerprint"):
+    with pytest.raises(DamagedStore, match="checksum does not match"):
         FeatureStore.open(store.path)
     path.write_text(original)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DamagedStore
 from .container import Container
-from .snapshot import list_snapshots, read_snapshot, view_names
+from .snapshot import Snapshot, list_snapshots, read_snapshot, view_names
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
@@ -26,7 +27,8 @@ class CheckReport:
     ok : bool
         No damage.
     damaged : list of dict
-        ``{"file", "reason", "images"}``: each damaged file (relative to the store) and the ids it costs.
+        ``{"file", "reason", "images"}``: each damaged file (relative to the store) and the ids that it costs in the
+        newest state of a view (where that state itself is damaged: the ids of the newest one that can be read).
     checked : dict
         How many shards, snapshots and bytes were looked at, and whether deeply.
     """
@@ -42,8 +44,11 @@ class CheckReport:
 def check_store(store: FeatureStore, *, deep: bool = False) -> CheckReport:
     """Check a store; see `FeatureStore.check`."""
     fresh = type(store)(store.path, verify="touch")
+    damaged: list[dict[str, Any]] = []
+    # Snapshots before shards: what a snapshot names was published before it, also while others are writing.
+    newest, snapshots = _read_views(fresh, damaged)
     fresh.refresh()
-    damaged = [
+    damaged += [
         {"file": f"shards/{name}", "reason": reason, "images": []} for name, reason in sorted(fresh.damaged.items())
     ]
     bad_rows: dict[str, set[int]] = {}
@@ -53,19 +58,37 @@ def check_store(store: FeatureStore, *, deep: bool = False) -> CheckReport:
         problem = _look_at(shard, bad_rows) if deep else None
         if problem:
             damaged.append({"file": f"shards/{shard.path.name}", "reason": problem, "images": []})
-    snapshots = 0
-    for view in view_names(store.path):
-        for number in list_snapshots(store.path, view):
-            snapshots += 1
-            try:
-                state = read_snapshot(store.path, view, number)
-            except DamagedStore as error:
-                damaged.append({"file": f"snapshots/{view}/{number:08d}.h5", "reason": str(error), "images": []})
-                continue
-            if number == list_snapshots(store.path, view)[-1]:
-                _charge_images(fresh, view, state.entries, damaged, bad_rows)
+    for view, state in newest.items():
+        _charge_images(fresh, view, state.entries, damaged, bad_rows)
     checked = {"shards": len(fresh.shards), "snapshots": snapshots, "bytes": size, "deep": deep}
     return CheckReport(not damaged, damaged, checked)
+
+
+def _read_views(store: FeatureStore, damaged: list[dict[str, Any]]) -> tuple[dict[str, Snapshot], int]:
+    """Read every state of every view: the newest of each view, and how many there are; note damaged files once."""
+    newest: dict[str, Snapshot] = {}
+    count = 0
+    for view in view_names(store.path):
+        reasons: dict[str, str] = {}
+        readable: Snapshot | None = None
+        numbers = list_snapshots(store.path, view)
+        count += len(numbers)
+        for number in numbers:
+            try:
+                readable = read_snapshot(store.path, view, number, store.fingerprint)
+            except DamagedStore as error:
+                file = Path(error.file).relative_to(store.path).as_posix()
+                reasons.setdefault(file, str(error))
+        if readable is not None and readable.number == numbers[-1]:
+            newest[view] = readable
+        lost = readable.entries.ids.tolist() if readable is not None and view not in newest else []
+        for file, reason in reasons.items():
+            if view not in newest:
+                left = "no state is left" if readable is None else f"snapshot {readable.number} can still be loaded"
+                reason = f"{reason}; {left}"
+            damaged.append({"file": file, "reason": reason, "images": lost})
+            lost = []
+    return newest, count
 
 
 def _look_at(shard: Container, bad_rows: dict[str, set[int]]) -> str | None:

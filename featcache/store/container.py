@@ -17,6 +17,7 @@ types, without filters and links.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..errors import DamagedStore, StoreTooNew
+from ..errors import DamagedStore, StoreError, StoreTooNew
 from ..files import DISK, Disk, publish
 
 __all__ = ["GROUP_ROWS", "Container", "write_container"]
@@ -41,6 +42,8 @@ _SMALLEST_BLOCK = 4096
 _LARGEST_HEADER = 1 << 26
 _DTYPES = {"uint8", "uint16", "uint32", "uint64", "int32", "int64", "float16", "float32", "float64"}
 _VERIFY_CHUNK = 1 << 24
+#: The machine is short of something; this says nothing about the file.
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def _checksum(data: Any) -> str:
@@ -101,13 +104,16 @@ def write_container(
     arrays = {key: np.ascontiguousarray(a) for key, a in {**datasets, **sums, **grouped}.items()}
     temporary = folder / name
     try:
+        # HDF5 reports a disk that refuses in several ways, not all of them OSError.
         block = _block_size(kind, attributes, arrays)
         offsets = _write_hdf5(temporary, block, kind, attributes, arrays)
         header = _describe(temporary, block, kind, attributes, arrays, offsets, set(grouped))
         disk.overwrite(temporary, _pack(header, block), 0)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             disk.unlink(temporary)
+        if isinstance(error, (RuntimeError, ValueError, KeyError)):
+            raise OSError(f"{target}: HDF5 could not write it ({error}); nothing was published") from error
         raise
     publish(temporary, target, verify=_verify_written, disk=disk)
 
@@ -223,15 +229,43 @@ def _verify_written(path: Path) -> None:
     """Read a finished file back, with our reader and with HDF5's, before anybody else may see it."""
     import h5py
 
-    with contextlib.closing(Container(path)) as container:
-        container.verify()
-        with h5py.File(path, "r", locking=False) as file:
-            for name, region in container.regions.items():
-                dataset = file[name]
-                if list(dataset.shape) != region["shape"] or (
-                    region["bytes"] and dataset.id.get_offset() != region["offset"]
-                ):
-                    raise OSError(f"{path}: HDF5 and the header disagree on {name}; nothing was published")
+    try:
+        with contextlib.closing(Container(path)) as container:
+            container.verify()
+            with h5py.File(path, "r", locking=False) as file:
+                for name, region in container.regions.items():
+                    dataset = file[name]
+                    if list(dataset.shape) != region["shape"] or (
+                        region["bytes"] and dataset.id.get_offset() != region["offset"]
+                    ):
+                        raise ValueError(f"HDF5 and the header disagree on {name}")
+    except (DamagedStore, RuntimeError, ValueError, KeyError) as error:
+        raise OSError(
+            f"{path}: the disk did not keep what was written (full or failing?); nothing was published: {error}"
+        ) from error
+
+
+def _open(path: Path) -> Any:
+    """Open for reading. Each mapped file costs a descriptor, so where they run out, take as many as we may have."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _allow_more_files():
+            raise
+        return path.open("rb")
+
+
+def _allow_more_files() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows: no such limit on maps
+        return False
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] > soft
 
 
 class Container:
@@ -264,13 +298,21 @@ class Container:
         self.size: int = header["size"]
 
     def _damaged(self, reason: str) -> DamagedStore:
-        return DamagedStore(
-            f"{self.path}: damaged ({reason}); run `featcache check --deep` on the store to see which images it costs"
+        return DamagedStore.at(
+            self.path, f"damaged ({reason}); run `featcache check --deep` on the store to see which images it costs"
         )
+
+    def _unreadable(self, error: OSError) -> StoreError:
+        if error.errno in _SHORTAGES:
+            return StoreError(
+                f"{self.path}: cannot be read now: {error.strerror}; the file may be sound: "
+                "close other programs or allow more (for open files: ulimit -n), and try again"
+            )
+        return self._damaged(f"cannot be read: {error.strerror or error}")
 
     def _read_header(self) -> dict[str, Any]:
         try:
-            with self.path.open("rb") as file:
+            with _open(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 header = self._parse_header(file, size)
                 if size != header["size"]:
@@ -285,10 +327,10 @@ class Container:
             if isinstance(error, DamagedStore):
                 raise
             raise self._damaged(f"unreadable header: {error}") from error
+        except StoreError:
+            raise
         except OSError as error:
-            if isinstance(error, (DamagedStore, StoreTooNew)):
-                raise
-            raise self._damaged(f"cannot be read: {error.strerror or error}") from error
+            raise self._unreadable(error) from error
         return header
 
     def _parse_header(self, file: Any, size: int) -> dict[str, Any]:
@@ -301,12 +343,15 @@ class Container:
         text = file.read(length)
         if xxhash.xxh3_64_intdigest(text) != checksum:
             raise self._damaged("the checksum of its header does not match")
+        header = json.loads(text)
+        if version != header["format_version"]:
+            raise self._damaged(f"format version {version} outside, {header['format_version']} inside")
         if version > FORMAT_VERSION:
             raise StoreTooNew(
                 f"{self.path}: format version {version}, this featcache reads up to {FORMAT_VERSION}; "
                 "install a newer one (pip install --upgrade featcache)"
             )
-        return json.loads(text)
+        return header
 
     def _check_regions(self, header: dict[str, Any], size: int) -> None:
         """Refuse a header that would make us map what is not there: it may come from anywhere."""
@@ -330,10 +375,22 @@ class Container:
         if not region["bytes"]:
             return np.zeros(region["shape"], dtype=region["dtype"])
         if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = self._mapped()
         count = int(np.prod(region["shape"]))
         return np.frombuffer(self._map, region["dtype"], count, region["offset"]).reshape(region["shape"])
+
+    def _mapped(self) -> mmap.mmap:
+        """Map the file, provided that it still has the size that its header was checked for."""
+        try:
+            with _open(self.path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != self.size:
+                    raise self._damaged(f"{size} bytes instead of {self.size}")
+                return mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def array(self, name: str) -> np.ndarray:
         """Return a plain region, mapped and read-only, verified when it is first touched."""
@@ -363,10 +420,20 @@ class Container:
         ndarray of shape (len(index), *shape)
             A copy in the stored dtype.
         """
-        array = self.raw(name)
-        if self._verify != "off" and len(index):
-            self._check_groups(name, array, np.unique(np.asarray(index) // self.regions[name]["group_rows"]))
-        return array[index]
+        if len(index):
+            self._touch(name, np.unique(np.asarray(index) // self.regions[name]["group_rows"]))
+        return self.raw(name)[index]
+
+    def span(self, name: str, first: int, stop: int) -> np.ndarray:
+        """Return consecutive rows of a grouped region, mapped and read-only; each group in reach is verified first."""
+        if stop > first:
+            size = self.regions[name]["group_rows"]
+            self._touch(name, np.arange(first // size, (stop - 1) // size + 1))
+        return self.raw(name)[first:stop]
+
+    def _touch(self, name: str, groups: np.ndarray) -> None:
+        if self._verify != "off":
+            self._check_groups(name, self.raw(name), groups)
 
     def _check_groups(self, name: str, array: np.ndarray, groups: np.ndarray) -> None:
         bad = self.bad_groups(name, array, groups)

@@ -13,7 +13,7 @@ import numpy as np
 from .. import fingerprint as identity
 from ..errors import DamagedStore, SpecMismatch, StoreError
 from ..features import FeatureSet
-from ..files import Disk, remove_stale, unique_name
+from ..files import DISK, Disk, make_folder, remove_stale, unique_name
 from .container import Container, write_container
 from .entries import CONSTANT, FAILED, OK, Entries
 from .header import FOLDERS, lay_out, read_header
@@ -36,6 +36,10 @@ __all__ = ["FeatureStore"]
 
 _ROLES = ("label", "group", "split")
 _STALE_SECONDS = 86_400.0
+#: What a process that was killed may leave behind: folder, pattern of the names.
+_LEFTOVERS = (("tmp", "*"), ("index", ".*.tmp"), ("index", "gathered-*"), ("", ".store.json.*.tmp"))
+#: Where another writer holds a snapshot's number (file systems without links), ask again after so long.
+_CLAIMED_SECONDS = 0.05
 
 
 class FeatureStore:
@@ -160,8 +164,12 @@ class FeatureStore:
         """Make ready for writing codes of `spec`, or raise SpecMismatch; sweep what dead writers left."""
         self.require(spec)
         for name in FOLDERS:
-            (self.path / name).mkdir(exist_ok=True)
-        remove_stale(self.path / "tmp", _STALE_SECONDS, disk=self._disk)
+            make_folder(self.path / name, disk=self._disk)
+        # Whoever made the store may have died before syncing it; rows are only as durable as the way to them.
+        for folder in (self.path, self.path.absolute().parent):
+            (self._disk or DISK).fsync_folder(folder)
+        for folder, names in _LEFTOVERS:
+            remove_stale(self.path / folder, _STALE_SECONDS, names=names, disk=self._disk)
 
     def require(self, spec: Mapping[str, Any]) -> None:
         """Raise SpecMismatch, with every difference, unless `spec` is this store's."""
@@ -188,9 +196,10 @@ class FeatureStore:
             try:
                 shard = Container(self.path / "shards" / name, self._verify)
                 if shard.kind != "shard" or shard.attributes["fingerprint"] != self.fingerprint:
-                    raise DamagedStore(f"{shard.path}: belongs to another store; move it away")
+                    raise DamagedStore.at(shard.path, "belongs to another store; move it away")
                 shard.array("key"), shard.array("view_number")
                 self._shards[name] = shard
+                self.damaged.pop(name, None)
             except DamagedStore as error:
                 self.damaged[name] = str(error)
                 return None
@@ -279,6 +288,7 @@ class FeatureStore:
         """
         keys = np.ascontiguousarray(keys, dtype="u1")
         rows = {"x/" + node: self._stored(node, array, len(keys)) for node, array in codes.items()}
+        self._require_alike(keys, rows, constant)
         name = unique_name(".h5")
         index = self._rows  # read before the new shard exists, so that it is taken in exactly once
         write_container(
@@ -306,6 +316,14 @@ class FeatureStore:
             raise DamagedStore(self.damaged[name])
         index.add(shard)
         return name
+
+    def _require_alike(self, keys: np.ndarray, rows: Mapping[str, np.ndarray], constant: np.ndarray | None) -> None:
+        """Refuse rows that readers could not read together with those that are there."""
+        if keys.ndim != 2 or keys.shape[1] != 32 or (constant is not None and np.shape(constant) != (len(keys),)):
+            raise StoreError(f"{self.path}: expected keys of shape (n, 32) and n flags, got keys {keys.shape}")
+        given = {name.removeprefix("x/"): array.shape[1:] for name, array in rows.items()}
+        if not given or (self.nodes and given != self.nodes):
+            raise StoreError(f"{self.path}: expected codes of {self.nodes or 'some node'} per row, got {given}")
 
     def _stored(self, node: str, array: np.ndarray, n: int) -> np.ndarray:
         array = np.asarray(array)
@@ -342,10 +360,12 @@ class FeatureStore:
         """
         numbers = self.snapshots(view)
         if number is None:
-            return read_snapshot(self.path, view, numbers[-1], self._verify) if numbers else None
+            number = numbers[-1] if numbers else None
+        if number is None:
+            return None
         if number not in numbers:
             raise StoreError(f"{self.path}: view {view!r} has no snapshot {number}; it has {_span(numbers)}")
-        return read_snapshot(self.path, view, number, self._verify)
+        return read_snapshot(self.path, view, number, self.fingerprint, self._verify)
 
     def commit(
         self,
@@ -411,7 +431,9 @@ class FeatureStore:
                     disk=self._disk,
                 )
             except FileExistsError:
-                head = self.snapshot(view)
+                lost_to, head = head, self.snapshot(view)
+                if head is None or (lost_to is not None and head.number == lost_to.number):
+                    time.sleep(_CLAIMED_SECONDS)
 
     def _resolve(self, entries: Entries) -> tuple[np.ndarray, np.ndarray]:
         """Find the rows of all lines that have one; DamagedStore or StoreError when some have none."""

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from .. import fingerprint as identity
 from ..errors import DamagedStore, NotAStore, StoreError, StoreTooNew
-from ..files import Disk, publish_bytes
+from ..files import Disk, make_folder, publish_bytes
 from .container import FORMAT_VERSION
 
 __all__ = ["FOLDERS", "lay_out", "read_header"]
@@ -25,6 +27,8 @@ def read_header(root: Path) -> dict[str, Any]:
         version = header["format_version"]
         if header["format"] != "featcache" or not isinstance(version, int):
             raise ValueError("not written by featcache")
+        if header["xxh3"] != checksum(header):
+            raise ValueError("its checksum does not match")
         if version > FORMAT_VERSION:
             raise StoreTooNew(
                 f"{root}: format version {version}, this featcache reads up to {FORMAT_VERSION}; "
@@ -36,11 +40,17 @@ def read_header(root: Path) -> dict[str, Any]:
         raise NotAStore(f"{root}: {_what_is_there(root)}; `featcache extract SOURCE -o {root}` makes one") from error
     except StoreError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedStore(
-            f"{path}: damaged ({error}); restore it from a copy of any store with the same spec"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedStore.at(
+            path, f"damaged ({error}); restore it from a copy of any store with the same spec"
         ) from error
     return header
+
+
+def checksum(header: dict[str, Any]) -> str:
+    """Return the xxh3-128 of all other fields, as sorted compact JSON."""
+    rest = {name: value for name, value in header.items() if name != "xxh3"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _what_is_there(root: Path) -> str:
@@ -74,7 +84,8 @@ def lay_out(root: Path, spec: dict[str, Any], locator: dict[str, Any], disk: Dis
     }
     try:
         for name in FOLDERS:
-            (root / name).mkdir(parents=True, exist_ok=True)
+            make_folder(root / name, disk=disk)
+        header["xxh3"] = checksum(header)
         data = json.dumps(header, indent=1, ensure_ascii=False).encode("utf-8")
         publish_bytes(root / "store.json", data, replace=False, disk=disk)
     except FileExistsError:

@@ -27,13 +27,13 @@ _ROW = np.dtype([("prefix", "<u8"), ("shard", "<u4"), ("row", "<u4")])
 _RACY_NS = 2_000_000_000
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Read a private file of arrays; None when it is absent, damaged or of another version."""
+def _load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Read the named arrays of a private file; None when it is absent, damaged or of another kind."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         data = path.read_bytes()
         if xxhash.xxh3_128_digest(data[16:]) == data[:16]:
             with np.load(io.BytesIO(data[16:]), allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                return {name: file[name] for name in names}
     return None
 
 
@@ -69,8 +69,8 @@ class RowIndex:
         self._load()
 
     def _load(self) -> None:
-        saved = _load_arrays(self._path)
-        names = [s.path.name for s in self.shards]
+        saved = _load_arrays(self._path, ("table", "shards"))
+        names = self._names()
         known = 0
         if saved is not None and saved["table"].dtype == _ROW:
             listed = saved["shards"].tolist()
@@ -80,6 +80,10 @@ class RowIndex:
         self._extend(range(known, len(self.shards)))
         if known < len(self.shards):
             self.save()
+
+    def _names(self) -> list[str]:
+        """Name and keys' checksum of each shard: a file put in another's place is not taken for it."""
+        return [f"{s.path.name} {s.regions['key']['xxh3']}" for s in self.shards]
 
     def _extend(self, numbers: Iterable[int]) -> None:
         parts = [self._table]
@@ -99,9 +103,7 @@ class RowIndex:
 
     def save(self) -> None:
         """Write the private file."""
-        _save_arrays(
-            self._path, {"table": self._table, "shards": np.asarray([s.path.name for s in self.shards], np.str_)}
-        )
+        _save_arrays(self._path, {"table": self._table, "shards": np.asarray(self._names(), np.str_)})
 
     def find(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Look keys up.
@@ -163,7 +165,7 @@ class DigestCache:
         self._path = path
         self._known: dict[str, tuple[tuple[int, ...], bytes]] = {}
         self._dirty = False
-        saved = _load_arrays(path)
+        saved = _load_arrays(path, ("paths", "stats", "digests"))
         if saved is not None:
             names = saved["paths"].tobytes().decode("utf-8", "surrogateescape").split("\0")
             stats, digests = saved["stats"].tolist(), saved["digests"].tobytes()
@@ -215,7 +217,7 @@ class RequestCache:
         self._known: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
             known = json.loads(path.read_text())
-            if all(isinstance(v, str) for v in known.values()):
+            if isinstance(known, dict) and all(isinstance(v, str) for v in known.values()):
                 self._known = known
 
     @staticmethod

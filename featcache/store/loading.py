@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import unique_name
-from .container import GROUP_ROWS, Container
+from .container import Container
 
 __all__ = ["Rows"]
 
@@ -62,21 +63,36 @@ class Rows:
     def mapped(self, dtype: np.dtype, folder: Path) -> np.ndarray:
         """Return all rows as a read-only map: a slice of one shard where they lie in order, else of a private file."""
         if self._lie_in_order():
-            container, name = self.shards[int(self.shard[0])], "x/" + self.node
-            container.rows(name, self.row[:: GROUP_ROWS // 4])  # one row of each group: verifies all that is mapped
-            return container.raw(name)[self.row[0] : self.row[-1] + 1]
+            container = self.shards[int(self.shard[0])]
+            return container.span("x/" + self.node, int(self.row[0]), int(self.row[-1]) + 1)
         path = folder / f"gathered-{unique_name('.npy')}"
         folder.mkdir(exist_ok=True)
-        out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self.row), *self.shape))
-        self.gather(out)
-        out.flush()
-        mapped = np.load(path, mmap_mode="r")
+        try:
+            out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self.row), *self.shape))
+            _reserve(path)
+            self.gather(out)
+            out.flush()
+            mapped = np.load(path, mmap_mode="r")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         if os.name == "posix":
             path.unlink()  # the map keeps the bytes until the last reader lets go; nothing is left behind
         return mapped
 
     def _lie_in_order(self) -> bool:
         return len(self.row) > 0 and bool((self.shard == self.shard[0]).all() and (np.diff(self.row) == 1).all())
+
+
+def _reserve(path: Path) -> None:
+    """Take the file's blocks now: a full disk is then an OSError, not a SIGBUS at some store into the map."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
+                    raise
 
 
 def _machine_memory() -> int:

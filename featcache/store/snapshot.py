@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DamagedStore, StoreError
-from ..files import Disk, unique_name
+from ..files import Disk, make_folder, unique_name
 from .container import Container, write_container
 from .entries import Entries, column_datasets, pack_text, unpack_text
 
@@ -97,8 +97,8 @@ def snapshot_path(root: Path, view: str, number: int) -> Path:
     return root / "snapshots" / view / f"{number:08d}.h5"
 
 
-def read_snapshot(root: Path, view: str, number: int, verify: str = "touch") -> Snapshot:
-    """Read one snapshot: its base, and the deltas since.
+def read_snapshot(root: Path, view: str, number: int, fingerprint: str, verify: str = "touch") -> Snapshot:
+    """Read one snapshot of a store of the given spec: its base, and the deltas since.
 
     Raises
     ------
@@ -110,8 +110,10 @@ def read_snapshot(root: Path, view: str, number: int, verify: str = "touch") -> 
     while following is not None:
         path = snapshot_path(root, view, following)
         container = Container(path, verify)
-        if container.kind != "snapshot" or container.attributes["number"] != following:
-            raise DamagedStore(f"{path}: damaged (it holds another snapshot); restore the file from a copy")
+        found = {"kind": container.kind, **container.attributes}
+        expected = {"kind": "snapshot", "view": view, "number": following, "fingerprint": fingerprint}
+        if any(found.get(name) != value for name, value in expected.items()):
+            raise DamagedStore.at(path, "damaged (another file is in its place); restore the file from a copy")
         chain.append(container)
         following = None if container.attributes["segment"] == "base" else container.attributes["parent"]
     entries = Entries.empty()
@@ -120,7 +122,7 @@ def read_snapshot(root: Path, view: str, number: int, verify: str = "touch") -> 
         entries = Change(_read_entries(container), removed).apply(entries)
     newest = chain[0].attributes
     if len(entries) != newest["rows"]:
-        raise DamagedStore(f"{chain[0].path}: damaged ({len(entries)} lines instead of {newest['rows']})")
+        raise DamagedStore.at(chain[0].path, f"damaged ({len(entries)} lines instead of {newest['rows']})")
     return Snapshot(view, number, entries, newest["roles"], newest["source"], len(chain) - 1)
 
 
@@ -190,7 +192,7 @@ def publish_snapshot(
         "host": socket.gethostname(),
     }
     folder = root / "snapshots" / view
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, disk=disk)
     write_container(
         root / "tmp",
         unique_name(".h5"),
