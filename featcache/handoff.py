@@ -29,7 +29,7 @@ def predict(
     *,
     weights: Any = None,
     backbone: Backbone | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
     progress: bool | str | Progress | None = "auto",
@@ -46,8 +46,8 @@ def predict(
         The backbone's weights where they lie now, when the recorded place no longer has them; verified by digest.
     backbone : Backbone, default=None
         The backbone to use; refused when its spec is not the head's. Default: made from what the head recorded.
-    batch_size : int, default=32
-        Images per forward pass (float32).
+    batch_size : int, default=None
+        Images handed to the network at once (float32); None = what keeps the device busy.
     workers : int, default=None
         Threads that read and decode; None = one per core, at most 8; 0 = none.
     device : str, default="auto"
@@ -84,7 +84,7 @@ def predict(
     found: list[dict[str, Any]] = []
     with progress_for(progress) as bar:
         bar.start("predicting", len(source))
-        for ids, pixels, errors in _decoded(source, network, batch_size, threads):
+        for ids, pixels, errors in _decoded(source, network, batch_size or Backbone.usual_batch(target), threads):
             if len(pixels):
                 codes = network.encode(pixels, mode="fp32", device=target)[head.node]
                 codes = codes.reshape(len(codes), -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -27,6 +28,7 @@ __all__ = [
     "checked_pooling",
     "checked_seed",
     "classify",
+    "cores",
     "embedded_file",
     "located",
     "module_label",
@@ -248,6 +250,11 @@ def located(wanted: Mapping[str, Any], locator: Mapping[str, Any], weights: Any)
             "weights=FILE with its new place"
         )
     return wanted["arch"], "random" if kind == "random" else Path(value) if kind == "file" else value
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

@@ -279,9 +279,9 @@ class Backbone:
 
         Notes
         -----
-        Normalises as torchvision does, then runs in eval and inference mode, 8 images at a time (64 on a GPU; the last
-        chunk is padded with copies of its last image), so on one machine a row's bits depend neither on its neighbours
-        nor on the batch size.
+        Normalises as torchvision does, then runs in eval and inference mode, 8 images at a time on each core that torch
+        may use (64 on a GPU); the last chunk is padded with copies of its last image. On one machine a row's bits
+        depend neither on its neighbours nor on the batch size nor on the number of cores.
         Global settings of torch (threads, random state, TF32, default dtype) are as before when it returns.
 
         Examples
@@ -295,6 +295,11 @@ class Backbone:
         recipe = self.preprocess
         arguments.check_pixels(pixels, recipe.shape)
         return self._network.encode(pixels, recipe.mean, recipe.std, mode=mode, device=device)
+
+    @staticmethod
+    def usual_batch(device: str = "cpu") -> int:
+        """Return a batch size that keeps a device busy: 16 images per core (at least 32) on a CPU, else 256."""
+        return max(32, 16 * arguments.cores()) if device == "cpu" else 256
 
     # -- loading ------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import BackboneError, WeightsError
 from ..fingerprint import digest_tensors
 from . import cut, weights, zoo
+from .crew import crew
 
 if TYPE_CHECKING:
     from ..preprocess import Preprocess
@@ -83,13 +84,23 @@ class Network:
         codes = {n: np.empty((len(pixels), *self.shapes[n]), np.float32) for n in self.nodes}
         size = _CHUNK.get(target.type, _CHUNK_ELSEWHERE)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        for start in range(0, len(pixels), size):
+
+        def run(start: int) -> None:
             chunk = pixels[start : start + size]
             x = _normalised(_padded(chunk, size), mean, std, target).to(MODES[mode]).contiguous(memory_format=layout)
             with torch.inference_mode(), torch.autocast(target.type, enabled=False), _exact(target):
                 rows = _run(module, x, mode)
             for node, out in codes.items():
                 out[start : start + len(chunk)] = rows[node][: len(chunk)].float().cpu().numpy()
+
+        starts = range(0, len(pixels), size)
+        # Hooks find their results through shared names, so such a network runs in one thread only.
+        if target.type == "cpu" and isinstance(module, cut.Cut):
+            for _ in crew(torch.get_num_threads()).map(run, starts):
+                pass
+        else:
+            for start in starts:
+                run(start)
         return codes
 
     def _on(self, mode: str, device: torch.device) -> nn.Module:

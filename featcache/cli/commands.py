@@ -26,7 +26,9 @@ BackboneName = Annotated[str, typer.Option("--backbone", help="embedded, or a to
 Weights = Annotated[
     str | None, typer.Option("--weights", help="Name of torchvision's weights, a file, a URL, or 'random'.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images handed to the network at once (default: by device).")
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Threads that read and decode (default: cores).")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
 View = Annotated[str, typer.Option("--view", help="Which view of the store.")]
@@ -131,7 +133,7 @@ def extract(
     label_column: Annotated[str | None, typer.Option("--label-column", help="A list's column of labels.")] = None,
     group_column: Annotated[str | None, typer.Option("--group-column", help="A list's column of groups.")] = None,
     split_column: Annotated[str | None, typer.Option("--split-column", help="A list's column of splits.")] = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
     publish_seconds: Annotated[
@@ -358,7 +360,7 @@ def predict(
     weights: Annotated[
         str | None, typer.Option("--weights", help="The backbone's weights, if they are no longer where they were.")
     ] = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
     quiet: Quiet = False,

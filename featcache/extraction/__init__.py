@@ -30,7 +30,7 @@ def extract(
     replace: bool = False,
     precision: str = "auto",
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
     publish_seconds: float | None = None,
@@ -63,8 +63,8 @@ def extract(
     dtype : {"auto", "float32", "float16"}, default="auto"
         What codes are stored in. "auto": the store's; for a new one float32 under ``exact``, else float16 where the
         probe's values allow it.
-    batch_size : int, default=32
-        Images per forward pass. Does not change the codes beyond rounding (multiples of 8 give equal bytes on CPUs).
+    batch_size : int, default=None
+        Images handed to the network at once; None = what keeps the device busy. Does not change the codes.
     workers : int, default=None
         Threads that read and decode; None = one per core, at most 8; 0 = none of their own.
     device : str, default="auto"
@@ -124,7 +124,7 @@ def plan(
     replace: bool = False,
     precision: str = "auto",
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
     progress: bool | str | Progress | None = "auto",

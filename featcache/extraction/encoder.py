@@ -102,11 +102,16 @@ class Encoder:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
+    @cached_property
+    def batch_size(self) -> int:
+        """Images handed to the network at once."""
+        return self.settings.batch_size or Backbone.usual_batch(self.device)
+
     # -- pixels and codes -----------------------------------------------------------------------------------------
 
     def encode(self, pixels: np.ndarray, mode: str) -> dict[str, np.ndarray]:
         """Compute codes of pixels (n, H, W, C), n > 0, in batches: float32 per node."""
-        size = self.settings.batch_size
+        size = self.batch_size
         parts = [
             self.backbone.encode(pixels[i : i + size], mode=mode, device=self.device)
             for i in range(0, len(pixels), size)
@@ -129,7 +134,7 @@ class Encoder:
             stored=stored,
             on_key=on_key,
             workers=self.settings.threads,
-            window=2 * self.settings.batch_size + 2 * self.settings.threads,
+            window=2 * (self.settings.batch_size or Backbone.usual_batch()) + 2 * self.settings.threads,
         )
 
     @cached_property
@@ -224,7 +229,7 @@ class Encoder:
         return {
             "mode": self.choice.mode,
             "choice": self.choice.as_dict(),
-            "batch_size": self.settings.batch_size,
+            "batch_size": self.batch_size,
             "workers": self.settings.threads,
             "environment": precise.environment(self.device, self._device_name()),
             "audited": self.audited,

@@ -20,7 +20,7 @@ class Settings:
     replace: bool = False
     precision: str = "auto"
     dtype: str = "auto"
-    batch_size: int = 32
+    batch_size: int | None = None
     workers: int | None = None
     device: str = "auto"
     publish_seconds: float | None = None
@@ -31,7 +31,7 @@ class Settings:
             raise BackboneError(f"precision {self.precision!r}: expected one of {', '.join(precise.CLASSES)}")
         if self.dtype not in ("auto", "float32", "float16"):
             raise StoreError(f"dtype {self.dtype!r}: expected auto, float32 or float16")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise BackboneError(f"batch_size {self.batch_size}: expected at least 1")
         if self.workers is not None and self.workers < 0:
             raise BackboneError(f"workers {self.workers}: expected 0 or more")

@@ -166,8 +166,8 @@ class FeatureStore:
         for name in FOLDERS:
             make_folder(self.path / name, disk=self._disk)
         # Whoever made the store may have died before syncing it; rows are only as durable as the way to them.
-        for folder in (self.path, self.path.absolute().parent):
-            (self._disk or DISK).fsync_folder(folder)
+        for holder in (self.path, self.path.absolute().parent):
+            (self._disk or DISK).fsync_folder(holder)
         for folder, names in _LEFTOVERS:
             remove_stale(self.path / folder, _STALE_SECONDS, names=names, disk=self._disk)
 
