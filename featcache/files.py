@@ -154,8 +154,10 @@ def _claim_and_rename(temporary: Path, target: Path, disk: Disk) -> None:
         disk.unlink(claim)
 
 
-def publish_bytes(path: Path | str, data: bytes, *, replace: bool = True, disk: Disk | None = None) -> None:
-    """Write a whole small file durably: readers see the old content or the new one, never a part.
+def publish_bytes(
+    path: Path | str, data: bytes, *, replace: bool = True, durable: bool = True, disk: Disk | None = None
+) -> None:
+    """Write a whole small file, durably: readers see the old content or the new one, never a part.
 
     Parameters
     ----------
@@ -165,6 +167,8 @@ def publish_bytes(path: Path | str, data: bytes, *, replace: bool = True, disk: 
         The content.
     replace : bool, default=True
         Replace an existing file; otherwise FileExistsError.
+    durable : bool, default=True
+        Sync the file and its folder. False is for caches whose owner notices a file that power loss has emptied.
     disk : Disk, default=None
         The layer to use.
 
@@ -183,12 +187,14 @@ def publish_bytes(path: Path | str, data: bytes, *, replace: bool = True, disk: 
         if not replace:
             publish(temporary, target, disk=disk)
             return
-        disk.fsync(temporary)
+        if durable:
+            disk.fsync(temporary)
         disk.rename(temporary, target)
     finally:
         with contextlib.suppress(OSError):
             disk.unlink(temporary)
-    disk.fsync_folder(target.parent)
+    if durable:
+        disk.fsync_folder(target.parent)
 
 
 def make_folder(path: Path, *, disk: Disk | None = None) -> None:

@@ -292,7 +292,7 @@ class Extraction:
             if read.pixels is not None:
                 batch.append(read)
             bar.advance(1, f"{len(self.tally.errors)} failed" if self.tally.errors else "")
-            if len(batch) == self.encoder.batch_size:
+            if batch and len(batch) == self.encoder.batch_size:
                 yield batch
                 batch = []
         if batch:

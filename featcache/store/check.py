@@ -114,6 +114,9 @@ def _charge_images(
     """Add to each damaged file the ids of the view's newest state that it costs."""
     stored = entries.take(entries.stored)
     shard, row = store._rows.find(stored.keys)
+    if (shard < 0).any():
+        store._rows.rebuild()
+        shard, row = store._rows.find(stored.keys)
     lost = stored.ids[shard < 0].tolist()
     if lost:
         unreadable = [d for d in damaged if d["file"].removeprefix("shards/") in store.damaged]

@@ -22,9 +22,9 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -41,6 +41,7 @@ _HEADER = struct.Struct("<8sIIQ")
 _SMALLEST_BLOCK = 4096
 _LARGEST_HEADER = 1 << 26
 _DTYPES = {"uint8", "uint16", "uint32", "uint64", "int32", "int64", "float16", "float32", "float64"}
+_T = TypeVar("_T")
 _VERIFY_CHUNK = 1 << 24
 #: The machine is short of something; this says nothing about the file.
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -245,14 +246,14 @@ def _verify_written(path: Path) -> None:
         ) from error
 
 
-def _open(path: Path) -> Any:
-    """Open for reading. Each mapped file costs a descriptor, so where they run out, take as many as we may have."""
+def _with_descriptors(action: Callable[[], _T]) -> _T:
+    """Open or map a file. Each map costs a descriptor, so where they run out, take as many as we may have."""
     try:
-        return path.open("rb")
+        return action()
     except OSError as error:
         if error.errno != errno.EMFILE or not _allow_more_files():
             raise
-        return path.open("rb")
+        return action()
 
 
 def _allow_more_files() -> bool:
@@ -312,7 +313,7 @@ class Container:
 
     def _read_header(self) -> dict[str, Any]:
         try:
-            with _open(self.path) as file:
+            with _with_descriptors(lambda: self.path.open("rb")) as file:
                 size = os.fstat(file.fileno()).st_size
                 header = self._parse_header(file, size)
                 if size != header["size"]:
@@ -382,11 +383,11 @@ class Container:
     def _mapped(self) -> mmap.mmap:
         """Map the file, provided that it still has the size that its header was checked for."""
         try:
-            with _open(self.path) as file:
+            with _with_descriptors(lambda: self.path.open("rb")) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != self.size:
                     raise self._damaged(f"{size} bytes instead of {self.size}")
-                return mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+                return _with_descriptors(lambda: mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ))
         except StoreError:
             raise
         except OSError as error:

@@ -442,6 +442,9 @@ class FeatureStore:
         if (shard < 0).any():
             self.refresh()
             shard, row = self._rows.find(keys)
+        if (shard < 0).any():
+            self._rows.rebuild()
+            shard, row = self._rows.find(keys)
         lost = np.flatnonzero(shard < 0)
         if len(lost):
             name = entries.ids[entries.stored][lost[0]]

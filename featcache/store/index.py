@@ -44,7 +44,7 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     data = buffer.getvalue()
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        publish_bytes(path, xxhash.xxh3_128_digest(data) + data)
+        publish_bytes(path, xxhash.xxh3_128_digest(data) + data, durable=False)
 
 
 def _prefixes(keys: np.ndarray) -> np.ndarray:
@@ -96,6 +96,12 @@ class RowIndex:
             table = np.concatenate(parts)
             self._table = table[np.argsort(table["prefix"], kind="stable")]
 
+    def rebuild(self) -> None:
+        """Forget the private file and take the keys from the shards: before anything is called missing."""
+        self._table = np.zeros(0, dtype=_ROW)
+        self._extend(range(len(self.shards)))
+        self.save()
+
     def add(self, shard: Container) -> None:
         """Take in one more shard."""
         self.shards.append(shard)
@@ -142,6 +148,8 @@ class RowIndex:
         """Compare full keys with what the shards themselves say."""
         match = np.zeros(len(hits), dtype=bool)
         for number in np.unique(hits["shard"]).tolist():
+            if number >= len(self.shards):
+                continue
             mine = np.flatnonzero(hits["shard"] == number)
             shard, rows = self.shards[number], hits["row"][mine]
             inside = rows < len(shard.array("key"))
@@ -234,4 +242,4 @@ class RequestCache:
             self._known[self._name(request)] = fingerprint
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(exist_ok=True)
-                publish_bytes(self._path, json.dumps(self._known).encode())
+                publish_bytes(self._path, json.dumps(self._known).encode(), durable=False)
