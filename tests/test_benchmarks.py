@@ -1,0 +1,72 @@
+"""Benchmarks run, their results files have one form, and their README is what the results say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+BENCHMARKS = REPOSITORY / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+
+
+@pytest.fixture
+def render(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import render
+
+    return render
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("bench_*.py")), ids=lambda p: p.stem)
+def test_each_runs_with_tiny(path, tmp_path):
+    out = tmp_path / "result.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, str(path), "--tiny", "--out", str(out)]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text())
+    assert {"question", "machine"} <= set(result)
+    assert str(tmp_path) not in out.read_text() and str(REPOSITORY) not in out.read_text()
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_results_say_what_they_are(path):
+    result = json.loads(path.read_text())
+    assert {"question", "machine"} <= set(result)
+    assert (BENCHMARKS / f"bench_{path.stem}.py").is_file()
+
+
+def test_the_readme_is_what_the_results_say(render):
+    assert (BENCHMARKS / "README.md").read_text() == render.render(BENCHMARKS / "results"), (
+        "run python benchmarks/render.py"
+    )
+
+
+def test_rendering_copes_with_any_figures(render, tmp_path):
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "question": "Is a|b <fast>?",
+                "machine": {"cores": 2, "cpu": "x"},
+                "date": "2026-01-01",
+                "figures": {"n": 3, "rows": [{"a": 1, "b": True}, {"a": 0.5, "c": [1, 2]}], "deep": {"x": {"y": None}}},
+                "left_over": {"z": "text"},
+            }
+        )
+    )
+    (tmp_path / "b.json").write_text("{}")
+    text = render.render(tmp_path)
+    assert "## Is a\\|b &lt;fast>?" in text and "`results/a.json`: 2026-01-01; cores 2, cpu x" in text
+    assert "| a | b | c |\n|---|---|---|\n| 1 | yes |  |\n| 0.5 |  | 1, 2 |" in text
+    assert "| n | 3 |" in text and "#### x" in text and "| z | text |" in text and "## b.json" in text
+
+
+def test_claims_without_a_place_of_this_machine(render):
+    import measuring
+
+    assert measuring.without_places({"a": ["x /tmp/q/codes y", 3]}, {"/tmp/q": "TMP"}) == {"a": ["x TMP/codes y", 3]}
