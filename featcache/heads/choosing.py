@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -179,7 +180,10 @@ def _train(
 
 def _fitted(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:
     try:
-        return estimator.fit(X, y)
+        with warnings.catch_warnings():
+            # Newton's method says so when rounding stops it at the optimum; that is no news to anybody.
+            warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
+            return estimator.fit(X, y)
     except ValueError as error:
         raise HeadError(f"{type(estimator).__name__} on {X.shape[0]} rows: {_one_line(error)}") from error
 
