@@ -30,15 +30,9 @@ _CLAIM_SECONDS = 60.0
 class Disk:
     """The operating-system calls that durability rests on. Tests subclass it to fail or record any of them."""
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | memoryview) -> None:
         """Create `path` and write all of `data`."""
         with path.open("xb") as file:
-            file.write(data)
-
-    def overwrite(self, path: Path, data: bytes, offset: int) -> None:
-        """Write `data` into an existing, not yet published file."""
-        with path.open("r+b") as file:
-            file.seek(offset)
             file.write(data)
 
     def fsync(self, path: Path) -> None:

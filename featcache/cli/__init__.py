@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 __all__ = ["run"]
 
+_INTERRUPTED = "interrupted; what was published is kept, the same command goes on from there"
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command.
@@ -33,11 +35,12 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         status = app(args=list(arguments), prog_name="featcache", standalone_mode=False)
-        return status if isinstance(status, int) else 0
+        # Typer turns Ctrl-C into this status before we see it, and says nothing.
+        return _fail(_INTERRUPTED, 130) if status == 130 else status if isinstance(status, int) else 0
     except FeatcacheError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was published is kept, the same command goes on from there", 130)
+        return _fail(_INTERRUPTED, 130)
     except BrokenPipeError:
         # The reader (head, less) has seen enough; Python must not complain while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

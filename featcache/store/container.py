@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import mmap
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,16 +106,11 @@ def write_container(
     arrays = {key: np.ascontiguousarray(a) for key, a in {**datasets, **sums, **grouped}.items()}
     temporary = folder / name
     try:
-        # HDF5 reports a disk that refuses in several ways, not all of them OSError.
-        block = _block_size(kind, attributes, arrays)
-        offsets = _write_hdf5(temporary, block, kind, attributes, arrays)
-        header = _describe(temporary, block, kind, attributes, arrays, offsets, set(grouped))
-        disk.overwrite(temporary, _pack(header, block), 0)
-    except BaseException as error:
+        with _image(kind, attributes, arrays, set(grouped)) as image:
+            disk.write(temporary, image)
+    except BaseException:
         with contextlib.suppress(OSError):
             disk.unlink(temporary)
-        if isinstance(error, (RuntimeError, ValueError, KeyError)):
-            raise OSError(f"{target}: HDF5 could not write it ({error}); nothing was published") from error
         raise
     publish(temporary, target, verify=_verify_written, disk=disk)
 
@@ -137,15 +133,29 @@ def _block_size(kind: str, attributes: Mapping[str, Any], arrays: Mapping[str, n
     return max(_SMALLEST_BLOCK, 1 << (_HEADER.size + len(text.encode()) - 1).bit_length())
 
 
+@contextlib.contextmanager
+def _image(
+    kind: str, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], grouped: set[str]
+) -> Iterator[memoryview]:
+    """Make the whole file in memory: HDF5 never sees the disk, whose refusals it may swallow, or crash on."""
+    block = _block_size(kind, attributes, arrays)
+    with io.BytesIO() as file:
+        offsets = _write_hdf5(file, block, kind, attributes, arrays)
+        header = _pack(_describe(file, block, kind, attributes, arrays, offsets, grouped), block)
+        with file.getbuffer() as image:
+            image[:block] = header
+            yield image
+
+
 def _write_hdf5(
-    path: Path, block: int, kind: str, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    target: Any, block: int, kind: str, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, int]:
     import h5py
 
     offsets = {}
     with h5py.File(
-        path,
-        "x",
+        target,
+        "w",
         libver="v110",
         userblock_size=block,
         locking=False,
@@ -155,7 +165,7 @@ def _write_hdf5(
     ) as file:
         for key, value in {"format": "featcache", "format_version": FORMAT_VERSION, "kind": kind, **attributes}.items():
             file.attrs[key] = np.bytes_(json.dumps(value, ensure_ascii=False).encode())
-        # The references are kept until close: a write error while a forgotten Dataset is collected would be swallowed.
+        # The references are kept until close: an error while a forgotten Dataset is collected would be swallowed.
         kept = [file.create_dataset(key, data=array, track_times=False) for key, array in arrays.items()]
         for dataset in kept:
             offset = dataset.id.get_offset()
@@ -164,7 +174,7 @@ def _write_hdf5(
 
 
 def _describe(
-    path: Path,
+    file: Any,
     block: int,
     kind: str,
     attributes: Mapping[str, Any],
@@ -172,7 +182,7 @@ def _describe(
     offsets: Mapping[str, int],
     grouped: set[str],
 ) -> dict[str, Any]:
-    """Build the header from what lies in memory (regions) and on disk (everything else)."""
+    """Build the header from the arrays that were meant (regions) and the image (everything else)."""
     regions = []
     for key, array in arrays.items():
         region: dict[str, Any] = {
@@ -187,9 +197,8 @@ def _describe(
         else:
             region["xxh3"] = _checksum(array.data.cast("B") if array.nbytes else b"")
         regions.append(region)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        meta = _meta_checksum(file, block, size, regions)
+    size = file.seek(0, os.SEEK_END)
+    meta = _meta_checksum(file, block, size, regions)
     return {
         "format_version": FORMAT_VERSION,
         "kind": kind,
