@@ -8,6 +8,16 @@ The format is described in ARCHITECTURE.md. Rooms: `feature_store` (the public f
 from .check import CheckReport
 from .entries import CONSTANT, FAILED, NO_KEY, OK, Entries
 from .feature_store import FeatureStore
-from .snapshot import Snapshot
+from .snapshot import Snapshot, check_view_name
 
-__all__ = ["CONSTANT", "FAILED", "NO_KEY", "OK", "CheckReport", "Entries", "FeatureStore", "Snapshot"]
+__all__ = [
+    "CONSTANT",
+    "FAILED",
+    "NO_KEY",
+    "OK",
+    "CheckReport",
+    "Entries",
+    "FeatureStore",
+    "Snapshot",
+    "check_view_name",
+]

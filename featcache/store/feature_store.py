@@ -16,7 +16,7 @@ from ..features import FeatureSet
 from ..files import DISK, Disk, make_folder, remove_stale, unique_name
 from .container import Container, write_container
 from .entries import CONSTANT, FAILED, OK, Entries
-from .header import FOLDERS, lay_out, read_header
+from .header import FOLDERS, check_place, lay_out, read_header
 from .index import DigestCache, RequestCache, RowIndex
 from .loading import Rows
 from .snapshot import (
@@ -159,6 +159,11 @@ class FeatureStore:
         store = cls(root, verify=verify, disk=disk)
         store.prepare(spec)
         return store
+
+    @staticmethod
+    def check_place(path: str | os.PathLike[str]) -> None:
+        """Raise StoreError when `create` would for what is at `path`: a file, or a folder that holds other things."""
+        check_place(Path(path))
 
     def prepare(self, spec: Mapping[str, Any]) -> None:
         """Make ready for writing codes of `spec`, or raise SpecMismatch; sweep what dead writers left."""
@@ -560,6 +565,8 @@ class FeatureStore:
     def info(self, view: str | None = None) -> dict[str, Any]:
         """Describe the store and one view of it (default: "main", or the only one) in JSON types."""
         views = self.views
+        if view is not None and check_view_name(view) not in views:
+            raise StoreError(f"{self.path}: no view {view!r}; it has {', '.join(views) or 'none yet: run extract'}")
         view = view or ("main" if "main" in views or not views else views[0])
         state = self.snapshot(view)
         entries = state.entries if state is not None else Entries.empty()
@@ -581,7 +588,7 @@ class FeatureStore:
             "constant": entries.ids[entries.status == CONSTANT].tolist(),
             "nodes": {name: list(shape) for name, shape in self.nodes.items()},
             "dtype": self.spec.get("dtype", "float32"),
-            "classes": {str(c): int(n) for c, n in zip(classes, counts, strict=True) if c != ""},
+            "classes": {str(c): int(n) for c, n in zip(classes, counts, strict=True) if c == c and c != ""},
             "columns": sorted(entries.columns),
             "shards": len(self.shards),
             "damaged": sorted(self.damaged.values()),

@@ -14,7 +14,7 @@ from ..errors import DamagedStore, NotAStore, StoreError, StoreTooNew
 from ..files import Disk, make_folder, publish_bytes
 from .container import FORMAT_VERSION
 
-__all__ = ["FOLDERS", "lay_out", "read_header"]
+__all__ = ["FOLDERS", "check_place", "lay_out", "read_header"]
 
 FOLDERS = ("shards", "snapshots", "tmp", "index")
 
@@ -40,7 +40,9 @@ def read_header(root: Path) -> dict[str, Any]:
         raise NotAStore(f"{root}: {_what_is_there(root)}; `featcache extract SOURCE -o {root}` makes one") from error
     except StoreError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}; look at its permissions") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedStore.at(
             path, f"damaged ({error}); restore it from a copy of any store with the same spec"
         ) from error
@@ -61,8 +63,8 @@ def _what_is_there(root: Path) -> str:
     )
 
 
-def lay_out(root: Path, spec: dict[str, Any], locator: dict[str, Any], disk: Disk | None) -> None:
-    """Make the folders and store.json; of several writers the first wins and the others adopt."""
+def check_place(root: Path) -> None:
+    """Raise StoreError when a store cannot be made at `root` for what is there already."""
     if root.exists() and not root.is_dir():
         raise StoreError(f"{root}: a file is in the way; a store is a folder: give another name with -o")
     if root.is_dir():
@@ -74,6 +76,11 @@ def lay_out(root: Path, spec: dict[str, Any], locator: dict[str, Any], disk: Dis
                 f"{root}: the folder holds other things ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}); "
                 "a store needs a new or empty folder"
             )
+
+
+def lay_out(root: Path, spec: dict[str, Any], locator: dict[str, Any], disk: Disk | None) -> None:
+    """Make the folders and store.json; of several writers the first wins and the others adopt."""
+    check_place(root)
     header = {
         "format": "featcache",
         "format_version": FORMAT_VERSION,

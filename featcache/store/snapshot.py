@@ -71,7 +71,7 @@ class Change:
 
 def check_view_name(view: str) -> str:
     """Return the name of a view when it can be a folder's name everywhere; StoreError otherwise."""
-    if not _VIEW.fullmatch(view):
+    if not isinstance(view, str) or not _VIEW.fullmatch(view):
         raise StoreError(
             f"view {view!r}: expected letters, digits, '.', '_' or '-' (at most 100), not starting with a sign"
         )

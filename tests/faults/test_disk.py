@@ -210,7 +210,9 @@ def test_what_the_disk_did_not_keep_is_never_acknowledged(tmp_path, cut):
     assert good.views == [] and good.check(deep=True).ok
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("Can't decrement id ref count"), KeyError])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), RuntimeError("Can't decrement id ref count"), KeyError]
+)
 def test_hdf5_failing_in_the_middle_publishes_nothing(tmp_path, monkeypatch, error):
     path = tmp_path / "a.features"
     store = FeatureStore.create(path, SPEC)
