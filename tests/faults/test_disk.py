@@ -133,7 +133,7 @@ def test_every_call_is_one_that_these_tests_fail():
 
 
 def test_the_way_to_every_row_is_synced(tmp_path):
-    """After power loss a row is only there when each folder above it is: each must be synced in the one that holds it."""
+    """After power loss a row is only there when each folder above it is: each is synced in the one that holds it."""
 
     class Recording(Disk):
         def __init__(self):
