@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from featcache.backbone import Backbone, cut, list_backbones, list_nodes, weights, zoo
+from featcache.backbone.crew import crew
 from featcache.errors import BackboneError, FeatcacheError, PreprocessError, SpecError, WeightsError, WeightsUnavailable
 from featcache.preprocess import Preprocess
 
@@ -715,3 +716,14 @@ def test_a_mapping_changes_fields_of_the_default_recipe():
     assert changed.request() != Backbone("squeezenet1_1", weights="random").request()
     with pytest.raises(PreprocessError, match="crap"):
         Backbone("squeezenet1_1", weights="random", preprocess={"crap": 1}).preprocess  # noqa: B018
+
+
+def test_codes_do_not_depend_on_the_number_of_cores():
+    backbone, images = Backbone("embedded"), pixels(17, 112)
+    codes = []
+    for cores in (1, 2, 3):
+        torch.set_num_threads(cores)
+        codes.append(backbone.encode(images)[backbone.nodes[0]])
+        asked = [crew(cores).submit(torch.get_num_threads) for _ in range(2 * cores)]
+        assert {one.result() for one in asked} == {1} and torch.get_num_threads() == cores
+    assert np.array_equal(codes[0], codes[1]) and np.array_equal(codes[0], codes[2])

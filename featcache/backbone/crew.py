@@ -44,6 +44,7 @@ def _hired(size: int) -> ThreadPoolExecutor:
     before, present = torch.get_num_threads(), threading.Barrier(size)
 
     def settle() -> None:
+        torch.get_num_threads()  # a thread's first question sets it to that last number; later ones do not
         torch.set_num_threads(1)
         present.wait()
 
