@@ -44,6 +44,7 @@ from measuring import (
     environment,
     in_process,
     index_rows,
+    load_average,
     machine,
     median,
     tree_digest,
@@ -618,6 +619,7 @@ def main(argv: list[str] | None = None) -> int:
         work = Path(folder).resolve()
         os.environ["FEATCACHE_CACHE"] = str(work / "cache")
         figures = run(tiny_case(work) if data is None else real_case(data, work))
+        about["load at end"] = load_average()
         places = {str(work): "TMP", str(REPOSITORY): "REPOSITORY", **({str(data): "DATA"} if data else {})}
         figures = without_places(figures, places)
     if out:

@@ -108,19 +108,23 @@ def without_places(value: Any, places: Mapping[str, str]) -> Any:
     return value
 
 
+def load_average() -> float | None:
+    """Return the load of the last minute: above the number of cores, other work disturbed the figures."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def machine() -> dict[str, Any]:
     cpu = platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     versions = {name: metadata.version(name) for name in VERSIONS}
     return {
         "cpu": cpu,
         "cores": cores,
         "system": platform.system(),
-        "load at start": load,
+        "load at start": load_average(),
         "python": platform.python_version(),
         **versions,
     }
