@@ -157,7 +157,7 @@ def flip_bits(path: Path, name: str, count: int, seed: int, truth: dict[str, str
 def in_child(call: str, *arguments, as_nobody=False, **options) -> subprocess.CompletedProcess:
     """Run a function of this module in a process of its own; its result comes as the last line, in JSON."""
     drop = "os.setgid(65534); os.setuid(65534); " if as_nobody else ""  # after the imports, which nobody may not read
-    imports = "import h5py, json, os, sys, zipfile, builders"
+    imports = "import h5py, json, numpy.random, os, sys, zipfile, builders"
     code = f"{imports}; {drop}print(json.dumps(builders.{call}(*json.loads(sys.argv[1]))))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     options = {"env": environment, "capture_output": True, "text": True, "timeout": 250, **options}
