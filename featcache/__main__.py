@@ -7,9 +7,14 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    from .cli import run
+    try:
+        from .cli import run
 
-    sys.exit(run(sys.argv[1:]))
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while the command line itself was being loaded
+        sys.stderr.write("featcache: interrupted\n")
+        status = 130
+    sys.exit(status)
 
 
 if __name__ == "__main__":

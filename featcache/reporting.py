@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from .errors import HeadError
+
 __all__ = ["Result"]
 
 # Okabe and Ito's palette: told apart by all common kinds of colour vision; markers and dashes carry the rest.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
+_PLOTS = (".png", ".svg", ".pdf")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES = ("-", "--", "-.", (0, (1, 1)))
 
@@ -123,6 +126,15 @@ class Result:
         rows, comparisons, notes = (tuple(document.get(key, ())) for key in ("results", "comparisons", "notes"))
         return cls(rows, comparisons, notes, document.get("settings", {}))
 
+    @staticmethod
+    def check_plot(path: str | Path) -> None:
+        """Raise HeadError unless `plot` can write a figure to `path`."""
+        place = Path(path)
+        if place.suffix.lower() not in _PLOTS:
+            raise HeadError(f"plot {str(path)!r}: expected a file name ending in {', '.join(_PLOTS)}; add one of them")
+        if place.is_dir() or not place.parent.is_dir():
+            raise HeadError(f"plot {str(path)!r}: expected a file in a folder that exists; make the folder first")
+
     def plot(self, path: str | Path) -> Path:
         """Draw learning curves: metric against rows per class, one line per head, one panel per data set.
 
@@ -135,7 +147,13 @@ class Result:
         -------
         Path
             The file.
+
+        Raises
+        ------
+        HeadError
+            For another ending, or a folder that does not exist.
         """
+        self.check_plot(path)
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure  # not pyplot: no global state, nothing left open
 

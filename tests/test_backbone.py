@@ -276,6 +276,10 @@ def test_modes():
         squeezenet().encode(pixels(), mode="int8")
     with pytest.raises(BackboneError, match="device"):
         squeezenet().encode(pixels(), device="cuda:99")
+    for device in ("gpu", "meta", "cuda:99", "xpu"):
+        with pytest.raises(BackboneError, match=f"device '{device}'"):
+            Backbone.check_device(device)
+    Backbone.check_device("cpu")
     with pytest.raises(BackboneError, match="device"):
         squeezenet().encode(pixels(), device="toaster")
 
@@ -727,3 +731,18 @@ def test_codes_do_not_depend_on_the_number_of_cores():
         asked = [crew(cores).submit(torch.get_num_threads) for _ in range(2 * cores)]
         assert {one.result() for one in asked} == {1} and torch.get_num_threads() == cores
     assert np.array_equal(codes[0], codes[1]) and np.array_equal(codes[0], codes[2])
+
+
+def test_a_file_of_one_tensor_is_no_state_dict(tmp_path):
+    for thing in (torch.zeros(3), [], {}):
+        torch.save(thing, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match="expected a state_dict"):
+            Backbone("squeezenet1_1", tmp_path / "w.pth").spec  # noqa: B018
+
+
+def test_random_weights_do_not_stand_in_for_a_file(tmp_path):
+    backbone = Backbone("squeezenet1_1", "random")
+    torch.save(backbone.module().state_dict(), tmp_path / "w.pth")
+    locator = {"kind": "file", "value": str(tmp_path / "w.pth")}
+    with pytest.raises(WeightsError):
+        Backbone.from_spec(Backbone("squeezenet1_1", tmp_path / "w.pth").spec, locator, weights="random")

@@ -107,6 +107,28 @@ def test_a_dry_run_writes_nothing(capsys, store, image_folder, tmp_path):
         (["extract", "{images}", "-o", "{tmp}/x", "--precision", "fp99"], 1, "fp99"),
         (["extract", "{images}", "-o", "{tmp}/taken"], 1, "holds other things"),
         (["extract", "{images}", "-o", "{tmp}/file"], 1, "file"),
+        (["extract", "{images}", "-o", "{tmp}/taken", "--dry-run"], 1, "holds other things"),
+        (["extract", "{images}", "-o", "{tmp}/x", *TINY, "--device", "cuda:99"], 1, "cuda:99"),
+        (["extract", "{images}", "-o", "{tmp}/x", *TINY, "--device", "meta"], 1, "meta"),
+        (["extract", "{images}", "-o", "{tmp}/x", *TINY, "--device", "gpu"], 1, "gpu"),
+        (["extract", "{images}", "-o", "{tmp}/x", *TINY, "--view", "../x"], 1, "view"),
+        (["extract", "", "-o", "{tmp}/x", *TINY], 2, "SOURCE"),
+        (["extract", "{images}", "-o", "{tmp}/x", "--backbone", "resnet18", "--weights", ""], 2, "--weights"),
+        (["extract", "{images}", "-o", "{tmp}/x", *TINY, "--nodes", ""], 2, "--nodes"),
+        (["extract", "{tmp}/link", "-o", "{tmp}/x", *TINY], 1, "broken link"),
+        (["extract", "{tmp}/list.csv", "-o", "{tmp}/x", *TINY, "--root", "{tmp}/file"], 1, "got a file"),
+        (["info", "{store}", "--view", "absent"], 1, "no view"),
+        (["compare", "{store}", "--seeds", "1000000000000"], 2, "--seeds"),
+        (["compare", "{store}", "--plot", "{tmp}/p.xyz"], 1, "p.xyz"),
+        (["compare", "{store}", "--plot", "{tmp}/absent/p.png"], 1, "absent"),
+        (["fit", "{store}", "-o", "{tmp}/file"], 1, "is no head"),
+        (["fit", "{store}", "-o", "{store}/store.json"], 1, "is no head"),
+        (["fit", "{store}", "-o", "{tmp}/empty"], 1, "folder"),
+        (["fit", "{store}", "-o", ""], 1, "folder"),
+        (["fit", "{store}", "-o", "{tmp}/absent/h"], 1, "absent"),
+        (["fit", "{store}", "-o", "{tmp}/h", "--seed", "-1"], 2, "--seed"),
+        (["predict", "{head}", ""], 2, "IMAGE"),
+        (["predict", "{head}", "{images}", "--device", "cuda:99"], 1, "cuda:99"),
         (["info", "{tmp}/absent"], 1, "no such store"),
         (["info", "{images}"], 1, "no store.json"),
         (["check", "{tmp}/absent"], 1, "no such store"),
@@ -128,6 +150,7 @@ def test_a_dry_run_writes_nothing(capsys, store, image_folder, tmp_path):
 def test_each_mistake_gets_one_clear_line(capsys, mistakes, words, status, said):
     error = fails(capsys, status, *[w.format(**mistakes) for w in words])
     assert said in error
+    assert not (mistakes["tmp"] / "x").exists() and (mistakes["tmp"] / "file").read_text() == "not a store"
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +165,10 @@ def mistakes(tmp_path_factory):
     flat = write_images(tmp / "flatten", 4, classes=(".",))
     for name, folder in (("store", images), ("single", tmp / "one"), ("flat", flat)):
         assert run(["extract", str(folder), "-o", str(tmp / name), *TINY, "-q"]) == 0
-    return {"tmp": tmp, "images": images, **{n: tmp / n for n in ("store", "single", "flat")}}
+    (tmp / "link").symlink_to("nowhere")
+    (tmp / "list.csv").write_text("path\ncat/0000.jpg\n")
+    assert run(["fit", str(tmp / "store"), "-o", str(tmp / "head"), "--head", "knn"]) == 0
+    return {"tmp": tmp, "images": images, "head": tmp / "head", **{n: tmp / n for n in ("store", "single", "flat")}}
 
 
 def test_another_crop_size_prints_the_difference(capsys, store, image_folder):
@@ -162,6 +188,68 @@ def test_damage_gives_status_3(capsys, store):
     assert run(["check", str(store), "--deep"]) == 3
     assert "costs 12 images" in capsys.readouterr().out
     assert shard.name in fails(capsys, 1, "compare", store)
+
+
+def test_a_damaged_store_json_is_damage_too(capsys, store):
+    (store / "store.json").chmod(0o644)
+    (store / "store.json").write_text("{}")
+    assert run(["check", str(store), "--json"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"] and [d["file"] for d in report["damaged"]] == ["store.json"]
+    assert run(["check", str(store)]) == 3 and "1 damaged" in capsys.readouterr().out
+
+
+def test_a_store_inside_its_source_is_no_part_of_it(capsys, image_folder):
+    words = ["extract", image_folder, "-o", image_folder / "codes", *TINY, "--json"]
+    first = json.loads(ok(capsys, *words))
+    again = [json.loads(ok(capsys, *words)) for _ in range(2)]
+    assert [r["images"] for r in (first, *again)] == [12, 12, 12] and first["ignored"] == {}
+    assert [r["ignored"] for r in again] == [{"(featcache store)": 1}] * 2
+    assert again[0]["snapshot"] == again[1]["snapshot"]  # and looking at itself does not make it grow
+    assert "1 (featcache store)" in fails(capsys, 1, "extract", image_folder / "codes", "-o", image_folder / "x", *TINY)
+
+
+def test_a_head_replaces_a_head(capsys, store, tmp_path):
+    for name in ("knn", "logreg"):
+        assert name in ok(capsys, "fit", store, "-o", tmp_path / "h", "--head", name)
+    (tmp_path / "h").write_bytes((tmp_path / "h").read_bytes()[:3000])  # a damaged one as well
+    ok(capsys, "fit", store, "-o", tmp_path / "h")
+    assert fc.FittedHead.load(tmp_path / "h").n_train == 12
+
+
+def test_names_with_control_characters_stay_one_cell(capsys, store, image_folder, tmp_path):
+    odd = image_folder / "dog" / "tab\tline\nred\x1b[31m.jpg"
+    (image_folder / "dog" / "0001.jpg").rename(odd)
+    ok(capsys, "fit", store, "-o", tmp_path / "h", "--head", "knn")
+    lines = ok(capsys, "predict", tmp_path / "h", image_folder).splitlines()
+    assert len(lines) == 12 and all(len(line.split("\t")) == 3 for line in lines)
+    assert any(r"tab\tline\nred\x1b[31m.jpg" in line for line in lines)
+    rows = json.loads(ok(capsys, "predict", tmp_path / "h", odd, "--json"))
+    assert rows[0]["id"] == str(odd)
+
+
+def test_notes_are_said_once(capsys, store):
+    assert run(["compare", str(store), "--heads", "knn", "--shots", "1", "--seeds", "2"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("nothing to choose on") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("backbones | head -1; exit ${{PIPESTATUS[0]}}", 0, "name"),
+        ("info {store} >&-", 0, ""),
+        ("info {store}/absent 2>&-", 1, ""),
+        ("info {store} --json > /dev/full", 1, "No space left"),
+        ("backbones resnet18", 0, "224"),
+    ],
+)
+def test_streams_of_all_kinds(store, words, status, said):
+    command = f"PYTHONIOENCODING=ascii {sys.executable} -m featcache {words.format(store=store)}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == status and said in done.stdout + done.stderr, done
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == (1 if "full" in words else 0)
 
 
 def test_failures_beyond_the_budget_exit_1_and_keep_the_rows(capsys, image_folder, tmp_path):

@@ -297,6 +297,13 @@ class Backbone:
         return self._network.encode(pixels, recipe.mean, recipe.std, mode=mode, device=device)
 
     @staticmethod
+    def check_device(device: str) -> None:
+        """Raise BackboneError unless this machine can compute on a device ("cpu", "cuda", "cuda:1", …)."""
+        from .network import usable_device
+
+        usable_device(device)
+
+    @staticmethod
     def usual_batch(device: str = "cpu") -> int:
         """Return a batch size that keeps a device busy: 16 images per core (at least 32) on a CPU, else 256."""
         return max(32, 16 * arguments.cores()) if device == "cpu" else 256
@@ -444,7 +451,8 @@ class Backbone:
         options: dict[str, Any] = {"nodes": wanted["nodes"], "pooling": dict(wanted["pooling"]), "preprocess": recipe}
         if isinstance(model, str):
             options["model_kwargs"] = {**wanted.get("kwargs", {}), **locator.get("kwargs", {})}
-            options["init_seed"] = int(locator["value"]) if found == "random" else locator.get("init_seed")
+            seeded = found == "random" and locator["kind"] == "random"
+            options["init_seed"] = int(locator["value"]) if seeded else locator.get("init_seed")
         else:
             options["version"] = wanted["version"]
         backbone = cls(model, found, **options)

@@ -79,7 +79,7 @@ class Network:
         self, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], *, mode: str, device: str
     ) -> dict[str, np.ndarray]:
         """Return node → float32 codes for uint8 pixels (N, H, W, C); see `Backbone.encode`."""
-        target = _device(device)
+        target = usable_device(device)
         module = self._on(mode, target)
         codes = {n: np.empty((len(pixels), *self.shapes[n]), np.float32) for n in self.nodes}
         size = _CHUNK.get(target.type, _CHUNK_ELSEWHERE)
@@ -131,14 +131,17 @@ def _run(module: nn.Module, x: Tensor, mode: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _device(device: str) -> torch.device:
+def usable_device(device: str) -> torch.device:
+    """Return the device of that name; BackboneError when PyTorch cannot compute on it here."""
     try:
         target = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise BackboneError(f"device {device!r}: expected 'cpu', 'cuda', 'cuda:1', 'mps', …; correct it") from None
-    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not usable.get(target.type, True) or (target.index or 0) >= max(1, torch.cuda.device_count()):
-        raise BackboneError(f"device {device!r}: not available to PyTorch on this machine; use device='cpu'")
+    try:
+        if target.type != "cpu":
+            torch.ones(1, device=target).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device says it differently
+        raise BackboneError(f"device {device!r}: not available to PyTorch on this machine; use device='cpu'") from error
     return target
 
 

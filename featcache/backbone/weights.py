@@ -210,10 +210,11 @@ def unwrap(loaded: Any, label: str) -> dict[str, Tensor]:
         if inner is None:
             break
         loaded = inner
-    got = f"a mapping with {sorted(map(str, loaded))[:4]}" if isinstance(loaded, Mapping) else type(loaded).__name__
+    got = type(loaded).__name__
+    if isinstance(loaded, Mapping):
+        got = f"a mapping with {sorted(map(str, loaded))[:4]}" if loaded else "an empty one"
     raise WeightsError(
-        f"weights {label}: expected a state_dict (names and tensors), got {got if loaded else 'an empty one'}; save "
-        "model.state_dict()"
+        f"weights {label}: expected a state_dict (names and tensors), got {got}; save model.state_dict()"
     )
 
 

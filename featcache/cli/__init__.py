@@ -8,6 +8,7 @@ Heavy libraries are imported by the verbs, not here: ``featcache --help`` takes 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     from ..errors import FeatcacheError
     from .commands import app
 
+    _prepare_streams()
     try:
         status = app(args=list(arguments), prog_name="featcache", standalone_mode=False)
         # Typer turns Ctrl-C into this status before we see it, and says nothing.
@@ -41,9 +43,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail(_INTERRUPTED, 130)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python must not complain while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # The reader (head, less) has seen enough (Typer makes an exit of it); Python must not complain while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -54,6 +56,16 @@ def run(arguments: Sequence[str]) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _usage(error)
+
+
+def _prepare_streams() -> None:
+    """Make writing safe: to a stream that is closed, and of characters that a terminal cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller (>&-)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - for the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, status: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,7 @@ def _backbone(
     changes: dict[str, Any],
 ) -> Any:
     """Build the Backbone that the options describe."""
+    _not_empty((weights, "--weights"), (nodes, "--nodes"))
     from ..backbone import Backbone
 
     return Backbone(
@@ -75,6 +77,13 @@ def _backbone(
         init_seed=init_seed,
         preprocess=changes or None,
     )
+
+
+def _not_empty(*given: tuple[str | None, str]) -> None:
+    """Refuse an empty word: a shell variable that is not set, not a wish for the default."""
+    for word, name in given:
+        if word == "":
+            raise typer.BadParameter("expected a value, got an empty one", param_hint=name)
 
 
 def _size(text: str | None, option: str) -> Any:
@@ -147,6 +156,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Compute the codes of all images that STORE does not have yet."""
+    _not_empty((source, "SOURCE"))
     from ..errors import FailureBudgetExceeded
     from ..extraction import extract as run_extract
     from ..extraction import plan
@@ -223,19 +233,26 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look for damage; exit status 3 when there is any."""
+    from ..errors import DamagedStore
     from ..store import FeatureStore
     from . import show
 
-    report = FeatureStore.open(store).check(deep=deep)
+    try:
+        report = FeatureStore.open(store).check(deep=deep)
+        ok, damaged, checked = report.ok, report.damaged, report.checked
+    except DamagedStore as error:  # store.json itself: without it nothing else can be looked at
+        reason = str(error).removeprefix(f"{error.file}: ")
+        damaged = [{"file": "store.json", "reason": reason, "images": []}]
+        ok, checked = False, {"shards": 0, "snapshots": 0, "bytes": 0, "deep": deep}
     if as_json:
-        show.as_json({"ok": report.ok, "damaged": report.damaged, **report.checked})
+        show.as_json({"ok": ok, "damaged": damaged, **checked})
     else:
-        looked = f"{report.checked['shards']} shards, {report.checked['snapshots']} snapshots"
-        show.say(f"{store}: {'ok' if report.ok else f'{len(report.damaged)} damaged files'} ({looked})")
-        for item in report.damaged:
+        looked = f"{checked['shards']} shards, {checked['snapshots']} snapshots"
+        show.say(f"{store}: {'ok' if ok else f'{len(damaged)} damaged files'} ({looked})")
+        for item in damaged:
             lost = f"; costs {len(item['images'])} images: {', '.join(item['images'][:5])}" if item["images"] else ""
             show.say(f"  {item['file']}: {item['reason']}{lost}")
-    if not report.ok:
+    if not ok:
         raise typer.Exit(3)
 
 
@@ -248,7 +265,7 @@ def fit(
     ] = ("auto"),
     metric: Metric = "accuracy",
     cv: Annotated[int, typer.Option("--cv", min=2, help="Folds for choosing settings.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the folds.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the folds.")] = 0,
     view: View = "main",
     node: Node = None,
     label: Label = None,
@@ -258,10 +275,12 @@ def fit(
 ) -> None:
     """Train one head on a store's codes and save it."""
     from ..heads import fit as run_fit
+    from ..heads.persistence import check_target
     from ..store import FeatureStore
     from . import show
 
     data = FeatureStore.open(store).load(view, node=node, label=label, group=group, split=split)
+    check_target(out)  # before the work, not after it
     fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed)
     path = fitted.save(out)
     if as_json:
@@ -287,7 +306,7 @@ def compare(
     stores: Annotated[list[Path], typer.Argument(help="One store or several.", metavar="STORE...")],
     heads: Annotated[str, typer.Option("--heads", help="Comma-separated names; see fit.")] = "logreg,svm,softmax,knn",
     shots: Annotated[str, typer.Option("--shots", help="Images per class to train on: numbers, all.")] = "all",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many draws of each.")] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many draws of each.")] = 5,
     metric: Metric = "accuracy",
     view: View = "main",
     node: Node = None,
@@ -301,9 +320,12 @@ def compare(
     """Compare heads on the same splits of a store's codes."""
     from ..evaluation import compare as run_compare
     from ..progress import progress_for
+    from ..reporting import Result
     from ..store import FeatureStore
     from . import show
 
+    if plot is not None:
+        Result.check_plot(plot)  # before the work, not after it
     data = [FeatureStore.open(s).load(view, node=node, label=label, group=group, split=split) for s in stores]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(
@@ -317,11 +339,9 @@ def compare(
     if plot is not None:
         result.plot(plot)
     if as_json:
-        typer.echo(result.to_json())
+        show.as_json(json.loads(result.to_json()))
         return
     show.say(result.table())
-    for line in result.notes:
-        show.note(line)
     if plot is not None:
         show.note(f"learning curves: {plot}")
 
@@ -356,7 +376,7 @@ def _shots(text: str) -> list[int | str]:
 @app.command(epilog="Example: featcache predict flowers.head new.jpg more/")
 def predict(
     head: Annotated[Path, typer.Argument(help="A file that fit made.", metavar="HEAD")],
-    images: Annotated[list[Path], typer.Argument(help="Images and folders of images.", metavar="IMAGE...")],
+    images: Annotated[list[str], typer.Argument(help="Images and folders of images.", metavar="IMAGE...")],
     weights: Annotated[
         str | None, typer.Option("--weights", help="The backbone's weights, if they are no longer where they were.")
     ] = None,
@@ -367,12 +387,13 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict labels of new images: id, label and its score, separated by tabs."""
+    _not_empty(*((image, "IMAGE") for image in images))
     from ..handoff import predict as run_predict
     from . import show
 
     rows = run_predict(
         head,
-        [str(i) for i in images],
+        images,
         weights=weights,
         batch_size=batch_size,
         workers=workers,

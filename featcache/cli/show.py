@@ -12,7 +12,13 @@ __all__ = ["as_json", "extraction", "fitted_head", "info", "note", "plan", "pred
 
 def as_json(value: Any) -> None:
     """Print a value as JSON."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    utf = (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=not utf, indent=1, allow_nan=False) + "\n")
+
+
+def plain(text: str) -> str:
+    """Return text with control characters written as escapes: a name with a tab or line break stays one cell."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def say(text: str) -> None:
@@ -44,7 +50,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
 def failures(failed: Sequence[Mapping[str, str]], limit: int = 10) -> None:
     """List failed images on standard error."""
     for row in failed[:limit]:
-        note(f"  {row['id']}: {row['reason']}")
+        note(plain(f"  {row['id']}: {row['reason']}"))
     if len(failed) > limit:
         note(f"  … and {len(failed) - limit} more: featcache info STORE --json")
 
@@ -103,7 +109,7 @@ def info(info: Mapping[str, Any]) -> None:
     ]
     say(info["store"])
     for name, value in rows:
-        say(f"  {name:<11}{value}")
+        say(plain(f"  {name:<11}{value}"))
     if info["failed"]:
         note("failed:")
         failures(info["failed"])
@@ -125,7 +131,7 @@ def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print labels, one image a line: id, label, score; failures on standard error."""
     for row in rows:
         if "error" in row:
-            note(f"{row['id']}: {row['error']}")
+            note(plain(f"{row['id']}: {row['error']}"))
         else:
             score = row["scores"].get(row["label"])
-            say(f"{row['id']}\t{row['label']}" + (f"\t{score:.4f}" if score is not None else ""))
+            say(f"{plain(row['id'])}\t{plain(row['label'])}" + (f"\t{score:.4f}" if score is not None else ""))

@@ -71,6 +71,8 @@ class Extraction:
         self.started = time.perf_counter()
         self.source, self.backbone, self.settings = source, backbone, settings
         self.path = store.path if isinstance(store, FeatureStore) else Path(store)
+        if settings.device not in ("auto", "cpu"):
+            Backbone.check_device(settings.device)  # before anything is made
         self.store: FeatureStore | None = store if isinstance(store, FeatureStore) else self._existing()
         self.progress = progress_for(progress)
         self.tally = Tally.for_images(len(source))
@@ -79,7 +81,10 @@ class Extraction:
         self._clock = {"wait": 0.0, "model": 0.0, "stream": 0.0}
 
     def _existing(self) -> FeatureStore | None:
-        return FeatureStore.open(self.path) if (self.path / "store.json").exists() else None
+        if (self.path / "store.json").exists():
+            return FeatureStore.open(self.path)
+        FeatureStore.check_place(self.path)
+        return None
 
     def _read(self, indices: Any, *, decode: Any, stored: Any) -> Iterator[Read]:
         return self.encoder.read(indices, decode=decode, stored=stored, on_key=self._note_key)

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ..errors import HeadError
 if TYPE_CHECKING:
     from .fitted import FittedHead
 
-__all__ = ["load_head", "save_head"]
+__all__ = ["check_target", "load_head", "save_head"]
 
 FORMAT_VERSION = 1
 
@@ -67,10 +68,35 @@ _FIELDS = (
 )
 
 
+def check_target(path: Path, *, replace: bool = True) -> None:
+    """Raise HeadError when no head can be written to `path`; only a head is ever replaced by one."""
+    if path.is_dir():
+        raise HeadError(f"{path}: expected the name of a file for the head, got a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise HeadError(f"{path}: expected a folder {str(path.parent)!r} to put the head in, got none; make it first")
+    if not os.path.lexists(path):
+        return
+    if not replace:
+        raise HeadError(f"{path}: exists already; give another name, or allow replacing it")
+    if path.exists() and not _is_head(path):
+        raise HeadError(f"{path}: exists and is no head, so it is not replaced; give another name")
+
+
+def _is_head(path: Path) -> bool:
+    """Tell whether a file begins as `save_head` writes them (it may be damaged further on), or is empty."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return False
+    return not start or b'"__metadata__":{"featcache_head"' in start or b'"featcache_sha256"' in start
+
+
 def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
     """Write a head; see `FittedHead.save`."""
     from safetensors.numpy import save
 
+    check_target(path, replace=replace)
     tensors: dict[str, np.ndarray] = {}
     body = {
         "format": FORMAT_VERSION,
@@ -88,7 +114,7 @@ def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
         raise HeadError(f"{path}: exists already; give another name, or allow replacing it") from None
     except OSError as error:
         raise HeadError(
-            f"{path}: the head cannot be written: {error}; look at the folder and the free space"
+            f"{path}: the head cannot be written: {error.strerror or error}; look at the folder and the free space"
         ) from error
     return path
 

@@ -3,7 +3,8 @@
 A candidate is a file with a known image extension, or one whose first bytes are an image's; files of well-known other
 kinds are never opened. Everything else is counted as ignored, by extension. Links are followed; a link that leads
 back into a folder above it is counted as ``(link loop)``. Hidden files and folders (``.name``) and those that systems
-leave behind (``__MACOSX``, ``@eaDir`` …) are counted as ``(hidden)``. A broken link or a pipe that is called ``x.jpg``
+leave behind (``__MACOSX``, ``@eaDir`` …) are counted as ``(hidden)``, a store of codes among the images as one
+``(featcache store)``. A broken link or a pipe that is called ``x.jpg``
 stays a candidate, so that it ends in the ledger and not in silence.
 """
 
@@ -25,6 +26,9 @@ __all__ = ["SPLIT_FOLDERS", "Scan", "is_candidate", "nothing_found", "scan", "st
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 _JUNK = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
+
+#: What a store of codes consists of; one that lies inside a source is no part of it.
+_STORE = frozenset(("store.json", "shards", "snapshots"))
 
 # Never opened to look for an image inside: tables, texts, archives, arrays, films, vector graphics (EPS among them),
 # and camera raw and slide formats that begin like a TIFF but hold only a preview that Pillow could read.
@@ -104,7 +108,11 @@ def _walk(base: str, ignored: Counter[str]) -> Iterator[str]:
         if identity in above:
             ignored["(link loop)"] += 1
             continue
-        for entry in _entries(folder):
+        entries = _entries(folder)
+        if {entry.name for entry in entries} >= _STORE:
+            ignored["(featcache store)"] += 1
+            continue
+        for entry in entries:
             if entry.name.startswith(".") or entry.name in _JUNK:
                 ignored["(hidden)"] += 1
             elif _is_folder(entry):

@@ -99,6 +99,9 @@ def missing(path: str | os.PathLike[str], expected: str) -> SourceError:
         To be raised by the caller.
     """
     place = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+    if os.path.lexists(place):
+        got = "a broken link" if not place.exists() else "a file"
+        return SourceError(f"{shown(path)}: expected {expected}, got {got}; correct the path")
     parent = next(folder for folder in place.parents if folder.is_dir())
     wanted = place.relative_to(parent).parts[0]
     try:
