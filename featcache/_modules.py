@@ -59,7 +59,8 @@ class ClassifierNetwork(nn.Module):
         super().__init__()
         self.trunk, self.node, self.classes = trunk, node, classes
         self.prelude: nn.Module = Standardise(*prelude) if prelude is not None else nn.Identity()
-        self.head = nn.Linear(weight.shape[1], weight.shape[0])
+        # Without an initialisation, which would advance the global random state.
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)

@@ -20,7 +20,7 @@ from .heads.choosing import head_name, train, tuning_folds
 from .heads.fitted import Rows
 from .heads.metrics import METRICS, check_metric
 from .reporting import Result
-from .splits import Folds, holdout, k_shot
+from .splits import Folds, holdout, k_shot, whole_number
 
 __all__ = ["EvalProtocol", "compare"]
 
@@ -61,17 +61,15 @@ class EvalProtocol:
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
-        if not self.shots or any(s != "all" and not (_whole(s) and int(s) >= 1) for s in self.shots):
+        if not self.shots or any(s != "all" and not whole_number(s, 1) for s in self.shots):
             raise HeadError(f"shots: expected numbers of rows per class or 'all', got {list(self.shots)!r}")
-        for name, least in (("seeds", 1), ("cv", 2)):
-            if not _whole(getattr(self, name)) or getattr(self, name) < least:
+        if len(set(self.shots)) < len(self.shots):
+            raise HeadError(f"shots: expected different numbers, got {list(self.shots)!r}")
+        for name, least in (("seeds", 1), ("cv", 2), ("first_seed", 0)):
+            if not whole_number(getattr(self, name), least):
                 raise HeadError(f"{name}: expected a whole number of {least} or more, got {getattr(self, name)!r}")
-        if not 0 < self.test_size < 1:
+        if not isinstance(self.test_size, (int, float)) or not 0 < self.test_size < 1:
             raise HeadError(f"test_size: expected a share between 0 and 1, got {self.test_size!r}")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -160,9 +158,11 @@ def compare(
     >>> [(row["head"], row["shots"]) for row in result.rows]
     [('lda', 1), ('centroid', 1), ('lda', 5), ('centroid', 5)]
     """
-    shots = (shots,) if isinstance(shots, (int, str)) else tuple(shots)
-    protocol = EvalProtocol(tuple(int(s) if _whole(s) else s for s in shots), seeds, metric, test_size, cv)
-    heads = [heads] if isinstance(heads, str) or hasattr(heads, "fit") else list(heads)
+    shots = tuple(shots) if isinstance(shots, (Sequence, np.ndarray)) and not isinstance(shots, str) else (shots,)
+    protocol = EvalProtocol(tuple(int(s) if whole_number(s, 1) else s for s in shots), seeds, metric, test_size, cv)
+    if n_jobs == 0 or not isinstance(n_jobs, int):
+        raise HeadError(f"n_jobs: expected a number of processes, or -1 for one per core, got {n_jobs!r}")
+    heads = [heads] if isinstance(heads, str) or hasattr(heads, "fit") or heads is None else list(heads)
     named = _named_heads(heads)
     runs: list[_Run] = []
     sets = {name: Rows.of(item) for name, item in _named_sets(data).items()}
@@ -197,7 +197,7 @@ def _named_sets(data: Any) -> dict[str, FeatureSet]:
     if isinstance(data, Mapping):
         named = {str(name): item for name, item in data.items()}
     else:
-        items = [data] if isinstance(data, FeatureSet) else list(data)
+        items = list(data) if isinstance(data, (list, tuple)) else [data]
         named = {}
         for i, item in enumerate(items):
             name = getattr(item, "name", "") or (f"data {i + 1}" if len(items) > 1 else "data")

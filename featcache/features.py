@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,7 @@ class FeatureSet:
     X : ndarray of shape (n_samples, n_features) or (n_samples, *shape)
         The codes, float32 (in memory) or the stored dtype (mapped). Rows are in the order of `ids`.
     y : array-like of shape (n_samples,), default=None
-        Labels as text; ``""`` means unlabelled. Numbers are taken as they are and turned into text, so "01" stays "01".
+        Labels as text; ``""``, None and NaN mean unlabelled. Numbers are turned into text, so "01" stays "01".
     ids : array-like of shape (n_samples,), default=None
         Unique names of the rows; ``"0"``, ``"1"``, … when not given.
     groups : array-like of shape (n_samples,), default=None
@@ -68,7 +69,7 @@ class FeatureSet:
     name: str = ""
 
     def __post_init__(self) -> None:
-        X = np.asarray(self.X) if not isinstance(self.X, np.ndarray) else self.X
+        X = self.X if isinstance(self.X, np.ndarray) else _array("X", self.X)
         if X.ndim < 2 or X.dtype.kind not in "fiu":
             raise FeaturesError(
                 f"X: expected a numeric array of shape (n_samples, n_features), got shape {X.shape} of {X.dtype}"
@@ -81,23 +82,25 @@ class FeatureSet:
             value = getattr(self, name)
             if value is not None:
                 set_(self, name, self._text(name, value))
-        for name, column in self.columns.items():
-            self._check_length(f"columns[{name!r}]", column)
+        set_(self, "columns", {name: self._column(f"columns[{name!r}]", v) for name, v in self.columns.items()})
         if len(np.unique(self.row_ids)) != len(X):
             raise FeaturesError(f"ids: expected {len(X)} different names, got repeats; give each row a name of its own")
 
-    def _check_length(self, name: str, values: Sequence[Any] | np.ndarray) -> None:
-        if len(values) != len(self.X):
-            raise FeaturesError(f"{name}: expected {len(self.X)} values (one per row of X), got {len(values)}")
-
-    def _text(self, name: str, values: Any) -> np.ndarray:
-        array = np.asarray(values)
+    def _column(self, name: str, values: Any) -> np.ndarray:
+        array = _array(name, values)
         if array.ndim != 1:
             raise FeaturesError(f"{name}: expected one dimension, got shape {array.shape}")
-        self._check_length(name, array)
-        if array.dtype.kind == "U":
-            return array
-        return np.asarray(["" if value is None else str(value) for value in array.tolist()], dtype=np.str_)
+        if len(array) != len(self.X):
+            raise FeaturesError(f"{name}: expected {len(self.X)} values (one per row of X), got {len(array)}")
+        return array
+
+    def _text(self, name: str, values: Any) -> np.ndarray:
+        array = self._column(name, values)
+        return array if array.dtype.kind == "U" else np.asarray([_word(v) for v in array.tolist()], dtype=np.str_)
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        return f"FeatureSet({name}X {self.X.shape} of {self.X.dtype}, {len(self.classes)} classes)"
 
     def __len__(self) -> int:
         return len(self.X)
@@ -146,8 +149,17 @@ class FeatureSet:
         -------
         FeatureSet
             The same provenance, fewer rows.
+
+        Raises
+        ------
+        FeaturesError
+            For rows that are not there, or named twice.
         """
         index = np.asarray(rows)
+        try:
+            index = np.arange(len(self))[index if index.size else index.astype(np.intp)]
+        except IndexError as error:
+            raise FeaturesError(f"rows: expected numbers below {len(self)} or a mask of that length: {error}") from None
 
         def pick(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[index]
@@ -161,3 +173,18 @@ class FeatureSet:
             splits=pick(self.splits),
             columns={name: column[index] for name, column in self.columns.items()},
         )
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise FeaturesError(
+            f"{name}: expected an array, got {type(values).__name__} ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _word(value: Any) -> str:
+    """One label, name or group as text; "" where there is none."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -74,9 +74,12 @@ def predict(
     >>> fc.predict("flowers.head", ["new.jpg"])  # doctest: +SKIP
     [{'id': 'new.jpg', 'label': 'tulip', 'scores': {'rose': 0.02, 'tulip': 0.98}}]
     """
-    head = fitted if isinstance(fitted, FittedHead) else FittedHead.load(os.fspath(fitted))
+    head = _open_head(fitted)
     if isinstance(images, FeatureSet):
-        return _label(head, images.row_ids.tolist(), head.predict(images), head.predict_scores(images))
+        return _label(head, images.row_ids.tolist(), head.predict(images), _scores(head, images))
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise HandoffError(f"{name}: expected a whole number of {least} or more, got {value!r}")
     source = _open_images(images)
     network = _backbone_of(head, backbone, weights)
     target = _device(device)
@@ -94,6 +97,14 @@ def predict(
             found += [{"id": i, "error": e} if e else next(good) for i, e in errors]
             bar.advance(len(errors))
     return found
+
+
+def _open_head(fitted: Any) -> FittedHead:
+    if isinstance(fitted, FittedHead):
+        return fitted
+    if isinstance(fitted, (str, os.PathLike)):
+        return FittedHead.load(os.fspath(fitted))
+    raise HandoffError(f"head: expected a FittedHead or the path of a saved one, got {type(fitted).__name__}")
 
 
 def _open_images(images: Any) -> ImageSource:
@@ -114,6 +125,8 @@ def _backbone_of(head: FittedHead, backbone: Backbone | None, weights: Any) -> B
         )
     if backbone is None:
         return Backbone.from_spec(head.spec, head.locator or {}, weights)
+    if not isinstance(backbone, Backbone):
+        raise HandoffError(f"backbone: expected a Backbone, got {type(backbone).__name__}; leave it out, or wrap it")
     wanted = {part: head.spec[part] for part in ("backbone", "preprocess")}
     difference = describe_difference(wanted, backbone.spec)
     if difference:
@@ -156,7 +169,7 @@ def _decoded(source: ImageSource, network: Backbone, batch_size: int, workers: i
             yield [i for i, p, _ in results if p is not None], stacked, [(i, e) for i, _, e in results]
 
 
-def _scores(head: FittedHead, codes: np.ndarray) -> np.ndarray | None:
+def _scores(head: FittedHead, codes: FeatureSet | np.ndarray) -> np.ndarray | None:
     try:
         return head.predict_scores(codes)
     except HeadError:  # a foreign estimator may have none; its labels stand alone then
@@ -209,7 +222,7 @@ def to_module(
 
     from ._modules import ClassifierNetwork
 
-    head = fitted if isinstance(fitted, FittedHead) else FittedHead.load(os.fspath(fitted))
+    head = _open_head(fitted)
     prelude = None
     try:
         W, b = linear_form(head.estimator)

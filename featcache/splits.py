@@ -163,8 +163,8 @@ def k_fold(y: Any, n_folds: int = 5, *, ids: Any = None, groups: Any = None, see
     (3, ('3 folds instead of 5: no class has more rows than that',))
     """
     codes, n_classes = _class_codes(y)
-    if n_folds < 2:
-        raise SplitError(f"k_fold: expected n_folds of 2 or more, got {n_folds}")
+    if not whole_number(n_folds, 2):
+        raise SplitError(f"k_fold: expected n_folds of 2 or more, got {n_folds!r}")
     units = (
         np.arange(len(codes))
         if groups is None
@@ -295,6 +295,11 @@ def _text(values: Any, n: int, name: str) -> np.ndarray:
     return array
 
 
+def whole_number(value: Any, least: int) -> bool:
+    """Return whether a value is an integer (of Python or NumPy, no bool) of at least so much."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+
+
 def _class_codes(y: Any) -> tuple[np.ndarray, int]:
     classes, codes = np.unique(np.asarray(y), return_inverse=True)
     if len(classes) < 2:
@@ -310,6 +315,8 @@ def _shuffled(n: int, ids: Any, seed: int, purpose: str) -> np.ndarray:
 
 
 def _generator(seed: int, purpose: str) -> np.random.Generator:
+    if not whole_number(seed, 0):
+        raise SplitError(f"seed: expected a whole number of 0 or more, got {seed!r}")
     # The purpose keeps a holdout and the folds inside it from sharing one permutation.
     return np.random.default_rng([int(seed), int.from_bytes(purpose.encode(), "big") % 2**32])
 

@@ -208,15 +208,27 @@ def test_an_empty_or_absent_source_leaves_no_store(tiny_backbone, tmp_path):
         ("precision", "fp64"),
         ("dtype", "int8"),
         ("batch_size", 0),
+        ("batch_size", "a"),
         ("workers", -1),
+        ("workers", 1.5),
         ("max_failed", 2),
+        ("max_failed", None),
         ("publish_seconds", -1),
+        ("publish_seconds", "a"),
+        ("view", "../x"),
+        ("view", None),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_happens(image_folder, tiny_backbone, tmp_path, option, value):
     with pytest.raises((BackboneError, StoreError), match=option):
         run(image_folder, tiny_backbone, tmp_path / "s", **{option: value})
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("backbone", [None, np.zeros(3), {"arch": "resnet18"}])
+def test_what_is_no_backbone_is_refused(image_folder, tmp_path, backbone):
+    with pytest.raises(BackboneError, match="expected a Backbone"):
+        run(image_folder, backbone, tmp_path / "s")
 
 
 def test_arrays_and_views_of_several_nodes(tmp_path):

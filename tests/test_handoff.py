@@ -5,6 +5,8 @@ import pytest
 import torch
 from conftest import make_tiny_backbone, write_images
 from PIL import Image
+from sklearn.ensemble import VotingClassifier
+from sklearn.linear_model import LogisticRegression
 
 import featcache as fc
 from featcache.errors import HandoffError, HeadError, WeightsError
@@ -80,15 +82,57 @@ def test_the_module_gives_the_heads_scores(setting, head):
         scores = module(images).numpy()
     labels = np.asarray(module.classes)[scores.argmax(1)]
     assert (labels == fitted.predict(data)).mean() == 1.0
-    if head in ("logreg", "softmax"):
+    if head in ("logreg", "softmax", "lda"):
         exp = np.exp(scores - scores.max(1, keepdims=True))
         assert np.allclose(exp / exp.sum(1, keepdims=True), fitted.predict_proba(data), atol=1e-4)
     else:
         expected = fitted.predict_scores(data)
-        expected = expected - expected.mean(1, keepdims=True) if head == "lda" else expected
-        got = scores - scores.mean(1, keepdims=True) if head == "lda" else scores
-        if head != "lda":
-            assert np.allclose(got, expected, atol=1e-3 * max(1, np.abs(expected).max()))
+        assert np.allclose(scores, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("head", ["svm", "ridge", "centroid"])
+def test_the_module_gives_the_heads_scores_of_two_classes(setting, head):
+    folder, backbone, data = setting
+    data = data.select(data.y != "cow")
+    fitted = fc.fit(head, data)
+    images = torch.stack([fitted.preprocess(Image.open(folder / i)) for i in data.ids])
+    with torch.inference_mode():
+        scores = fc.to_module(fitted, backbone=backbone)(images).numpy()
+    expected = fitted.predict_scores(data)
+    assert np.allclose(scores, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+def test_the_global_random_state_is_left_alone(setting):
+    folder, backbone, data = setting
+    fitted = fc.fit("softmax", data)
+    before = torch.get_rng_state()
+    fc.to_module(fitted, backbone=backbone)
+    fc.predict(fitted, folder, backbone=backbone, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"workers": -1}, "workers"),
+        ({"backbone": "squeezenet1_1"}, "expected a Backbone"),
+        ({"fitted": None}, "expected a FittedHead"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(setting, options, reason):
+    folder, backbone, data = setting
+    fitted = fc.fit("centroid", data)
+    with pytest.raises(HandoffError, match=reason) as caught:
+        fc.predict(**{"fitted": fitted, "images": folder, "backbone": backbone, "progress": False, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_head_without_scores_predicts_labels_of_codes_too(setting):
+    rows = fc.predict(fc.fit(VotingClassifier([("a", LogisticRegression())]), setting[2]), setting[2])
+    assert rows[0]["scores"] == {} and rows[0]["label"] in ("ant", "bee", "cow")
 
 
 def test_the_module_is_ready_for_training(setting):

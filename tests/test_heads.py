@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from featcache.errors import HeadError
+from featcache.errors import HeadError, SplitError
 from featcache.features import FeatureSet
 from featcache.heads import (
     HEADS,
@@ -186,6 +186,64 @@ def test_codes_of_another_spec_are_refused():
     assert len(fitted.predict(X[:0])) == 0 and fitted.predict_scores(X[:0]).shape == (0, 10)
 
 
+class WithoutTags:
+    """What a wrapper of another framework often looks like."""
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), "digit 0")
+
+    def get_params(self, deep=True):
+        return {}
+
+
+class WithoutClasses(ClassifierMixin, BaseEstimator):
+    """Does what the contract asks for and no more: no classes_."""
+
+    def fit(self, X, y):
+        self.most_ = max(set(y.tolist()), key=y.tolist().count)
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), self.most_)
+
+
+def test_a_foreign_estimator_needs_no_classes_attribute():
+    fitted = fit(WithoutClasses(), digits(splits=SPLITS))
+    assert set(fitted.scores) == {"val", "test"} and fitted.classes_.tolist() == sorted(set(Y))
+
+
+@pytest.mark.parametrize(
+    "options", [{"cv": "5"}, {"cv": 2.5}, {"cv": None}, {"seed": "a"}, {"seed": -1}, {"seed": None}]
+)
+def test_folds_and_seeds_are_whole_numbers(options):
+    with pytest.raises(SplitError, match=r"cv|seed"):
+        fit("lda", digits(), **options)
+
+
+@pytest.mark.parametrize("name", [*HEADS])
+def test_the_global_random_state_is_left_alone(name):
+    np.random.seed(1)
+    before = np.random.get_state()[1:3]
+    fit(name, digits().select(np.arange(60)))
+    after = np.random.get_state()[1:3]
+    assert np.array_equal(before[0], after[0]) and before[1] == after[1]
+
+
+@pytest.mark.parametrize("name", ["svm", "ridge", "centroid"])
+def test_scores_of_two_classes_are_those_of_the_affine_form(name):
+    rows = np.isin(Y, ["digit 0", "digit 1"])
+    fitted = fit(name, digits().select(rows))
+    scores = fitted.predict_scores(X[rows])
+    decision = fitted.estimator.decision_function(X[rows])
+    assert np.allclose(scores[:, 1] - scores[:, 0], decision)
+    if name != "centroid":
+        W, b = linear_form(fitted.estimator)
+        assert np.allclose(scores, X[rows] @ W.T + b, atol=1e-5)
+
+
 def nan_rows():
     damaged = X.copy()
     damaged[3, 2] = np.nan
@@ -203,7 +261,12 @@ def nan_rows():
         (lambda: fit("logreg", digits(y=None)), "no row has a label"),
         (lambda: fit("logreg", nan_rows()), "1 of 400 rows hold NaN"),
         (lambda: fit("logreg", digits(X=X.reshape(400, 8, 8))), "pooling"),
+        (lambda: fit("logreg", digits(X=X[:, :0])), "shape \\(400, 0\\)"),
         (lambda: fit("logreg", X), "FeatureSet"),
+        (lambda: fit("logreg", digits(), params={"C": "a"}), "'C': 'a'"),
+        (lambda: fit("logreg", digits(), params=3), "mapping"),
+        (lambda: fit("logreg", digits(), metric=["accuracy"]), "balanced_accuracy"),
+        (lambda: fit(WithoutTags(), digits()), "ClassifierMixin"),
         (lambda: fit("auto", digits(), params={"C": 1.0}), "name a head"),
         (lambda: make_head("lda", depth=3), "depth"),
         (lambda: fit("svm", digits()).predict_proba(X), "predict_scores"),

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from ..backbone import Backbone
+from ..errors import BackboneError
 from ..progress import Progress
 from ..sources import ImageSource
 from ..store import FeatureStore
@@ -166,4 +167,11 @@ def _source(source: Any) -> ImageSource:
 
 
 def _backbone(backbone: Backbone | str) -> Backbone:
-    return Backbone(backbone) if isinstance(backbone, str) else backbone
+    if isinstance(backbone, str):
+        return Backbone(backbone)
+    if isinstance(backbone, Backbone):
+        return backbone
+    raise BackboneError(
+        f"backbone: expected a Backbone or the name of one, got {type(backbone).__name__}; wrap your own network as "
+        "Backbone(network, version=…, preprocess=…)"
+    )

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from ..errors import BackboneError, StoreError
+from ..store import check_view_name
 from . import precision as precise
 
 __all__ = ["Settings"]
@@ -31,16 +32,18 @@ class Settings:
             raise BackboneError(f"precision {self.precision!r}: expected one of {', '.join(precise.CLASSES)}")
         if self.dtype not in ("auto", "float32", "float16"):
             raise StoreError(f"dtype {self.dtype!r}: expected auto, float32 or float16")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise BackboneError(f"batch_size {self.batch_size}: expected at least 1")
-        if self.workers is not None and self.workers < 0:
-            raise BackboneError(f"workers {self.workers}: expected 0 or more")
+        check_view_name(self.view)
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise BackboneError(f"{name} {value!r}: expected a whole number of {least} or more")
         if self.add and self.replace:
             raise StoreError("add and replace exclude each other; give one of them")
-        if not 0 <= self.max_failed <= 1:
-            raise StoreError(f"max_failed {self.max_failed}: expected a part between 0 and 1")
-        if self.publish_seconds is not None and self.publish_seconds < 0:
-            raise StoreError(f"publish_seconds {self.publish_seconds}: expected 0 or more")
+        if not isinstance(self.max_failed, (int, float)) or not 0 <= self.max_failed <= 1:
+            raise StoreError(f"max_failed {self.max_failed!r}: expected a part between 0 and 1")
+        seconds = self.publish_seconds
+        if seconds is not None and (not isinstance(seconds, (int, float)) or not seconds >= 0):
+            raise StoreError(f"publish_seconds {seconds!r}: expected 0 or more")
 
     @property
     def threads(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import warnings
@@ -13,8 +14,8 @@ import numpy as np
 from sklearn.base import clone, is_classifier
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-from ..errors import HeadError, SplitError
-from ..splits import Folds, holdout, k_fold
+from ..errors import FeatcacheError, HeadError, SplitError
+from ..splits import Folds, holdout, k_fold, whole_number
 from .metrics import check_metric
 from .paths import Path, estimator_path, ridge_loo
 from .zoo import HeadInfo, head_info, make_head
@@ -78,9 +79,19 @@ def _checked_estimator(head: Any) -> Any:
             f"head: expected a name such as 'logreg' or a scikit-learn classifier object, got {head!r}; "
             "give an instance with fit, predict and get_params"
         )
-    if not is_classifier(head):
+    if not _classifies(head):
         raise HeadError(f"head: expected a classifier, got {type(head).__name__}; labels are classes, not numbers")
     return head
+
+
+def _classifies(estimator: Any) -> bool:
+    try:
+        return bool(is_classifier(estimator))
+    except AttributeError as error:  # scikit-learn asks for tags that only its own base classes have
+        raise HeadError(
+            f"head: {type(estimator).__name__} is no scikit-learn estimator; derive it from ClassifierMixin and "
+            "BaseEstimator"
+        ) from error
 
 
 def tuning_folds(
@@ -93,7 +104,7 @@ def tuning_folds(
             return Folds((pair,), ("settings chosen on one validation part of 20 %: the set is large",))
         folds = k_fold(y, cv, ids=ids, groups=groups, seed=seed)
     except SplitError:
-        if len(np.unique(y)) < 2 or cv < 2:
+        if len(np.unique(y)) < 2 or not whole_number(cv, 2) or not whole_number(seed, 0):
             raise
         return None
     pairs = tuple(pair for pair in folds if len(np.unique(y[pair[0]])) > 1)
@@ -173,23 +184,29 @@ def _train(
     if not isinstance(head, str):
         return _train_foreign(task, head, X, y, given, always_score)
     info = head_info(head)
-    choice = task.choose(info, given, always_score)
+    with _refusals(f"head {head!r} with {given}" if given else f"head {head!r}", X, TypeError):
+        choice = task.choose(info, given, always_score)
     estimator = make_head(head, random_state=seed, **{**given, **choice.params})
     return Trained(_fitted(estimator, X, y), head, {**given, **choice.params}, choice.score)
 
 
 def _fitted(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:
+    with _refusals(type(estimator).__name__, X), warnings.catch_warnings():
+        # Newton's method says so when rounding stops it at the optimum; that is no news to anybody.
+        warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
+        return estimator.fit(X, y)
+
+
+@contextlib.contextmanager
+def _refusals(who: str, X: np.ndarray, *more: type[Exception]) -> Iterator[None]:
+    """Turn what an estimator says against its data or settings into one line."""
+    kinds: tuple[type[Exception], ...] = (ValueError, *more)
     try:
-        with warnings.catch_warnings():
-            # Newton's method says so when rounding stops it at the optimum; that is no news to anybody.
-            warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
-            return estimator.fit(X, y)
-    except ValueError as error:
-        raise HeadError(f"{type(estimator).__name__} on {X.shape[0]} rows: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        yield
+    except FeatcacheError:
+        raise
+    except kinds as error:
+        raise HeadError(f"{who} on {X.shape[0]} rows: {' '.join(str(error).split())}") from error
 
 
 def _train_foreign(
@@ -198,10 +215,12 @@ def _train_foreign(
     """Use an estimator as it is: what it tunes, it tunes itself."""
     estimator = clone(_checked_estimator(head))
     if given:
-        estimator.set_params(**given)
+        with _refusals(type(estimator).__name__, X):
+            estimator.set_params(**given)
     score = None
     if always_score and task.folds is not None:
-        score, _ = task.score_all([_constant(task, clone(estimator), pair) for pair in task.folds], 1)[0]
+        with _refusals(type(estimator).__name__, X):
+            score, _ = task.score_all([_constant(task, clone(estimator), pair) for pair in task.folds], 1)[0]
     return Trained(_fitted(estimator, X, y), type(estimator).__name__, given, score)
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import HeadError
+from ..errors import HeadError, SplitError
 from ..features import FeatureSet
 from ..fingerprint import describe_difference
-from ..splits import Folds, has_named_splits, named_splits
+from ..splits import Folds, has_named_splits, named_splits, whole_number
 from .choosing import Trained, train, tuning_folds
 from .metrics import check_metric
 
@@ -100,7 +100,8 @@ class FittedHead:
     def predict_scores(self, data: Any) -> np.ndarray:
         """Return one score per class, shape (n_samples, n_classes): probabilities where the head has them.
 
-        Columns follow `classes_`; the highest score is the predicted class. See `predict` for `data` and errors.
+        Columns follow `classes_`; the highest score is the predicted class, as in `to_module`: two classes have the
+        halves -s/2 and s/2 of scikit-learn's one score. See `predict` for `data` and errors.
         """
         if hasattr(self.estimator, "predict_proba"):
             return self.predict_proba(data)
@@ -110,7 +111,7 @@ class FittedHead:
         if not len(X):
             return np.zeros((0, len(self.classes_)))
         scores = np.asarray(self.estimator.decision_function(X))
-        return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
+        return np.column_stack([-scores, scores]) / 2 if scores.ndim == 1 else scores
 
     def predict_proba(self, data: Any) -> np.ndarray:
         """Return probabilities of shape (n_samples, n_classes); HeadError where the head has none."""
@@ -179,7 +180,7 @@ class FittedHead:
         path : str or Path
             The file; written aside, synced and renamed, so that it is whole or not there.
         replace : bool, default=True
-            Whether an existing file may be replaced.
+            Whether an existing head may be replaced; any other file never is.
 
         Returns
         -------
@@ -189,7 +190,7 @@ class FittedHead:
         Raises
         ------
         HeadError
-            An estimator that is not among those featcache writes.
+            An estimator that is not among those featcache writes, or a path where no head can be written.
         """
         from .persistence import save_head
 
@@ -261,7 +262,7 @@ def _whole_groups(groups: np.ndarray) -> np.ndarray:
 def as_matrix(X: Any, name: str) -> np.ndarray:
     """Return X as a finite float matrix (float32, or float64 where it came so); HeadError otherwise."""
     array = np.asarray(X)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
+    if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiub":
         raise HeadError(
             f"{name}: expected a matrix (n_samples, n_features), got shape {array.shape} of {array.dtype}; "
             "extract with pooling='avg', or flatten the codes"
@@ -314,7 +315,7 @@ def fit(
     HeadError
         Unknown head or metric, one class only, no labels, NaN in the codes.
     SplitError
-        A fold count below 2.
+        A fold count below 2, or a seed below 0.
 
     Examples
     --------
@@ -325,6 +326,11 @@ def fit(
     ['0', '1']
     """
     check_metric(metric)
+    for name, value, least in (("cv", cv, 2), ("seed", seed, 0)):
+        if not whole_number(value, least):
+            raise SplitError(f"{name}: expected a whole number of {least} or more, got {value!r}")
+    if params is not None and not isinstance(params, Mapping):
+        raise HeadError(f"params: expected a mapping such as {{'C': 0.1}}, got {params!r}")
     rows = Rows.of(data)
     train_rows = np.concatenate(
         [rows.parts[p] for p in ("train", "val") if p in rows.parts] or [np.arange(len(rows.y))]
@@ -346,7 +352,7 @@ def fit(
     scores = {} if trained.score is None else {how: trained.score}
     notes = rows.notes + (folds.notes if folds else ("fixed settings: no class has two rows to choose on",))
     if "test" in rows.parts:
-        scores["test"], note = score_rows(trained, rows, rows.parts["test"], metric)
+        scores["test"], note = score_rows(trained, rows, rows.parts["test"], metric, known=np.unique(y))
         notes += note
     return FittedHead(
         estimator=trained.estimator,
@@ -380,11 +386,13 @@ def _folds_for(rows: Rows, train_rows: np.ndarray, cv: int, seed: int) -> tuple[
     return tuning_folds(y, rows.X.shape[1], cv=cv, ids=rows.ids[train_rows], groups=groups, seed=seed), "cv"
 
 
-def score_rows(trained: Trained, rows: Rows, test: np.ndarray, metric: str) -> tuple[float, tuple[str, ...]]:
+def score_rows(
+    trained: Trained, rows: Rows, test: np.ndarray, metric: str, known: np.ndarray
+) -> tuple[float, tuple[str, ...]]:
     """Score a trained head on test rows; a label that training never saw counts as an error, and is noted."""
     predicted = trained.estimator.predict(rows.X[test])
     classes, codes = np.unique(np.concatenate([rows.y[test], predicted]), return_inverse=True)
-    unknown = np.setdiff1d(rows.y[test], trained.estimator.classes_)
+    unknown = np.setdiff1d(rows.y[test], known)
     note = (f"{len(unknown)} classes of the test rows are not in training: {', '.join(unknown[:3])}",)
     score = check_metric(metric)(codes[: len(test)], codes[len(test) :])
     return score, note if len(unknown) else ()

@@ -126,5 +126,7 @@ def _affine(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     b = np.atleast_1d(np.asarray(classifier.intercept_, dtype=np.float64))
     if len(W) == 1:
         W, b = np.vstack([-W, W]) / 2.0, np.concatenate([-b, b]) / 2.0
+    elif len(W) == 2:  # a row per class; what both share tells them not apart
+        W, b = W - W.mean(axis=0), b - b.mean()
     # liblinear and others may keep one shared intercept of 0.0 when none was fitted.
     return W, np.broadcast_to(b, (len(W),)).copy()

@@ -40,6 +40,6 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 def check_metric(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     """Return the function of a metric, or raise HeadError with the names there are."""
-    if name not in METRICS:
+    if not isinstance(name, str) or name not in METRICS:
         raise HeadError(f"metric: expected one of {', '.join(METRICS)}, got {name!r}")
     return METRICS[name]

@@ -185,7 +185,7 @@ def rbf_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray,
     gamma = 1.0 / (X.shape[1] * (X.var() or 1.0))
     kernel, kernel_val = rbf_kernel(X, gamma=gamma), rbf_kernel(X_val, X, gamma=gamma)
     for value in grid:
-        yield SVC(C=value, kernel="precomputed").fit(kernel, y).predict(kernel_val), 0.0
+        yield SVC(C=value, kernel="precomputed", random_state=0).fit(kernel, y).predict(kernel_val), 0.0
 
 
 def estimator_path(

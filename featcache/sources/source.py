@@ -415,7 +415,7 @@ class ImageSource:
             return cls._constructor_for_path(os.fspath(x))
         if isinstance(x, (list, tuple)) and x and all(isinstance(item, (str, os.PathLike)) for item in x):
             return cls.from_paths
-        if isinstance(x, (list, tuple, np.ndarray, Image.Image)):
+        if isinstance(x, (list, tuple, np.ndarray, Image.Image, bytes)):
             return cls.from_arrays
         if hasattr(x, "__getitem__"):
             return cls.from_dataset
