@@ -746,3 +746,62 @@ def test_random_weights_do_not_stand_in_for_a_file(tmp_path):
     locator = {"kind": "file", "value": str(tmp_path / "w.pth")}
     with pytest.raises(WeightsError):
         Backbone.from_spec(Backbone("squeezenet1_1", tmp_path / "w.pth").spec, locator, weights="random")
+
+
+class Faulty(torch.nn.Module):
+    """An own network with one fault."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.calls, self.layer = fault, 0, torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        rows = self.layer(x.mean((2, 3)))
+        self.calls += 1
+        return {
+            "noise": lambda: rows + torch.rand(1),
+            "dropout": lambda: torch.nn.functional.dropout(rows),
+            "counter": lambda: rows * self.calls,
+            "batch": lambda: rows - rows.mean(0),
+            "numbers": lambda: rows.argmax(1, keepdim=True),
+            "none": lambda: rows,
+        }[self.fault]()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("noise", "two runs"),
+        ("dropout", "two runs"),
+        ("counter", "two runs"),
+        ("batch", "batch"),
+        ("numbers", "real numbers"),
+    ],
+)
+def test_an_own_network_must_give_each_image_its_own_codes(fault, reason):
+    with pytest.raises(BackboneError, match=reason):
+        Backbone(Faulty(fault), version="1", preprocess=Preprocess(resize=8, crop=8), nodes="output").spec  # noqa: B018
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_backbones_can_be_pickled_and_copied(used):
+    recipe = Preprocess(resize=64, crop=64)
+    for backbone in (
+        Backbone("squeezenet1_1", weights="random", preprocess=recipe),
+        Backbone(Faulty("none"), version="1", preprocess=recipe),
+    ):
+        codes = backbone.encode(pixels()) if used else None
+        for twin in (pickle.loads(pickle.dumps(backbone)), copy.deepcopy(backbone)):
+            assert twin.spec == backbone.spec
+            for node, rows in (codes or {}).items():
+                assert np.array_equal(twin.encode(pixels())[node], rows)
+
+
+def test_what_cannot_be_frozen_is_refused_in_one_line():
+    recipe = Preprocess(resize=8, crop=8)
+    lazy = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), torch.nn.Flatten())
+    with pytest.raises(BackboneError, match="cannot be frozen"):
+        Backbone(lazy, version="1", preprocess=recipe).spec  # noqa: B018
+    with pytest.raises(WeightsError, match="got Flatten") as error:
+        Backbone("squeezenet1_1", torch.nn.Flatten())
+    one_line(error)

@@ -85,8 +85,9 @@ def classify(model: Any, weights: Any) -> tuple[Kind, Any]:
     if isinstance(weights, Path):
         return "file", weights
     if not isinstance(weights, str) or not weights:
+        got = repr(weights) if isinstance(weights, (str, int, float, type(None))) else type(weights).__name__
         raise WeightsError(
-            f"weights for {model}: expected an enum name, file, URL, 'random' or a state_dict, got {weights!r}; "
+            f"weights for {model}: expected an enum name, file, URL, 'random' or a state_dict, got {got}; "
             "'random' starts without pretrained weights"
         )
     return _classify_text(weights), weights

@@ -130,6 +130,13 @@ class Backbone:
         nodes = ",".join(self._asked_nodes)
         return f"Backbone({model!r}, weights={weights!r}, nodes={nodes!r}, pooling={self._pooling!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for; a copy loads the network anew when it is first used."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_loaded")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock(), _loaded=None)
+
     # -- what was asked for -------------------------------------------------------------------------------------------
 
     def request(self) -> dict[str, Any] | None:

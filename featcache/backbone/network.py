@@ -278,6 +278,7 @@ def from_module(
     cut_module = cut.HookCut(network, poolings, axes) if traced is None else cut.Cut(traced, poolings, axes)
     _check_finite(network, upstream, f"of {label}")
     module = _frozen(cut_module)
+    _check_rows(module, label, probe)
     return Network(
         arch=label,
         module=module,
@@ -500,7 +501,31 @@ def _copied(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         if not isinstance(network, nn.Module):
             raise BackboneError(f"model: expected the callable to give an nn.Module, got {type(network).__name__}")
         network = copy.deepcopy(network)
-    return _frozen(network.to(device="cpu", dtype=torch.float32))
+    try:
+        return _frozen(network.to(device="cpu", dtype=torch.float32))
+    except (RuntimeError, ValueError) as error:  # scripted, or lazy and never called
+        raise BackboneError(
+            f"model {type(network).__name__}: cannot be frozen ({_one_line(error)}); pass a plain, used nn.Module"
+        ) from error
+
+
+def _check_rows(module: nn.Module, label: str, probe: Tensor) -> None:
+    """Refuse a network whose codes of an image are random, or depend on the other images of the batch."""
+    with torch.inference_mode():
+        first, again, alike = (module(batch) for batch in (probe, probe, torch.cat([probe[:1], probe[:1]])))
+    for node, rows in first.items():
+        if not rows.is_floating_point():
+            raise BackboneError(f"node {node!r} of {label}: expected real numbers, got {rows.dtype}; name another node")
+        if not torch.allclose(rows, again[node], rtol=1e-3, equal_nan=True):
+            raise BackboneError(
+                f"node {node!r} of {label}: expected the same codes in two runs, got others; take randomness and "
+                "counters out of its forward"
+            )
+        if not torch.allclose(rows[:1], alike[node][:1], rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise BackboneError(
+                f"node {node!r} of {label}: expected codes of one image each, got some that depend on the others in "
+                "its batch; name another node"
+            )
 
 
 def _traced_faithfully(network: nn.Module, label: str, probe: Tensor) -> cut.Traced | None:
