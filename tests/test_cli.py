@@ -199,6 +199,14 @@ def test_a_damaged_store_json_is_damage_too(capsys, store):
     assert run(["check", str(store)]) == 3 and "1 damaged" in capsys.readouterr().out
 
 
+def test_codes_that_cannot_be_opened_are_not_called_missing(capsys, store):
+    shard = next((store / "shards").iterdir())
+    shard.chmod(0o644)
+    shard.write_bytes(shard.read_bytes()[:100])
+    for words in (["compare", store], ["fit", store, "-o", store.parent / "h"]):
+        assert shard.name in fails(capsys, 1, *words)
+
+
 def test_a_store_inside_its_source_is_no_part_of_it(capsys, image_folder):
     words = ["extract", image_folder, "-o", image_folder / "codes", *TINY, "--json"]
     first = json.loads(ok(capsys, *words))
@@ -226,6 +234,23 @@ def test_names_with_control_characters_stay_one_cell(capsys, store, image_folder
     assert any(r"tab\tline\nred\x1b[31m.jpg" in line for line in lines)
     rows = json.loads(ok(capsys, "predict", tmp_path / "h", odd, "--json"))
     assert rows[0]["id"] == str(odd)
+
+
+def test_warnings_of_pillow_are_no_concern(capsys, image_folder, tmp_path, recwarn):
+    import warnings
+
+    import featcache.preprocess.recipe as recipe
+
+    original = recipe.Preprocess.pixels
+
+    def noisy(self, payload):
+        warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 982, "PIL.TiffImagePlugin")
+        return original(self, payload)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe.Preprocess, "pixels", noisy)
+        ok(capsys, "extract", image_folder, "-o", tmp_path / "s", *TINY)
+    assert not [w for w in recwarn if "EXIF" in str(w.message)]
 
 
 def test_notes_are_said_once(capsys, store):

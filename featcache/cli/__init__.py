@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 __all__ = ["run"]
@@ -36,7 +37,10 @@ def run(arguments: Sequence[str]) -> int:
 
     _prepare_streams()
     try:
-        status = app(args=list(arguments), prog_name="featcache", standalone_mode=False)
+        with warnings.catch_warnings():
+            # What Pillow thinks of an image's metadata; an image that cannot be used ends in the ledger.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            status = app(args=list(arguments), prog_name="featcache", standalone_mode=False)
         # Typer turns Ctrl-C into this status before we see it, and says nothing.
         return _fail(_INTERRUPTED, 130) if status == 130 else status if isinstance(status, int) else 0
     except FeatcacheError as error:

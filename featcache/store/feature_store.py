@@ -536,6 +536,8 @@ class FeatureStore:
 
     def _choose_node(self, node: str | None) -> str:
         nodes = list(self.nodes)
+        if not nodes and self.damaged:
+            raise DamagedStore(next(iter(self.damaged.values())))
         if node is None and len(nodes) > 1:
             raise StoreError(f"{self.path}: the store has several nodes; choose one with node=: {', '.join(nodes)}")
         if node is not None and node not in nodes:
