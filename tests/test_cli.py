@@ -253,6 +253,18 @@ def test_warnings_of_pillow_are_no_concern(capsys, image_folder, tmp_path, recwa
     assert not [w for w in recwarn if "EXIF" in str(w.message)]
 
 
+@pytest.mark.parametrize(("name", "lacking"), [("label", "no train and no test part"), ("test", "no train part")])
+def test_a_split_column_that_cannot_be_used_is_said(capsys, store, image_folder, tmp_path, name, lacking):
+    if name == "test":
+        image_folder.rename(tmp_path / "test")
+        (tmp_path / "all").mkdir()
+        (tmp_path / "test").rename(tmp_path / "all" / "test")
+        store = tmp_path / "t"
+        ok(capsys, "extract", tmp_path / "all", "-o", store, *TINY, "-q")
+    words = ["--split", "label"] if name == "label" else []
+    assert lacking in ok(capsys, "compare", store, "--heads", "knn", "--seeds", "2", *words)
+
+
 def test_notes_are_said_once(capsys, store):
     assert run(["compare", str(store), "--heads", "knn", "--shots", "1", "--seeds", "2"]) == 0
     captured = capsys.readouterr()

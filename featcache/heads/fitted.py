@@ -244,8 +244,9 @@ class Rows:
             notes.append(f"{missing} rows without a label left out")
             data = data.select(data.labelled)
         parts = named_splits(data.splits) if has_named_splits(data.splits) else {}
-        if not parts and "val" in named_splits(data.splits):
-            notes.append("the split column has no test part: it is not used")
+        if not parts and data.splits is not None and (data.splits != "").any():
+            lacking = [part for part in ("train", "test") if part not in named_splits(data.splits)]
+            notes.append(f"the split column has no {' and no '.join(lacking)} part: it is not used")
         if parts and (outside := len(data) - sum(map(len, parts.values()))):
             notes.append(f"{outside} rows outside train, val and test left out")
         assert data.y is not None
