@@ -82,8 +82,8 @@ def predict(
             raise HandoffError(f"{name}: expected a whole number of {least} or more, got {value!r}")
     source = _open_images(images)
     network = _backbone_of(head, backbone, weights)
-    target = _device(device)
-    threads = min(os.cpu_count() or 1, 8) if workers is None else workers
+    target = Backbone.usual_device() if device == "auto" else device
+    threads = Backbone.usual_threads() if workers is None else workers
     found: list[dict[str, Any]] = []
     with progress_for(progress) as bar:
         bar.start("predicting", len(source))
@@ -135,14 +135,6 @@ def _backbone_of(head: FittedHead, backbone: Backbone | None, weights: Any) -> B
             "leave backbone= out, or fit a head on this backbone's codes"
         )
     return backbone
-
-
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 Batch = tuple[list[str], np.ndarray, list[tuple[str, str]]]

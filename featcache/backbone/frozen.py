@@ -311,6 +311,18 @@ class Backbone:
         usable_device(device)
 
     @staticmethod
+    def usual_device() -> str:
+        """Return the device that "auto" stands for: the first GPU, else the CPU. Imports torch."""
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @staticmethod
+    def usual_threads() -> int:
+        """Return how many threads should read and decode: one per core that this process may use, at most 8."""
+        return min(arguments.cores(), 8)
+
+    @staticmethod
     def usual_batch(device: str = "cpu") -> int:
         """Return a batch size that keeps a device busy: 16 images per core (at least 32) on a CPU, else 256."""
         return max(32, 16 * arguments.cores()) if device == "cpu" else 256
@@ -453,7 +465,13 @@ class Backbone:
         """
         from ..preprocess import Preprocess
 
-        wanted, recipe = spec["backbone"], Preprocess.from_spec(spec["preprocess"])
+        try:
+            wanted, recipe, _ = spec["backbone"], Preprocess.from_spec(spec["preprocess"]), locator["kind"]
+        except (KeyError, TypeError) as error:
+            raise BackboneError(
+                f"from_spec: expected a spec with 'backbone' and 'preprocess', and a locator with 'kind', got {error}; "
+                "give both as a store or a head has them"
+            ) from error
         model, found = arguments.located(wanted, locator, weights)
         options: dict[str, Any] = {"nodes": wanted["nodes"], "pooling": dict(wanted["pooling"]), "preprocess": recipe}
         if isinstance(model, str):

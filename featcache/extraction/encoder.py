@@ -96,11 +96,7 @@ class Encoder:
     @cached_property
     def device(self) -> str:
         """The device in use."""
-        if self.settings.device != "auto":
-            return self.settings.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return Backbone.usual_device() if self.settings.device == "auto" else self.settings.device
 
     @cached_property
     def batch_size(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from ..backbone import Backbone
 from ..errors import BackboneError, StoreError
 from ..store import check_view_name
 from . import precision as precise
@@ -48,7 +48,4 @@ class Settings:
     @property
     def threads(self) -> int:
         """Reading threads."""
-        if self.workers is not None:
-            return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores, 8)
+        return Backbone.usual_threads() if self.workers is None else self.workers
