@@ -55,7 +55,7 @@ def demo(out: str | Path = "featcache-demo", *, say: Callable[[str], None] = pri
     say(f"3. the same again: {second.computed} computed, {second.reused} reused, {second.seconds:.2f} s")
     raw = FeatureSet(pixels, labels, ids, name="raw pixels")
     data = {"CNN codes": store.load(), "raw pixels": raw}
-    result = compare(data, _HEADS, shots=_SHOTS, seeds=_SEEDS)
+    result = compare(data, _HEADS, shots=_SHOTS, seeds=_SEEDS, n_jobs=2)
     say(f"4. featcache compare: accuracy over {_SEEDS} draws, the same images for all\n")
     for line in _table(result.rows):
         say("   " + line)
