@@ -7,7 +7,8 @@ Importing this package, constructing a `Backbone` and asking for its ``request()
 * ``zoo``: torchvision's architectures, recipes and weights enums
 * ``weights``: reading, fetching and matching tensors
 * ``cut``: cutting a network at nodes, pooling
-* ``network``: the loaded network, its digest and its forward pass
+* ``network``: the loaded network, its digest and its forward pass (``crew``: the threads it runs in)
+* ``own``: a user's own network instead of torchvision's
 """
 
 from .frozen import Backbone, list_backbones, list_nodes

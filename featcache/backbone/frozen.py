@@ -337,10 +337,10 @@ class Backbone:
             return self._loaded
 
     def _load(self) -> Network:
-        from . import network
+        from . import network, own
 
         if self._kind == "module":
-            return network.from_module(
+            return own.from_module(
                 self._model,  # type: ignore[arg-type]
                 nodes=self._asked_nodes,
                 pooling=self._pooling,

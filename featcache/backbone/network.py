@@ -22,7 +22,7 @@ from .crew import crew
 if TYPE_CHECKING:
     from ..preprocess import Preprocess
 
-__all__ = ["MODES", "Network", "from_architecture", "from_module", "node_table"]
+__all__ = ["MODES", "Network", "from_architecture", "node_table", "usable_device"]
 
 #: Precision modes and their dtypes.
 MODES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,7 +126,7 @@ def _run(module: nn.Module, x: Tensor, mode: str) -> dict[str, Tensor]:
         if mode == "fp32" or "not implemented" not in str(error).lower():
             raise
         raise BackboneError(
-            f"mode {mode!r} on {x.device}: this machine's PyTorch lacks it for this network ({_one_line(error)}); use "
+            f"mode {mode!r} on {x.device}: this machine's PyTorch lacks it for this network ({one_line(error)}); use "
             "mode='fp32'"
         ) from error
 
@@ -214,7 +214,7 @@ def from_architecture(
     traced = cut.trace(skeleton, arch, (torchvision.ops,))
     _propagate(traced, torch.empty(2, channels, height, width, device="meta", dtype=torch.float32), arch)
     wanted = skeleton.state_dict()
-    resolved = _resolve(traced.resolve, nodes)
+    resolved = resolved_nodes(traced.resolve, nodes)
     upstream = traced.upstream(resolved)
     matched = weights.match(source if source is not None else {}, wanted)
     if source is not None:
@@ -222,74 +222,22 @@ def from_architecture(
     lacking = source is None or not matched.report.unavailable.isdisjoint(upstream)
     fill = zoo.build_random(arch, kwargs, seed, channels).state_dict() if lacking and seed is not None else None
     _assign(skeleton, matched.tensors, fill)
-    _check_finite(skeleton, upstream, label)
-    poolings, axes, shapes = _poolings(
-        resolved, _wishes(resolved, pooling, traced.resolve), traced.shapes, (height, width)
+    check_finite(skeleton, upstream, label)
+    poolings, axes, shapes = poolings_of(
+        resolved, wished(resolved, pooling, traced.resolve), traced.shapes, (height, width)
     )
-    module = _frozen(cut.Cut(traced, poolings, axes))
+    module = frozen(cut.Cut(traced, poolings, axes))
     return Network(
         arch=arch,
         module=module,
         nodes=tuple(poolings),
         poolings=poolings,
         shapes=shapes,
-        digest=_digest(skeleton, upstream),
+        digest=digest(skeleton, upstream),
         report=matched.report if source is not None else weights.LoadReport(),
         kwargs={k: v for k, v in kwargs.items() if k != "num_classes"},
         tensors=tuple(upstream),
-        channels_last=_is_convolutional(module),
-    )
-
-
-def from_module(
-    model: nn.Module | Callable[[], nn.Module],
-    *,
-    nodes: Sequence[str],
-    pooling: str | Mapping[str, str],
-    preprocess: Preprocess,
-) -> Network:
-    """Copy a user's own network (it is never touched), freeze the copy and cut it.
-
-    Parameters
-    ----------
-    model : nn.Module or callable
-        The network, or something that builds it.
-    nodes, pooling, preprocess
-        As for `from_architecture`.
-
-    Raises
-    ------
-    BackboneError
-        When the network cannot be copied or refuses an input of the preprocessing's shape.
-    """
-    network = _copied(model)
-    label = type(network).__name__
-    height, width, channels = preprocess.shape
-    probe = torch.rand(2, channels, height, width, generator=torch.Generator(), dtype=torch.float32, device="cpu")
-    traced = _traced_faithfully(network, label, probe)
-    resolve = _hook_name if traced is None else traced.resolve
-    if traced is None:
-        resolved, shapes = _hooked_nodes(network, label, nodes, probe)
-        upstream = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
-    else:
-        resolved, shapes = _resolve(traced.resolve, nodes), traced.shapes
-        upstream = traced.upstream(resolved)
-    poolings, axes, out_shapes = _poolings(resolved, _wishes(resolved, pooling, resolve), shapes, (height, width))
-    cut_module = cut.HookCut(network, poolings, axes) if traced is None else cut.Cut(traced, poolings, axes)
-    _check_finite(network, upstream, f"of {label}")
-    module = _frozen(cut_module)
-    _check_rows(module, label, probe)
-    return Network(
-        arch=label,
-        module=module,
-        nodes=tuple(poolings),
-        poolings=poolings,
-        shapes=out_shapes,
-        digest=_digest(network, upstream),
-        report=weights.LoadReport(),
-        kwargs={},
-        tensors=tuple(upstream),
-        channels_last=_is_convolutional(module) and _runs_channels_last(module, probe),
+        channels_last=is_convolutional(module),
     )
 
 
@@ -322,13 +270,14 @@ def _propagate(traced: cut.Traced, batch: Tensor, label: str) -> None:
     try:
         traced.propagate(batch)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        raise _refused(label, batch, error) from error
+        raise refused(label, batch, error) from error
 
 
-def _refused(label: str, batch: Tensor, error: BaseException) -> BackboneError:
+def refused(label: str, batch: Tensor, error: BaseException) -> BackboneError:
+    """Return the error for a network that fails on its input."""
     _, channels, height, width = batch.shape
     usual = zoo.default_recipe(label).shape if label in zoo.architectures() else None
-    reason = _one_line(str(error).split("While executing")[0])
+    reason = one_line(str(error).split("While executing")[0])
     return BackboneError(
         f"model {label}: refuses an input of {height} × {width} × {channels} ({reason}); "
         + (f"expected {usual[0]} × {usual[1]} × {usual[2]} as in its own recipe; " if usual else "")
@@ -336,11 +285,12 @@ def _refused(label: str, batch: Tensor, error: BaseException) -> BackboneError:
     )
 
 
-def _resolve(resolve: Callable[[str], str], nodes: Sequence[str]) -> list[str]:
+def resolved_nodes(resolve: Callable[[str], str], nodes: Sequence[str]) -> list[str]:
+    """Return canonical names, each once, in the order they were asked for."""
     return list(dict.fromkeys(resolve(n) for n in nodes))
 
 
-def _wishes(nodes: Sequence[str], pooling: str | Mapping[str, str], resolve: Callable[[str], str]) -> dict[str, str]:
+def wished(nodes: Sequence[str], pooling: str | Mapping[str, str], resolve: Callable[[str], str]) -> dict[str, str]:
     """Return the pooling that was asked for, by canonical node; "avg" for nodes that a mapping does not name."""
     if isinstance(pooling, str):
         return dict.fromkeys(nodes, pooling)
@@ -351,12 +301,13 @@ def _wishes(nodes: Sequence[str], pooling: str | Mapping[str, str], resolve: Cal
     return {node: named[node][1] if node in named else "avg" for node in nodes}
 
 
-def _poolings(
+def poolings_of(
     nodes: Sequence[str],
     wishes: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     image: tuple[int, int],
 ) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Return per node the pooling that is really applied, the axes it goes over, and the shape of a row."""
     applied: dict[str, str] = {}
     axes: dict[str, tuple[int, ...]] = {}
     out: dict[str, tuple[int, ...]] = {}
@@ -444,9 +395,15 @@ def _assign(model: nn.Module, tensors: Mapping[str, Tensor], fill: Mapping[str, 
     model.load_state_dict({**(fill or {}), **tensors}, strict=False, assign=True)
 
 
-def _check_finite(model: nn.Module, names: Sequence[str], label: str) -> None:
+def check_finite(model: nn.Module, names: Sequence[str], label: str) -> None:
+    """Refuse weights with NaN or infinity, and state that is no tensor (of quantised modules) and has no digest."""
     state = model.state_dict()
     for name in names:
+        if not isinstance(state[name], Tensor):
+            raise WeightsError(
+                f"weights {label}: expected tensors, got {type(state[name]).__name__} in {name}; "
+                "give the network as it was before it was quantised or packed"
+            )
         if state[name].is_floating_point() and not bool(torch.isfinite(state[name]).all()):
             raise WeightsError(
                 f"weights {label}: expected finite numbers, got NaN or infinity in {name}; the file is damaged or its "
@@ -454,7 +411,8 @@ def _check_finite(model: nn.Module, names: Sequence[str], label: str) -> None:
             )
 
 
-def _digest(model: nn.Module, names: Sequence[str]) -> str:
+def digest(model: nn.Module, names: Sequence[str]) -> str:
+    """Return the digest of the named tensors of a model."""
     state = model.state_dict()
     return digest_tensors(
         (n, str(state[n].dtype).removeprefix("torch."), state[n].shape, _bytes(state[n])) for n in names
@@ -466,113 +424,16 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-def _frozen(module: nn.Module) -> nn.Module:
+def frozen(module: nn.Module) -> nn.Module:
+    """Return the module itself, in eval mode and without gradients."""
     return module.eval().requires_grad_(False)
 
 
-def _is_convolutional(module: nn.Module) -> bool:
+def is_convolutional(module: nn.Module) -> bool:
     """Whether channels_last pays (MobileNetV2 on a CPU: 21 → 36 images/s); a ViT's one patch convolution does not."""
     return sum(isinstance(m, nn.Conv2d) for m in module.modules()) >= 3
 
 
-def _runs_channels_last(module: nn.Module, probe: Tensor) -> bool:
-    """Whether a user's forward works in that layout (``view`` on a map does not)."""
-    try:
-        with torch.inference_mode():
-            copy.deepcopy(module).to(memory_format=torch.channels_last)(
-                probe.contiguous(memory_format=torch.channels_last)
-            )
-    except RuntimeError:
-        return False
-    return True
-
-
-def _copied(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    if isinstance(model, nn.Module):
-        try:
-            network = copy.deepcopy(model)
-        except Exception as error:  # whatever a user's class does when it is copied
-            raise BackboneError(
-                f"model {type(model).__name__}: cannot be copied ({_one_line(error)}); pass a function that builds it"
-            ) from error
-    else:
-        with torch.random.fork_rng(devices=[]):
-            network = model()
-        if not isinstance(network, nn.Module):
-            raise BackboneError(f"model: expected the callable to give an nn.Module, got {type(network).__name__}")
-        network = copy.deepcopy(network)
-    try:
-        return _frozen(network.to(device="cpu", dtype=torch.float32))
-    except (RuntimeError, ValueError) as error:  # scripted, or lazy and never called
-        raise BackboneError(
-            f"model {type(network).__name__}: cannot be frozen ({_one_line(error)}); pass a plain, used nn.Module"
-        ) from error
-
-
-def _check_rows(module: nn.Module, label: str, probe: Tensor) -> None:
-    """Refuse a network whose codes of an image are random, or depend on the other images of the batch."""
-    with torch.inference_mode():
-        first, again, alike = (module(batch) for batch in (probe, probe, torch.cat([probe[:1], probe[:1]])))
-    for node, rows in first.items():
-        if not rows.is_floating_point():
-            raise BackboneError(f"node {node!r} of {label}: expected real numbers, got {rows.dtype}; name another node")
-        if not torch.allclose(rows, again[node], rtol=1e-3, equal_nan=True):
-            raise BackboneError(
-                f"node {node!r} of {label}: expected the same codes in two runs, got others; take randomness and "
-                "counters out of its forward"
-            )
-        if not torch.allclose(rows[:1], alike[node][:1], rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise BackboneError(
-                f"node {node!r} of {label}: expected codes of one image each, got some that depend on the others in "
-                "its batch; name another node"
-            )
-
-
-def _traced_faithfully(network: nn.Module, label: str, probe: Tensor) -> cut.Traced | None:
-    """Trace a network, or return None where tracing fails or changes what it computes."""
-    with torch.inference_mode():
-        try:
-            expected = network(probe)
-        except Exception as error:  # whatever a user's forward raises
-            raise _refused(label, probe, error) from error
-        if not isinstance(expected, Tensor):
-            return None
-        try:
-            traced = cut.trace(network, label)
-            traced.convolutional_head = False
-            traced.propagate(probe)
-            got = cut.Cut(traced, {traced.output(): "none"}, {traced.output(): ()}).trunk(probe)[0]
-        except Exception:  # control flow that depends on data, hooks, **kwargs, …
-            return None
-        return traced if torch.equal(got, expected) else None
-
-
-def _hook_name(node: str) -> str:
-    return "output" if node == "penultimate" else node
-
-
-def _hooked_nodes(
-    network: nn.Module, label: str, nodes: Sequence[str], probe: Tensor
-) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    resolved = _resolve(_hook_name, nodes)
-    modules = dict(network.named_modules())
-    for name in resolved:
-        if name != "output" and name not in modules:
-            raise BackboneError(
-                f"node {name!r} of {label}: this network cannot be traced, so expected 'output' or the name of a "
-                f"module (such as {', '.join(list(modules)[1:4])}); correct it"
-            )
-    with torch.inference_mode():
-        found = cut.run_with_hooks(network, probe, resolved)
-    for name in resolved:
-        value = found.get(name)
-        if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != len(probe):
-            raise BackboneError(
-                f"node {name!r} of {label}: expected a tensor with one row per image, got {type(value).__name__}; "
-                "name a module that gives one with nodes="
-            )
-    return resolved, {n: tuple(int(d) for d in found[n].shape[1:]) for n in resolved}
-
-
-def _one_line(error: BaseException | str) -> str:
+def one_line(error: BaseException | str) -> str:
+    """Return a foreign message as one short line."""
     return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
