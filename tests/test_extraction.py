@@ -356,6 +356,8 @@ def test_the_fastest_mode_within_the_tolerance_is_chosen(monkeypatch, noise, exp
 def test_auto_stores_half_precision_within_the_class(image_folder, tiny_backbone, tmp_path):
     exact = run(image_folder, tiny_backbone, tmp_path / "e").load().X
     auto = run(image_folder, tiny_backbone, tmp_path / "a", precision="auto")
+    again = run(image_folder, tiny_backbone, tmp_path / "a", precision="auto").report.precision
+    assert again["mode"] == auto.report.precision["mode"] and again["reason"].startswith("as recorded")
     assert auto.spec["dtype"] == "float16" and auto.spec["precision"] == {"class": "tolerance", "cosine": 0.998}
     assert precise.worst_cosine(exact, auto.load().X) >= 0.998
 

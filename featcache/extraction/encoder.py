@@ -40,7 +40,8 @@ class Encoder:
 
     def __init__(self, source: ImageSource, backbone: Backbone, settings: Settings, store: FeatureStore | None) -> None:
         self.source, self.backbone, self.settings, self.store = source, backbone, settings, store
-        self.choice = ModeChoice("fp32")
+        #: Set by `prepare`, before the first batch; a run with nothing to compute chooses nothing.
+        self.choice: ModeChoice | None = None
         self.audited: float | None = None
 
     # -- identity --------------------------------------------------------------------------------------------------
@@ -187,7 +188,19 @@ class Encoder:
 
     def precision(self) -> dict[str, Any]:
         """Class, mode and evidence, for the report."""
-        return {"class": self.precision_class, **self.choice.as_dict(), "audited": self.audited}
+        choice = self.choice or self._recorded_choice()
+        return {"class": self.precision_class, **choice.as_dict(), "audited": self.audited}
+
+    @property
+    def mode(self) -> str:
+        """The mode in use, once `prepare` has chosen it."""
+        assert self.choice is not None
+        return self.choice.mode
+
+    def _recorded_choice(self) -> ModeChoice:
+        """Return what the store's newest rows were computed in."""
+        newest = self.store.shards[-1].attributes["computed"] if self.store is not None and self.store.shards else {}
+        return ModeChoice(str(newest.get("mode", "fp32")), reason="as recorded: nothing was computed")
 
     def _device_name(self) -> str:
         if not self.device.startswith("cuda"):
@@ -212,7 +225,7 @@ class Encoder:
         keep = np.flatnonzero(store.has(keys))
         if not len(keep):
             return
-        computed = self.encode(np.stack([rows[i][1] for i in keep.tolist()]), self.choice.mode)
+        computed = self.encode(np.stack([rows[i][1] for i in keep.tolist()]), self.mode)
         stored = {node: store.codes(keys[keep], node) for node in computed}
         names = sorted(set(before) | set(here))
         difference = ", ".join(
@@ -223,8 +236,8 @@ class Encoder:
     def computed(self) -> dict[str, Any]:
         """How codes are computed here: recorded with each shard."""
         return {
-            "mode": self.choice.mode,
-            "choice": self.choice.as_dict(),
+            "mode": self.mode,
+            "choice": self.choice.as_dict() if self.choice else {},
             "batch_size": self.batch_size,
             "workers": self.settings.threads,
             "environment": precise.environment(self.device, self._device_name()),

@@ -307,7 +307,7 @@ class Extraction:
         """Run one batch and hand its good rows to the writer."""
         start = time.perf_counter()
         pixels = np.stack([r.pixels for r in batch if r.pixels is not None])
-        codes = self.encoder.encode(pixels, self.encoder.choice.mode)
+        codes = self.encoder.encode(pixels, self.encoder.mode)
         self._clock["model"] += time.perf_counter() - start
         self.tally.computed += len(batch)
         dtype = np.dtype(str(self.encoder.spec["dtype"]))
