@@ -135,6 +135,8 @@ def test_half_transparent_is_rounded_to_the_nearest_level():
 def test_other_alpha_modes(mode):
     image = Image.new("RGBA", (1, 1), (100, 100, 100, 0))
     image = image.convert("LA").convert("La") if mode == "La" else image.convert(mode)
+    if mode == "PA" and image.convert("RGBA").getpixel((0, 0))[3]:
+        pytest.skip("this Pillow loses the alpha on the way to PA")
     assert values(open_rgb(image)) == [[[255, 255, 255]]]
 
 
