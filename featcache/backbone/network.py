@@ -28,8 +28,8 @@ __all__ = ["MODES", "Network", "from_architecture", "node_table", "usable_device
 MODES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: The forward pass always sees exactly this many images, the last chunk padded: the same kernels run whatever the batch
-#: size, so a row's bits depend neither on it nor on the neighbours. Measured on a CPU: MobileNetV2 gives other bits for
-#: 8 than for 16 or 32 images at once, and 8 fit the cache best (47 images/s, against 25 with 32).
+#: size, so a row's bits depend neither on it nor on the neighbours. MobileNetV2 on a CPU gives other bits for 8 than
+#: for 16 or 32 images at once, and 8 fit the cache best.
 _CHUNK = {"cpu": 8}
 _CHUNK_ELSEWHERE = 64
 
@@ -430,7 +430,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 def is_convolutional(module: nn.Module) -> bool:
-    """Whether channels_last pays (MobileNetV2 on a CPU: 21 → 36 images/s); a ViT's one patch convolution does not."""
+    """Whether channels_last pays; a ViT's one patch convolution does not repay it."""
     return sum(isinstance(m, nn.Conv2d) for m in module.modules()) >= 3
 
 
