@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 __all__ = ["DISK", "Disk", "cache_folder", "make_folder", "publish", "publish_bytes", "remove_stale", "unique_name"]
@@ -30,10 +30,17 @@ _CLAIM_SECONDS = 60.0
 class Disk:
     """The operating-system calls that durability rests on. Tests subclass it to fail or record any of them."""
 
-    def write(self, path: Path, data: bytes | memoryview) -> None:
-        """Create `path` and write all of `data`."""
-        with path.open("xb") as file:
-            file.write(data)
+    def write(self, path: Path, data: bytes | memoryview | Iterable[bytes | memoryview]) -> None:
+        """Create `path` and write all of `data`: one buffer, or several one after the other."""
+        with path.open("xb", buffering=0) as file:
+            for piece in [data] if isinstance(data, (bytes, memoryview)) else data:
+                rest = memoryview(piece).cast("B")
+                while len(rest):  # one call writes 2 GiB at most, and less where the disk is nearly full
+                    rest = rest[file.write(rest) :]
+
+    def mkdir(self, path: Path) -> None:
+        """Make a folder; nothing happens when it exists."""
+        path.mkdir(exist_ok=True)
 
     def fsync(self, path: Path) -> None:
         """Force a file's content to the device."""
@@ -208,15 +215,16 @@ def make_folder(path: Path, *, disk: Disk | None = None) -> None:
     OSError
         When the disk refuses.
     """
+    disk = disk or DISK
     if path.is_dir():
         return
     if path.parent != path:
         make_folder(path.parent, disk=disk)
     try:
-        path.mkdir(exist_ok=True)
+        disk.mkdir(path)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder belongs", str(path)) from error
-    (disk or DISK).fsync_folder(path.parent)
+    disk.fsync_folder(path.parent)
 
 
 def remove_stale(folder: Path, seconds: float, *, names: str = "*", disk: Disk | None = None) -> int:
