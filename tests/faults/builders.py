@@ -154,10 +154,10 @@ def flip_bits(path: Path, name: str, count: int, seed: int, truth: dict[str, str
     return outcomes
 
 
-def in_child(call: str, *arguments, as_nobody=False, **options) -> subprocess.CompletedProcess:
-    """Run a function of this module in a process of its own; its result comes as the last line, in JSON."""
+def in_child(call: str, *arguments, module="builders", as_nobody=False, **options) -> subprocess.CompletedProcess:
+    """Run a function of a module of this folder in a process of its own; its result comes as the last line, in JSON."""
     drop = "builders.become_nobody(); " if as_nobody else ""
-    code = f"import json, sys, builders; {drop}print(json.dumps(builders.{call}(*json.loads(sys.argv[1]))))"
+    code = f"import json, sys, builders, {module}; {drop}print(json.dumps({module}.{call}(*json.loads(sys.argv[1]))))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     options = {"env": environment, "capture_output": True, "text": True, "timeout": 250, **options}
     return subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], **options)
@@ -187,9 +187,12 @@ def flip_files(path: str, names: list[str], count: int, seed: int) -> list[dict]
 
 
 class NthCall(Disk):
-    """Fails the N-th of all calls: before doing it, after doing it, or (writes) half-way; or kills the process."""
+    """Fails the N-th of all calls: before doing it, after doing it, or (writes) half-way; or kills the process.
 
-    CALLS = ("write", "fsync", "link", "rename", "unlink")
+    `how` is "before", "after", "half", "kill" (before) or "kill half".
+    """
+
+    CALLS = ("write", "mkdir", "fsync", "link", "rename", "unlink")
 
     def __init__(self, nth: int, number: int = errno.EIO, how: str = "before") -> None:
         self.nth, self.number, self.how = nth, number, how
@@ -203,10 +206,11 @@ class NthCall(Disk):
         self.failed = name
         if self.how == "after":
             real(*args)
-        if self.how == "half" and name == "write":
+        if self.how.endswith("half") and name == "write":
             path, data = args
-            real(path, data[: len(data) // 2])
-        if self.how == "kill":
+            whole = b"".join([data] if isinstance(data, (bytes, memoryview)) else data)
+            real(path, whole[: len(whole) // 2])
+        if self.how.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(self.number, os.strerror(self.number))
 
