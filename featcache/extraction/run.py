@@ -19,6 +19,7 @@ from ..errors import FailureBudgetExceeded, ViewMismatch
 from ..progress import Progress, progress_for
 from ..sources import ImageSource
 from ..store import FAILED, NO_KEY, Entries, FeatureStore, Snapshot
+from ..store.digests import DigestCache
 from .encoder import Encoder
 from .pipeline import Read, Writer
 from .report import ExtractionReport, Plan
@@ -28,6 +29,7 @@ __all__ = ["Extraction"]
 
 _TIMED_IMAGES = 16
 _SAMPLE_IDS = 16
+_LOOK_UP = 1 << 16
 
 
 @dataclass
@@ -49,6 +51,15 @@ class Tally:
         """Remember the key of an image (called from the reading threads, each index once)."""
         self.keys[index] = np.frombuffer(key, "u1")
         self.readable[index] = True
+
+
+def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Tell which of some ids are among others, both sorted: nearly always all of them, so that is looked at first."""
+    if np.array_equal(ids, known):
+        return np.ones(len(ids), dtype=bool)
+    if not len(known):
+        return np.zeros(len(ids), dtype=bool)
+    return known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
 
 
 class Extraction:
@@ -86,46 +97,50 @@ class Extraction:
         FeatureStore.check_place(self.path)
         return None
 
-    def _read(self, indices: Any, *, decode: Any, stored: Any) -> Iterator[Read]:
-        return self.encoder.read(indices, decode=decode, stored=stored, on_key=self._note_key)
-
     # -- keys ------------------------------------------------------------------------------------------------------
 
     def _note_key(self, index: int, key: bytes) -> None:
+        """Take the key of an image; remember it when its file is as it was before it was read."""
         self.tally.note_key(index, key)
-        stat = self.source.stat(index) if self._digests is not None else None
-        if stat is not None and self._digests is not None and stat == self._stats.get(index):
+        before = self._stats.pop(index, None)
+        if before is not None and self._digests is not None and self.source.stat(index) == before:
             with self._lock:
-                self._digests.put(stat, key)
+                self._digests.put(before, key)
 
     @cached_property
-    def _digests(self) -> Any:
-        return self.store.digests if self.store is not None else None
+    def _ids(self) -> np.ndarray:
+        return np.asarray(self.source.ids, dtype=np.str_)
+
+    @cached_property
+    def _digests(self) -> DigestCache | None:
+        return DigestCache(self.store.path / "index" / "digests.bin") if self.store is not None else None
 
     @cached_property
     def _stats(self) -> dict[int, Any]:
+        """State before reading of the files that must be read."""
         return {}
 
     def _look_up_known_files(self) -> np.ndarray:
         """Fill in the keys of files that are as they were; return the indices of the others."""
-        open_ = []
-        for index in range(len(self.source)):
-            stat = self.source.stat(index) if self._digests is not None else None
-            if stat is not None:
-                self._stats[index] = stat
-                known = self._digests.get(stat)
-                if known is not None:
-                    self.tally.note_key(index, known)
-                    continue
-            open_.append(index)
-        return np.asarray(open_, dtype=np.int64)
+        cache, n = self._digests, len(self.source)  # the cache first: what it calls "now" must lie before all states
+        if cache is None:
+            return np.arange(n)
+        for start in range(0, n, _LOOK_UP):
+            stats = self.source.stats(range(start, min(start + _LOOK_UP, n)))
+            found, keys = cache.get_many(stats)
+            self.tally.keys[start : start + len(stats)] = keys
+            self.tally.readable[start : start + len(stats)] = found
+            for place in np.flatnonzero(~found).tolist():
+                if stats[place] is not None:
+                    self._stats[start + place] = stats[place]
+        return np.flatnonzero(~self.tally.readable)
 
     def _parent(self) -> Snapshot | None:
         """Return the view's state, after making sure that this source may change it."""
         head = self.store.snapshot(self.settings.view) if self.store is not None else None
         if head is None or not len(head.entries) or self.settings.add or self.settings.replace:
             return head
-        if not np.isin(np.asarray(self.source.ids), head.entries.ids).any() and not self._shares_content(head):
+        if not _among(self._ids, head.entries.ids).any() and not self._shares_content(head):
             raise ViewMismatch(
                 f"{self.path}: the source {self.source.location!r} shares no image with the {len(head.entries)} of "
                 f"view {self.settings.view!r}; give --add to keep both, --replace to drop the old ones, or --view NAME"
@@ -152,11 +167,11 @@ class Extraction:
         with self.progress as bar:
             todo = self._look_up_known_files()
             bar.start("reading", len(todo))
-            for _ in self._read(todo.tolist(), decode=None, stored=lambda key: True):
+            for _ in self.encoder.read(todo.tolist(), decode=None, on_key=self.tally.note_key):
                 bar.advance()
         keys = self.tally.keys[self.tally.readable]
         has = self.store.has(keys) if self.store is not None else np.zeros(len(keys), dtype=bool)
-        compute = len({k.tobytes() for k in keys[~has]})
+        compute = len(np.unique(np.ascontiguousarray(keys[~has]).view("V32")))
         new, changed, gone = self._differences(head)
         seconds, width = (0.0, 0) if not compute else self._estimate(compute)
         return Plan(
@@ -179,12 +194,11 @@ class Extraction:
         """Count images that are new to the view, changed in it, and gone from it."""
         if head is None:
             return len(self.source), 0, 0
-        ids = np.asarray(self.source.ids)
-        common = np.isin(ids, head.entries.ids)
-        place = np.searchsorted(head.entries.ids, ids[common])
-        changed = (head.entries.keys[place] != self.tally.keys[common]).any(axis=1) & self.tally.readable[common]
-        gone = 0 if self.settings.add else int((~np.isin(head.entries.ids, ids)).sum())
-        return int((~common).sum()), int(changed.sum()), gone
+        common = _among(self._ids, head.entries.ids)
+        old = _among(head.entries.ids, self._ids)
+        # Both are sorted by id, so what they share stands in the same order in both.
+        changed = (head.entries.keys[old] != self.tally.keys[common]).any(axis=1) & self.tally.readable[common]
+        return int((~common).sum()), int(changed.sum()), 0 if self.settings.add else int((~old).sum())
 
     def _estimate(self, compute: int) -> tuple[float | None, int]:
         """Predict seconds for so many images, and bytes per image, by running a few."""
@@ -256,7 +270,7 @@ class Extraction:
         writer: Writer | None = None
         with self.progress as bar:
             bar.start("extracting", len(indices))
-            reads = self._read(indices, decode=decode, stored=stored)
+            reads = self.encoder.read(indices, decode=decode, stored=stored, on_key=self._note_key)
             try:
                 for batch in self._batches(reads, bar):
                     if writer is None:
@@ -277,7 +291,7 @@ class Extraction:
         assert self.store is not None
         likely = self.tally.readable & self.store.has(self.tally.keys)
         if head is not None:
-            likely |= np.isin(np.asarray(self.source.ids), head.entries.ids[head.entries.stored])
+            likely |= _among(self._ids, head.entries.ids[head.entries.stored])
         return np.flatnonzero(likely)
 
     def _batches(self, reads: Iterator[Read], bar: Progress) -> Iterator[list[Read]]:
@@ -335,23 +349,22 @@ class Extraction:
         assert store is not None
         status = store.status(tally.keys)
         status[~tally.readable] = FAILED
-        errors = np.full(len(self.source), "", dtype=object)
-        for index in np.flatnonzero(status == FAILED).tolist():
-            key = tally.keys[index].tobytes()
-            errors[index] = tally.errors.get(index) or tally.failed_keys.get(key) or "its codes were not computed"
-        return Entries(
-            np.asarray(self.source.ids, dtype=np.str_),
-            tally.keys,
-            status,
-            errors.astype(np.str_),
-            dict(self.source.columns),
-        )
+        reasons = {
+            index: tally.errors.get(index)
+            or tally.failed_keys.get(tally.keys[index].tobytes())
+            or "its codes were not computed"
+            for index in np.flatnonzero(status == FAILED).tolist()
+        }
+        errors = np.zeros(len(self.source), dtype=f"<U{max(map(len, reasons.values()), default=1)}")
+        for index, reason in reasons.items():
+            errors[index] = reason
+        return Entries(self._ids, tally.keys, status, errors, dict(self.source.columns))
 
     def _report(self, head: Snapshot | None, snapshot: Snapshot, entries: Entries) -> ExtractionReport:
         seconds = time.perf_counter() - self.started
         failed = np.flatnonzero(entries.status == FAILED).tolist()
         stream = self._clock["stream"]
-        gone = 0 if head is None or self.settings.add else int((~np.isin(head.entries.ids, entries.ids)).sum())
+        gone = 0 if head is None or self.settings.add else int((~_among(head.entries.ids, entries.ids)).sum())
         computed = self.tally.computed
         return ExtractionReport(
             store=str(self.path),

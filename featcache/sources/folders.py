@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ..errors import SourceError
 from ..images import EXTENSIONS, HEAD_BYTES, looks_like_image
-from .names import id_of, missing, shown, sort_key
+from .names import id_of, missing, shown
 
 __all__ = ["SPLIT_FOLDERS", "Scan", "is_candidate", "nothing_found", "scan", "structure"]
 
@@ -85,8 +85,16 @@ def scan(root: str | os.PathLike[str]) -> Scan:
     if not Path(base).is_dir():
         raise _no_folder(base)
     ignored: Counter[str] = Counter()
-    found = sorted(((id_of(name), name) for name in _walk(base, ignored)), key=lambda pair: sort_key(pair[0]))
-    return Scan([pair[0] for pair in found], [pair[1] for pair in found], dict(sorted(ignored.items())))
+    names = list(_walk(base, ignored))
+    ids = list(map(id_of, names))
+    if ids == names:  # nearly always
+        # Code points order as their UTF-8 bytes do, and comparing texts as they are is three times as fast.
+        names.sort()
+        ids = names.copy()
+    else:
+        pairs = sorted(zip(ids, names, strict=True))
+        ids, names = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return Scan(ids, names, dict(sorted(ignored.items())))
 
 
 def _no_folder(base: str) -> SourceError:
@@ -109,16 +117,17 @@ def _walk(base: str, ignored: Counter[str]) -> Iterator[str]:
             ignored["(link loop)"] += 1
             continue
         entries = _entries(folder)
-        if {entry.name for entry in entries} >= _STORE:
+        if _STORE.issubset([entry.name for entry in entries]):
             ignored["(featcache store)"] += 1
             continue
         for entry in entries:
-            if entry.name.startswith(".") or entry.name in _JUNK:
+            name = entry.name
+            if name[0] == "." or name in _JUNK:
                 ignored["(hidden)"] += 1
             elif _is_folder(entry):
-                pending.append((entry.path, f"{prefix}{entry.name}{os.sep}", (*above, identity)))
-            elif (extension := _extension(entry.name)) in EXTENSIONS or _is_image_by_content(extension, entry.path):
-                yield prefix + entry.name
+                pending.append((entry.path, f"{prefix}{name}{os.sep}", (*above, identity)))
+            elif (extension := _extension(name)) in EXTENSIONS or _is_image_by_content(extension, entry.path):
+                yield prefix + name
             else:
                 ignored[shown(extension) or "(no extension)"] += 1
 
@@ -165,7 +174,7 @@ def is_candidate(path: str) -> bool:
     -------
     bool
     """
-    extension = _extension(path)
+    extension = _extension(os.path.basename(path))  # noqa: PTH119
     return extension in EXTENSIONS or _is_image_by_content(extension, path)
 
 
@@ -184,7 +193,8 @@ def _begins_like_image(path: str) -> bool:
 
 
 def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - 10^5 times
+    """Return what `os.path.splitext` does for a name without folders, in lower case, in a third of its time."""
+    return name[name.rfind(".") :].lower() if "." in name.lstrip(".") else ""
 
 
 def structure(ids: Sequence[str]) -> dict[str, list[str]]:
@@ -207,14 +217,17 @@ def structure(ids: Sequence[str]) -> dict[str, list[str]]:
     >>> structure(["1.jpg"])
     {}
     """
-    parts = [identity.split("/")[:-1] for identity in ids]
-    tops = {folders[0] for folders in parts if folders}
+    # Many images, few folders: each folder is looked at once.
+    places = [identity[: identity.rfind("/") + 1] for identity in ids]
+    parts = {place: place.split("/")[:-1] for place in set(places)}
+    tops = {folders[0] for folders in parts.values() if folders}
     columns: dict[str, list[str]] = {}
     if tops and all(top.lower() in SPLIT_FOLDERS for top in tops):
-        columns["split"] = [SPLIT_FOLDERS[folders[0].lower()] if folders else "" for folders in parts]
-        parts = [folders[1:] for folders in parts]
-    labels = [folders[0] if folders else "" for folders in parts]
-    return {"label": labels, **columns} if any(labels) else columns
+        splits = {place: SPLIT_FOLDERS[folders[0].lower()] if folders else "" for place, folders in parts.items()}
+        columns["split"] = [splits[place] for place in places]
+        parts = {place: folders[1:] for place, folders in parts.items()}
+    labels = {place: folders[0] if folders else "" for place, folders in parts.items()}
+    return {"label": [labels[place] for place in places], **columns} if any(labels.values()) else columns
 
 
 def nothing_found(place: str, ignored: dict[str, int]) -> SourceError:

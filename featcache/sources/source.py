@@ -144,6 +144,20 @@ class ImageSource:
         """
         return self._reader.stat(i)
 
+    def stats(self, indices: Iterable[int]) -> list[FileStat | None]:
+        """Return `stat` of many images.
+
+        Parameters
+        ----------
+        indices : iterable of int
+            Positions in `ids`.
+
+        Returns
+        -------
+        list of FileStat or None
+        """
+        return list(map(self._reader.stat, indices))
+
     # ------------------------------------------------------------------------------------------------ constructors
 
     @classmethod
