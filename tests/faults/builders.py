@@ -140,7 +140,7 @@ def flip_bits(path: Path, name: str, count: int, seed: int, truth: dict[str, str
     rng = np.random.default_rng([seed, *name.encode()])
     file = path / name
     original = file.read_bytes()
-    parts = {"text": (0, len(original))} if name.endswith(".json") else regions_of(file)
+    parts = regions_of(file) if name.endswith(".h5") else {"text": (0, len(original))}
     order = [list(parts)[i % len(parts)] for i in range(count)]
     outcomes = []
     for part in order:
