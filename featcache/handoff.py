@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbone import Backbone
+from .backbone.recorded import recorded_backbone
 from .errors import HandoffError, HeadError, ImageError
 from .features import FeatureSet
-from .fingerprint import describe_difference
 from .heads import FittedHead, linear_form, normalised_form
 from .progress import Progress, progress_for
 from .sources import ImageSource
@@ -118,23 +118,14 @@ def _open_images(images: Any) -> ImageSource:
 
 
 def _backbone_of(head: FittedHead, backbone: Backbone | None, weights: Any) -> Backbone:
-    if not head.spec or "backbone" not in head.spec:
-        raise HandoffError(
-            f"head {head.head!r}: it was trained on codes without a spec, so which backbone makes them is unknown; "
-            "predict on codes of the same origin with fitted.predict(X)"
-        )
-    if backbone is None:
-        return Backbone.from_spec(head.spec, head.locator or {}, weights)
-    if not isinstance(backbone, Backbone):
-        raise HandoffError(f"backbone: expected a Backbone, got {type(backbone).__name__}; leave it out, or wrap it")
-    wanted = {part: head.spec[part] for part in ("backbone", "preprocess")}
-    difference = describe_difference(wanted, backbone.spec)
-    if difference:
-        raise HandoffError(
-            f"head {head.head!r}: another backbone than its codes came from ({'; '.join(difference)}); "
-            "leave backbone= out, or fit a head on this backbone's codes"
-        )
-    return backbone
+    return recorded_backbone(
+        head.spec,
+        head.locator,
+        backbone=backbone,
+        weights=weights,
+        owner=f"head {head.head!r}",
+        error=HandoffError,
+    )
 
 
 Batch = tuple[list[str], np.ndarray, list[tuple[str, str]]]

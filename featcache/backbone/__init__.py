@@ -9,6 +9,7 @@ Importing this package, constructing a `Backbone` and asking for its ``request()
 * ``cut``: cutting a network at nodes, pooling
 * ``network``: the loaded network, its digest and its forward pass (``crew``: the threads it runs in)
 * ``own``: a user's own network instead of torchvision's
+* ``recorded``: the backbone of a store or a head, found again by what these recorded
 """
 
 from .frozen import Backbone, list_backbones, list_nodes

@@ -230,6 +230,10 @@ def info(
 def check(
     store: Store,
     deep: Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only structure and sizes.")] = False,
+    audit: Annotated[int, typer.Option("--audit", min=0, help="Compute so many random rows again.", metavar="N")] = 0,
+    source: Annotated[str | None, typer.Option("--source", help="For --audit: where the images are now.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="For --audit: where the weights are now.")] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Look for damage; exit status 3 when there is any."""
@@ -244,15 +248,32 @@ def check(
         reason = str(error).removeprefix(f"{error.file}: ")
         damaged = [{"file": "store.json", "reason": reason, "images": []}]
         ok, checked = False, {"shards": 0, "snapshots": 0, "bytes": 0, "deep": deep}
+    audited: dict[str, Any] | None = None
+    if audit and ok:
+        from ..extraction.audit import audit as run_audit
+
+        try:
+            audited = run_audit(store, audit, source=source, weights=weights, device=device).as_dict()
+        except DamagedStore as error:  # in the rows that were to be compared
+            damaged, ok = [{"file": Path(error.file).name, "reason": str(error), "images": []}], False
     if as_json:
-        show.as_json({"ok": ok, "damaged": damaged, **checked})
+        show.as_json(
+            {
+                "ok": ok and (audited or {}).get("ok", True),
+                "damaged": damaged,
+                **checked,
+                **({"audit": audited} if audited else {}),
+            }
+        )
     else:
         looked = f"{checked['shards']} shards, {checked['snapshots']} snapshots"
         show.say(f"{store}: {'ok' if ok else f'{len(damaged)} damaged files'} ({looked})")
         for item in damaged:
             lost = f"; costs {len(item['images'])} images: {', '.join(item['images'][:5])}" if item["images"] else ""
             show.say(f"  {item['file']}: {item['reason']}{lost}")
-    if not ok:
+        if audited:
+            show.audit(audited)
+    if not ok or (audited and not audited["ok"]):
         raise typer.Exit(3)
 
 

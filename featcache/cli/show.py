@@ -88,6 +88,24 @@ def plan(plan: Any) -> None:
     say(f"{size(plan.bytes)} to write, {time}; nothing was written" if plan.compute else "nothing to compute")
 
 
+def audit(found: Mapping[str, Any]) -> None:
+    """Print what an audit of stored rows found."""
+    verdict = "ok" if found["ok"] else f"{len(found['disagree'])} rows disagree"
+    worst = found["worst_centred_cosine"]
+    proof = "" if worst is None else f", worst centred cosine {worst:.5f} (limit {found['limit']})"
+    say(
+        f"audit: {verdict}: {found['compared']} of {found['rows']} rows computed again ({found['mode']}), "
+        f"{found['bit_equal']} equal to the last bit{proof}; {len(found['changed'])} changed since, "
+        f"{len(found['missing'])} missing"
+    )
+    for name in found["disagree"]:
+        say(plain(f"  {name}: its stored codes are not those of this image"))
+    for name in found["changed"][:10]:
+        note(plain(f"  {name}: changed since; extract computes it again"))
+    for name, reason in list(found["missing"].items())[:10]:
+        note(plain(f"  {name}: missing: {reason}"))
+
+
 def info(info: Mapping[str, Any]) -> None:
     """Print what a store holds."""
     backbone = info["spec"].get("backbone", {})

@@ -27,7 +27,17 @@ import numpy as np
 from ..errors import StoreError
 from ..files import cache_folder, publish_bytes
 
-__all__ = ["CLASSES", "ModeChoice", "choose_mode", "environment", "half_fits", "require_same_codes", "worst_cosine"]
+__all__ = [
+    "CLASSES",
+    "ModeChoice",
+    "choose_mode",
+    "environment",
+    "half_fits",
+    "limit_of",
+    "require_same_codes",
+    "row_cosines",
+    "worst_cosine",
+]
 
 #: What `precision=` accepts → the class it means ("auto" adopts the store's class when there is a store already).
 CLASSES = {"auto": "tolerance", "fp32": "exact", "bf16": "bf16", "fp16": "fp16"}
@@ -81,14 +91,32 @@ def worst_cosine(exact: np.ndarray, other: np.ndarray) -> float:
     float
         1.0 for rows that agree to rounding, also where a centred row has no direction (all images alike).
     """
-    if not len(exact):
-        return 1.0
+    return float(row_cosines(exact, other).min(initial=1.0))
+
+
+def row_cosines(exact: np.ndarray, other: np.ndarray, centre: np.ndarray | None = None) -> np.ndarray:
+    """Return the cosine of each row of two sets of codes, both centred; −1 where the second is not finite.
+
+    Parameters
+    ----------
+    exact, other : ndarray of shape (n_samples, ...)
+        Codes of the same images.
+    centre : ndarray of the shape of one row, default=None
+        What to centre by; the mean of `exact`, where that has more than one row.
+
+    Returns
+    -------
+    ndarray of float64 of shape (n_samples,)
+    """
     a = np.asarray(exact, dtype=np.float64).reshape(len(exact), -1)
     b = np.asarray(other, dtype=np.float64).reshape(len(other), -1)
-    if not np.isfinite(b).all():
-        return -1.0
+    finite = np.asarray(np.isfinite(b).all(axis=1))
+    b = np.where(finite[:, None], b, 0.0)
     size = np.linalg.norm(a, axis=1)
-    mean = a.mean(axis=0) if len(a) > 1 else np.zeros(a.shape[1])
+    if centre is not None:
+        mean = np.asarray(centre, dtype=np.float64).ravel()
+    else:
+        mean = a.mean(axis=0) if len(a) > 1 else np.zeros(a.shape[1])
     a, b = a - mean, b - mean
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     dots = (a * b).sum(axis=1)
@@ -96,7 +124,7 @@ def worst_cosine(exact: np.ndarray, other: np.ndarray) -> float:
     tiny = np.linalg.norm(a, axis=1) <= 1e-3 * size
     close = np.linalg.norm(a - b, axis=1) <= 1e-2 * np.maximum(size, 1e-30)
     cosine = np.where(tiny, np.where(close, 1.0, -1.0), dots / np.where(norms > 0, norms, 1.0))
-    return float(np.clip(cosine.min(), -1.0, 1.0))
+    return np.where(finite, np.clip(cosine, -1.0, 1.0), -1.0)
 
 
 def half_fits(codes: Mapping[str, np.ndarray]) -> bool:
@@ -224,6 +252,11 @@ def environment(device: str, device_name: str = "") -> dict[str, str]:
     return {**versions, "device": device, "processor": device_name or _cpu_name()}
 
 
+def limit_of(precision: str) -> float:
+    """Return the smallest cosine that two computations of one code may have in a class."""
+    return EXACT_TOLERANCE if precision == "exact" else TOLERANCE
+
+
 def require_same_codes(
     precision: str, stored: Mapping[str, np.ndarray], computed: Mapping[str, np.ndarray], where: str, difference: str
 ) -> float:
@@ -239,7 +272,7 @@ def require_same_codes(
     StoreError
         When they do not agree within the class's tolerance.
     """
-    limit = EXACT_TOLERANCE if precision == "exact" else TOLERANCE
+    limit = limit_of(precision)
     worst = min((worst_cosine(stored[node], computed[node]) for node in stored), default=1.0)
     if worst < limit:
         raise StoreError(
