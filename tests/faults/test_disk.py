@@ -4,11 +4,11 @@ import contextlib
 import errno
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 import h5py
+import injected
 import numpy as np
 import pytest
 from builders import (
@@ -266,19 +266,12 @@ def test_files_that_may_not_grow_raise_and_harm_nothing(tmp_path):
 @contextlib.contextmanager
 def small_disk(size="600k"):
     """A file system of so many bytes, where the machine lets us mount one."""
-    folder = Path(tempfile.mkdtemp())
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("mount") is None:
-        folder.rmdir()
-        pytest.skip("needs root to mount a small file system")
-    if subprocess.run(command, capture_output=True).returncode:
-        folder.rmdir()
-        pytest.skip("cannot mount a small file system here")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(injected.small_disk(size))
+        except injected.Unavailable as error:
+            pytest.skip(str(error))
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-        folder.rmdir()
 
 
 def test_a_disk_that_is_really_full():
@@ -289,10 +282,7 @@ def test_a_disk_that_is_really_full():
         assert free > 100_000
         stages = []
         for left in (0, 20_000, 60_000, 90_000):
-            ballast = disk / "ballast"
-            with ballast.open("wb") as file:
-                file.truncate(0)
-                os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free - left))
+            ballast = injected.fill(disk, left)
             found = result_of(in_child("grow", str(path)))
             stages.append(found["stage"])
             assert found["error"] in ("", "OSError", "StoreError"), found
@@ -312,8 +302,7 @@ def test_a_map_for_which_there_is_no_room_is_an_error_not_a_crash():
         path = disk / "a.features"
         truth = digest(build(path).load())
         assert result_of(in_child("map_all", str(path))) == truth
-        with (disk / "ballast").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 4096)
+        injected.fill(disk, 4096)
         said = result_of(in_child("map_all", str(path)))
         assert said.startswith("OSError") and "No space" in said
         assert not list((path / "index").glob("gathered*"))
