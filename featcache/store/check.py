@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DamagedStore
-from .container import Container
-from .snapshot import Snapshot, list_snapshots, read_snapshot, view_names
+from .entries import Entries
+from .snapshot import Snapshot, read_snapshot
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
@@ -44,95 +44,114 @@ class CheckReport:
 def check_store(store: FeatureStore, *, deep: bool = False) -> CheckReport:
     """Check a store; see `FeatureStore.check`."""
     fresh = type(store)(store.path, verify="touch")
-    damaged: list[dict[str, Any]] = []
     # Snapshots before shards: what a snapshot names was published before it, also while others are writing.
-    newest, snapshots = _read_views(fresh, damaged)
+    snapshots = _SnapshotCheck(fresh)
+    damaged = snapshots.damaged
     fresh.refresh()
-    damaged += [
-        {"file": f"shards/{name}", "reason": reason, "images": []} for name, reason in sorted(fresh.damaged.items())
-    ]
-    bad_rows: dict[str, set[int]] = {}
-    size = 0
-    for shard in fresh.shards:
-        size += shard.size
-        problem = _look_at(shard, bad_rows) if deep else None
+    bad_rows: dict[str, list[tuple[int, int]]] = {}
+    for shard in fresh.shards if deep else []:
+        spans: list[tuple[int, int]] = []
+        problem = shard.problem(lambda first, stop, spans=spans: spans.append((first, stop)))  # type: ignore[misc]
         if problem:
-            damaged.append({"file": f"shards/{shard.path.name}", "reason": problem, "images": []})
-    for view, state in newest.items():
-        _charge_images(fresh, view, state.entries, damaged, bad_rows)
-    checked = {"shards": len(fresh.shards), "snapshots": snapshots, "bytes": size, "deep": deep}
+            bad_rows[shard.path.name] = spans
+            damaged.append({"file": f"shards/{shard.path.name}", "reason": str(shard.damage(problem)), "images": []})
+    charged = [_lost_images(fresh, state.entries, bad_rows) for state in snapshots.newest.values()]
+    # Only now: looking the images up has met damaged keys, too.
+    named = {item["file"] for item in damaged}
+    damaged += [
+        {"file": f"shards/{name}", "reason": reason, "images": []}
+        for name, reason in sorted(fresh.damaged.items())
+        if f"shards/{name}" not in named
+    ]
+    for view, (lost, hit) in zip(snapshots.newest, charged, strict=True):
+        _charge(fresh, view, lost, hit, damaged)
+    checked = {
+        "shards": len(fresh.shards),
+        "snapshots": snapshots.count,
+        "bytes": sum(shard.size for shard in fresh.shards),
+        "deep": deep,
+    }
     return CheckReport(not damaged, damaged, checked)
 
 
-def _read_views(store: FeatureStore, damaged: list[dict[str, Any]]) -> tuple[dict[str, Snapshot], int]:
-    """Read every state of every view: the newest of each view, and how many there are; note damaged files once."""
-    newest: dict[str, Snapshot] = {}
-    count = 0
-    for view in view_names(store.path):
+class _SnapshotCheck:
+    """Looks at every kept state of every view, and at each file once."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        #: The newest state of each view, where it can be read.
+        self.newest: dict[str, Snapshot] = {}
+        self.damaged: list[dict[str, Any]] = []
+        self.count = 0
+        for view in store.views:
+            self._look_at(view)
+
+    def _look_at(self, view: str) -> None:
         reasons: dict[str, str] = {}
         readable: Snapshot | None = None
-        numbers = list_snapshots(store.path, view)
-        count += len(numbers)
+        numbers = self.store.snapshots(view)
+        self.count += len(numbers)
+        sound: set[Path] = set()
         for number in numbers:
             try:
-                readable = read_snapshot(store.path, view, number, store.fingerprint)
+                state = self._read(view, number, sound)
             except DamagedStore as error:
-                file = Path(error.file).relative_to(store.path).as_posix()
-                reasons.setdefault(file, str(error))
+                reasons.setdefault(Path(error.file).relative_to(self.store.path).as_posix(), str(error))
+            else:
+                readable = state
         if readable is not None and readable.number == numbers[-1]:
-            newest[view] = readable
-        lost = readable.entries.ids.tolist() if readable is not None and view not in newest else []
+            self.newest[view] = readable
+        lost = readable.entries.ids.tolist() if readable is not None and view not in self.newest else []
         for file, reason in reasons.items():
-            if view not in newest:
+            if view not in self.newest:
                 left = "no state is left" if readable is None else f"snapshot {readable.number} can still be loaded"
                 reason = f"{reason}; {left}"
-            damaged.append({"file": file, "reason": reason, "images": lost})
+            self.damaged.append({"file": file, "reason": reason, "images": lost})
             lost = []
-    return newest, count
+
+    def _read(self, view: str, number: int, sound: set[Path]) -> Snapshot:
+        """Open a state and compare the checksums of those of its files that have not been looked at."""
+        state = read_snapshot(self.store.path, view, number, self.store.fingerprint)
+        for segment in reversed(state.segments):
+            if segment.container.path not in sound:
+                segment.container.verify()
+                sound.add(segment.container.path)
+        if number == self.store.snapshots(view)[-1]:
+            _ = state.entries  # decoded: the lines fit together
+        return state
 
 
-def _look_at(shard: Container, bad_rows: dict[str, set[int]]) -> str | None:
-    """Compare all checksums of one shard; note the rows of damaged groups."""
-    reasons = []
-    for name, region in shard.regions.items():
-        try:
-            if "groups" not in region:
-                shard.check_plain(name, shard.raw(name))
-                continue
-            for group in shard.bad_groups(name):
-                first, stop = group * region["group_rows"], min((group + 1) * region["group_rows"], region["shape"][0])
-                reasons.append(f"the checksum of rows {first}–{stop - 1} of {name!r} does not match")
-                bad_rows.setdefault(shard.path.name, set()).update(range(first, stop))
-        except DamagedStore as error:
-            reasons.append(str(error))
-    return "; ".join(reasons) or None
-
-
-def _charge_images(
-    store: FeatureStore, view: str, entries: Any, damaged: list[dict[str, Any]], bad_rows: dict[str, set[int]]
-) -> None:
-    """Add to each damaged file the ids of the view's newest state that it costs."""
+def _lost_images(
+    store: FeatureStore, entries: Entries, bad_rows: dict[str, list[tuple[int, int]]]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the ids of a state that have no row at all, and those that each damaged shard costs."""
     stored = entries.take(entries.stored)
-    shard, row = store._rows.find(stored.keys)
-    if (shard < 0).any():
-        store._rows.rebuild()
-        shard, row = store._rows.find(stored.keys)
-    lost = stored.ids[shard < 0].tolist()
-    if lost:
-        unreadable = [d for d in damaged if d["file"].removeprefix("shards/") in store.damaged]
-        if unreadable:
-            # An unreadable shard cannot say which keys it held: what no other shard has is charged to the first.
-            unreadable[0]["images"] += lost
-        else:
-            damaged.append(
-                {
-                    "file": f"snapshots/{view}",
-                    "reason": f"{len(lost)} images have no codes in any shard",
-                    "images": lost,
-                }
-            )
+    shard, row = store.locate(stored.keys)
+    hit: dict[str, list[str]] = {}
     for number, container in enumerate(store.shards):
-        rows = bad_rows.get(container.path.name)
-        if rows:
-            hit = stored.ids[(shard == number) & np.isin(row, list(rows))].tolist()
-            next(d for d in damaged if d["file"] == f"shards/{container.path.name}")["images"] += hit
+        spans = bad_rows.get(container.path.name, [])
+        if spans:
+            mine = np.flatnonzero(shard == number)
+            bad = np.zeros(len(mine), dtype=bool)
+            for first, stop in spans:
+                bad |= (row[mine] >= first) & (row[mine] < stop)
+            hit[container.path.name] = stored.ids[mine[bad]].tolist()
+    return stored.ids[shard < 0].tolist(), hit
+
+
+def _charge(
+    store: FeatureStore, view: str, lost: list[str], hit: dict[str, list[str]], damaged: list[dict[str, Any]]
+) -> None:
+    """Add to each damaged file the ids of a view's newest state that it costs."""
+    by_file = {item["file"]: item for item in damaged}
+    for name, ids in hit.items():
+        by_file[f"shards/{name}"]["images"] += ids
+    if not lost:
+        return
+    unreadable = [by_file[f"shards/{name}"] for name in sorted(store.damaged)]
+    if unreadable:
+        # A shard whose keys cannot be read cannot say which they were: what no other shard has is charged to the first.
+        unreadable[0]["images"] += lost
+    else:
+        reason = f"{len(lost)} images have no codes in any shard"
+        damaged.append({"file": f"snapshots/{view}", "reason": reason, "images": lost})

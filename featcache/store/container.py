@@ -1,4 +1,4 @@
-"""One immutable HDF5 file whose every byte is accounted for.
+"""One immutable HDF5 file whose every byte is accounted for: reading.
 
 A container is an ordinary HDF5 file (any HDF5 program reads it) behind a user block that featcache itself reads::
 
@@ -10,20 +10,22 @@ A container is an ordinary HDF5 file (any HDF5 program reads it) behind a user b
 
 The JSON names the file's size, every dataset ("region": offset, dtype, shape, checksum) and the xxh3-128 of all bytes
 behind the user block that belong to no region. Reading therefore needs no HDF5 library: offsets are checked against
-the file's size, data are mapped, and a region is verified when it is first touched. Datasets are contiguous, of fixed
-types, without filters and links.
+the file's size, data are mapped, and a region or group of rows is verified when it is first touched. Datasets are
+contiguous, of fixed types, without filters and links. The file stays open: whoever moves or removes its name meanwhile
+takes nothing away from a reader.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import mmap
 import os
+import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,232 +33,56 @@ import numpy as np
 import xxhash
 
 from ..errors import DamagedStore, StoreError, StoreTooNew
-from ..files import DISK, Disk, publish
 
-__all__ = ["GROUP_ROWS", "Container", "write_container"]
+__all__ = ["FORMAT_VERSION", "GROUP_ROWS", "HEADER", "MAGIC", "Container", "checksum", "checksum_of_rest", "group_sum"]
 
 FORMAT_VERSION = 1
 GROUP_ROWS = 256
-_MAGIC = b"FEATCACH"
-_HEADER = struct.Struct("<8sIIQ")
-_SMALLEST_BLOCK = 4096
+MAGIC = b"FEATCACH"
+HEADER = struct.Struct("<8sIIQ")
 _LARGEST_HEADER = 1 << 26
 _DTYPES = {"uint8", "uint16", "uint32", "uint64", "int32", "int64", "float16", "float32", "float64"}
 _T = TypeVar("_T")
-_VERIFY_CHUNK = 1 << 24
+_CHUNK = 1 << 24
+#: Groups that lie this close together are read in one call.
+_READ_AHEAD = 1 << 16
 #: The machine is short of something; this says nothing about the file.
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
-def _checksum(data: Any) -> str:
-    return xxhash.xxh3_128_hexdigest(data)
+def checksum(array: np.ndarray) -> str:
+    """Return the xxh3-128 of an array's bytes in C order, hex."""
+    return xxhash.xxh3_128_hexdigest(array.data.cast("B") if array.nbytes else b"")
 
 
-def group_checksums(array: np.ndarray, group_rows: int = GROUP_ROWS) -> np.ndarray:
-    """Return the xxh3-64 of each group of rows: uint64 of shape (ceil(n / group_rows),)."""
-    rows = np.ascontiguousarray(array)
-    return np.asarray(
-        [xxhash.xxh3_64_intdigest(rows[i : i + group_rows].data.cast("B")) for i in range(0, len(rows), group_rows)],
-        dtype="<u8",
-    )
+def group_sum(rows: np.ndarray) -> int:
+    """Return the xxh3-64 of one group of rows."""
+    return xxhash.xxh3_64_intdigest(rows.data.cast("B") if rows.nbytes else b"")
 
 
-def write_container(
-    folder: Path,
-    name: str,
-    target: Path,
-    *,
-    kind: str,
-    attributes: Mapping[str, Any],
-    datasets: Mapping[str, np.ndarray],
-    grouped: Mapping[str, np.ndarray] | None = None,
-    disk: Disk | None = None,
-) -> None:
-    """Write, verify and publish one container.
-
-    Parameters
-    ----------
-    folder : Path
-        Where temporary files live, on the file system of `target`.
-    name : str
-        Temporary name, unique over all hosts.
-    target : Path
-        Final name; must not exist.
-    kind : {"shard", "snapshot"}
-        What the file is.
-    attributes : mapping
-        JSON values; also written as HDF5 attributes of the root, each as JSON text.
-    datasets : mapping of str to ndarray
-        Plain regions, with one checksum each.
-    grouped : mapping of str to ndarray, default=None
-        Large regions ``x/<node>``, with a checksum per group of 256 rows in ``xxh3/<node>``.
-    disk : Disk, default=None
-        The layer to use.
-
-    Raises
-    ------
-    FileExistsError
-        When `target` exists.
-    OSError
-        When writing fails or what is on disk is not what was meant; nothing has been published.
-    """
-    disk = disk or DISK
-    grouped = grouped or {}
-    sums = {"xxh3/" + key.removeprefix("x/"): group_checksums(array) for key, array in grouped.items()}
-    arrays = {key: np.ascontiguousarray(a) for key, a in {**datasets, **sums, **grouped}.items()}
-    temporary = folder / name
-    try:
-        with _image(kind, attributes, arrays, set(grouped)) as image:
-            disk.write(temporary, image)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            disk.unlink(temporary)
-        raise
-    publish(temporary, target, verify=_verify_written, disk=disk)
-
-
-def _block_size(kind: str, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
-    """Return the smallest user block that holds the header, whatever numbers will stand in it."""
-    longest = [
-        {
-            "name": k,
-            "offset": 1 << 62,
-            "bytes": 1 << 62,
-            "dtype": str(a.dtype),
-            "shape": a.shape,
-            "groups": k,
-            "xxh3": "0" * 40,
-        }
-        for k, a in arrays.items()
-    ]
-    text = json.dumps({"kind": kind, "attributes": attributes, "regions": longest, "spare": "0" * 200})
-    return max(_SMALLEST_BLOCK, 1 << (_HEADER.size + len(text.encode()) - 1).bit_length())
-
-
-@contextlib.contextmanager
-def _image(
-    kind: str, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], grouped: set[str]
-) -> Iterator[memoryview]:
-    """Make the whole file in memory: HDF5 never sees the disk, whose refusals it may swallow, or crash on."""
-    block = _block_size(kind, attributes, arrays)
-    with io.BytesIO() as file:
-        offsets = _write_hdf5(file, block, kind, attributes, arrays)
-        header = _pack(_describe(file, block, kind, attributes, arrays, offsets, grouped), block)
-        with file.getbuffer() as image:
-            image[:block] = header
-            yield image
-
-
-def _write_hdf5(
-    target: Any, block: int, kind: str, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> dict[str, int]:
-    import h5py
-
-    offsets = {}
-    with h5py.File(
-        target,
-        "w",
-        libver="v110",
-        userblock_size=block,
-        locking=False,
-        alignment_threshold=4096,
-        alignment_interval=4096,
-        track_order=False,
-    ) as file:
-        for key, value in {"format": "featcache", "format_version": FORMAT_VERSION, "kind": kind, **attributes}.items():
-            file.attrs[key] = np.bytes_(json.dumps(value, ensure_ascii=False).encode())
-        # The references are kept until close: an error while a forgotten Dataset is collected would be swallowed.
-        kept = [file.create_dataset(key, data=array, track_times=False) for key, array in arrays.items()]
-        for dataset in kept:
-            offset = dataset.id.get_offset()
-            offsets[dataset.name.lstrip("/")] = int(offset) if offset is not None else 0
-    return offsets
-
-
-def _describe(
-    file: Any,
-    block: int,
-    kind: str,
-    attributes: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-    offsets: Mapping[str, int],
-    grouped: set[str],
-) -> dict[str, Any]:
-    """Build the header from the arrays that were meant (regions) and the image (everything else)."""
-    regions = []
-    for key, array in arrays.items():
-        region: dict[str, Any] = {
-            "name": key,
-            "offset": offsets[key],
-            "bytes": array.nbytes,
-            "dtype": str(array.dtype),
-            "shape": list(array.shape),
-        }
-        if key in grouped:
-            region |= {"groups": "xxh3/" + key.removeprefix("x/"), "group_rows": GROUP_ROWS}
-        else:
-            region["xxh3"] = _checksum(array.data.cast("B") if array.nbytes else b"")
-        regions.append(region)
-    size = file.seek(0, os.SEEK_END)
-    meta = _meta_checksum(file, block, size, regions)
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "size": size,
-        "block": block,
-        "meta": meta,
-        "attributes": dict(attributes),
-        "regions": regions,
-    }
-
-
-def _meta_checksum(file: Any, block: int, size: int, regions: list[dict[str, Any]]) -> str:
-    """Checksum all bytes behind the user block that lie in no region."""
+def checksum_of_rest(pieces: Iterator[bytes]) -> str:
+    """Return the xxh3-128, hex, of all bytes behind the user block that lie in no region."""
     digest = xxhash.xxh3_128()
-    position = block
-    spans = sorted((r["offset"], r["offset"] + r["bytes"]) for r in regions if r["bytes"])
-    for start, stop in [*spans, (size, size)]:
-        file.seek(position)
-        while position < start:
-            chunk = file.read(min(_VERIFY_CHUNK, start - position))
-            if not chunk:
-                return "truncated"
-            digest.update(chunk)
-            position += len(chunk)
-        position = stop
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def _pack(header: Mapping[str, Any], block: int) -> bytes:
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    packed = _HEADER.pack(_MAGIC, FORMAT_VERSION, len(text), xxhash.xxh3_64_intdigest(text)) + text
-    if len(packed) > block:
-        raise OSError(f"header of {len(packed)} bytes does not fit the user block of {block}; please report this")
-    return packed.ljust(block, b"\0")
+def gaps(regions: Sequence[Mapping[str, Any]], start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the spans from `start` to `size` that lie in no region."""
+    position = start
+    for first, stop in [*sorted((r["offset"], r["offset"] + r["bytes"]) for r in regions if r["bytes"]), (size, size)]:
+        if first > position:
+            yield position, first
+        position = max(position, stop)
 
 
-def _verify_written(path: Path) -> None:
-    """Read a finished file back, with our reader and with HDF5's, before anybody else may see it."""
-    import h5py
-
-    try:
-        with contextlib.closing(Container(path)) as container:
-            container.verify()
-            with h5py.File(path, "r", locking=False) as file:
-                for name, region in container.regions.items():
-                    dataset = file[name]
-                    if list(dataset.shape) != region["shape"] or (
-                        region["bytes"] and dataset.id.get_offset() != region["offset"]
-                    ):
-                        raise ValueError(f"HDF5 and the header disagree on {name}")
-    except (DamagedStore, RuntimeError, ValueError, KeyError) as error:
-        raise OSError(
-            f"{path}: the disk did not keep what was written (full or failing?); nothing was published: {error}"
-        ) from error
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
 
 
 def _with_descriptors(action: Callable[[], _T]) -> _T:
-    """Open or map a file. Each map costs a descriptor, so where they run out, take as many as we may have."""
+    """Open or map a file. Each costs a descriptor, so where they run out, take as many as we may have."""
     try:
         return action()
     except OSError as error:
@@ -276,6 +102,30 @@ def _allow_more_files() -> bool:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] > soft
+
+
+def _open_regular(path: Path) -> int:
+    """Open a file for reading, never through a link and never a pipe or device, which might not end."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = _with_descriptors(lambda: os.open(path, flags))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
+
+
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Read `count` bytes at `offset`, or as many as there are."""
+    if not hasattr(os, "pread"):  # Windows
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
+    data = os.pread(descriptor, count, offset)
+    while 0 < len(data) < count:
+        more = os.pread(descriptor, count - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 class Container:
@@ -301,13 +151,15 @@ class Container:
         self._verify = verify
         self._verified: dict[str, np.ndarray | bool] = {}
         self._map: mmap.mmap | None = None
-        header = self._read_header()
+        header = self._open()
         self.kind: str = header["kind"]
         self.attributes: dict[str, Any] = header["attributes"]
         self.regions: dict[str, dict[str, Any]] = {r["name"]: r for r in header["regions"]}
         self.size: int = header["size"]
+        self.block: int = header["block"]
 
-    def _damaged(self, reason: str) -> DamagedStore:
+    def damage(self, reason: str) -> DamagedStore:
+        """Return the error that says what is wrong with this file."""
         return DamagedStore.at(
             self.path, f"damaged ({reason}); run `featcache check --deep` on the store to see which images it costs"
         )
@@ -318,44 +170,52 @@ class Container:
                 f"{self.path}: cannot be read now: {error.strerror}; the file may be sound: "
                 "close other programs or allow more (for open files: ulimit -n), and try again"
             )
-        return self._damaged(f"cannot be read: {error.strerror or error}")
+        if error.errno == errno.ELOOP:
+            return self.damage("it is a link; files of a store are read from the store itself only")
+        return self.damage(f"cannot be read: {error.strerror or error}")
 
-    def _read_header(self) -> dict[str, Any]:
+    # -- header ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> dict[str, Any]:
         try:
-            with _with_descriptors(lambda: self.path.open("rb")) as file:
-                size = os.fstat(file.fileno()).st_size
-                header = self._parse_header(file, size)
-                if size != header["size"]:
-                    raise self._damaged(f"{size} bytes instead of {header['size']}")
-                self._check_regions(header, size)
-                if (
-                    self._verify != "off"
-                    and _meta_checksum(file, header["block"], size, header["regions"]) != header["meta"]
-                ):
-                    raise self._damaged("the checksum of its HDF5 metadata does not match")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._descriptor = _open_regular(self.path)
+            # Closed with the container; a map made meanwhile lives on by itself.
+            self._close = weakref.finalize(self, os.close, self._descriptor)
+            size = os.fstat(self._descriptor).st_size
+            header = self._parse_header(size)
+            if size != header["size"]:
+                raise self.damage(f"{size} bytes instead of {header['size']}")
+            self._check_regions(header, size)
+            if self._verify != "off" and checksum_of_rest(self._rest(header, size)) != header["meta"]:
+                raise self.damage("the checksum of its HDF5 metadata does not match")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
             if isinstance(error, DamagedStore):
                 raise
-            raise self._damaged(f"unreadable header: {error}") from error
+            raise self.damage(f"unreadable header: {error}") from error
         except StoreError:
             raise
         except OSError as error:
             raise self._unreadable(error) from error
         return header
 
-    def _parse_header(self, file: Any, size: int) -> dict[str, Any]:
-        start = file.read(_HEADER.size)
-        if len(start) < _HEADER.size or start[:8] != _MAGIC:
-            raise self._damaged("not a featcache file")
-        _, version, length, checksum = _HEADER.unpack(start)
+    def _rest(self, header: dict[str, Any], size: int) -> Iterator[bytes]:
+        for first, stop in gaps(header["regions"], header["block"], size):
+            for start in range(first, stop, _CHUNK):
+                yield read_at(self._descriptor, min(_CHUNK, stop - start), start)
+
+    def _parse_header(self, size: int) -> dict[str, Any]:
+        start = read_at(self._descriptor, HEADER.size, 0)
+        if len(start) < HEADER.size or start[:8] != MAGIC:
+            raise self.damage("not a featcache file")
+        _, version, length, expected = HEADER.unpack(start)
         if length > min(size, _LARGEST_HEADER):
-            raise self._damaged("impossible header length")
-        text = file.read(length)
-        if xxhash.xxh3_64_intdigest(text) != checksum:
-            raise self._damaged("the checksum of its header does not match")
+            raise self.damage("impossible header length")
+        text = read_at(self._descriptor, length, HEADER.size)
+        if xxhash.xxh3_64_intdigest(text) != expected:
+            raise self.damage("the checksum of its header does not match")
         header = json.loads(text)
         if version != header["format_version"]:
-            raise self._damaged(f"format version {version} outside, {header['format_version']} inside")
+            raise self.damage(f"format version {version} outside, {header['format_version']} inside")
         if version > FORMAT_VERSION:
             raise StoreTooNew(
                 f"{self.path}: format version {version}, this featcache reads up to {FORMAT_VERSION}; "
@@ -364,24 +224,45 @@ class Container:
         return header
 
     def _check_regions(self, header: dict[str, Any], size: int) -> None:
-        """Refuse a header that would make us map what is not there: it may come from anywhere."""
+        """Refuse a header that would make us read what is not there: it may come from anywhere."""
+        block = header["block"]
+        if not isinstance(block, int) or not HEADER.size <= block <= size or not isinstance(header["attributes"], dict):
+            raise self.damage(f"a user block of {block!r} bytes")
+        names = [region["name"] for region in header["regions"]]
+        if len(set(names)) != len(names):
+            raise self.damage("two regions of one name")
+        shapes = {region["name"]: region["shape"] for region in header["regions"]}
         for region in header["regions"]:
             shape, dtype = region["shape"], region["dtype"]
-            if dtype not in _DTYPES or any(not isinstance(n, int) or n < 0 for n in shape):
-                raise self._damaged(f"region {region['name']!r} of type {dtype!r} and shape {shape}")
+            if (
+                dtype not in _DTYPES
+                or len(shape) > 32
+                or any(type(n) is not int or not 0 <= n < 1 << 48 for n in shape)
+            ):
+                raise self.damage(f"region {region['name']!r} of type {dtype!r} and shape {shape}")
             expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
             start, count = region["offset"], region["bytes"]
-            if count != expected or (count and not header["block"] <= start <= size - count):
-                raise self._damaged(f"region {region['name']!r} lies outside the file")
+            if count != expected or (count and (type(start) is not int or not block <= start <= size - count)):
+                raise self.damage(f"region {region['name']!r} lies outside the file")
+            if "groups" in region:
+                rows = region["group_rows"]
+                if type(rows) is not int or rows < 1 or shapes.get(region["groups"]) != [-(-shape[0] // rows)]:
+                    raise self.damage(f"region {region['name']!r} without the checksums of its rows")
 
     def __contains__(self, name: str) -> bool:
         return name in self.regions
 
+    def region(self, name: str) -> dict[str, Any]:
+        """Return what the header says about a dataset; DamagedStore when there is none of that name."""
+        if name not in self.regions:
+            raise self.damage(f"it has no dataset {name!r}")
+        return self.regions[name]
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
     def raw(self, name: str) -> np.ndarray:
         """Map a region without verifying it."""
-        region = self.regions.get(name)
-        if region is None:
-            raise self._damaged(f"it has no dataset {name!r}")
+        region = self.region(name)
         if not region["bytes"]:
             return np.zeros(region["shape"], dtype=region["dtype"])
         if self._map is None:
@@ -392,31 +273,43 @@ class Container:
     def _mapped(self) -> mmap.mmap:
         """Map the file, provided that it still has the size that its header was checked for."""
         try:
-            with _with_descriptors(lambda: self.path.open("rb")) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != self.size:
-                    raise self._damaged(f"{size} bytes instead of {self.size}")
-                return _with_descriptors(lambda: mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ))
+            size = os.fstat(self._descriptor).st_size
+            if size != self.size:
+                raise self.damage(f"{size} bytes instead of {self.size}")
+            return _with_descriptors(lambda: mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ))
         except StoreError:
             raise
         except OSError as error:
             raise self._unreadable(error) from error
 
+    def _read(self, count: int, offset: int) -> bytes:
+        try:
+            data = read_at(self._descriptor, count, offset)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if len(data) < count:
+            raise self.damage(f"it ends before byte {offset + count}")
+        return data
+
     def array(self, name: str) -> np.ndarray:
         """Return a plain region, mapped and read-only, verified when it is first touched."""
-        array = self.raw(name)
         if self._verify == "always" or (self._verify == "touch" and name not in self._verified):
-            self.check_plain(name, array)
+            self.check_plain(name)
             self._verified[name] = True
-        return array
+        return self.raw(name)
 
-    def check_plain(self, name: str, array: np.ndarray) -> None:
+    def check_plain(self, name: str) -> None:
         """Compare the checksum of a plain region; DamagedStore when it does not match."""
-        if _checksum(array.data.cast("B") if array.nbytes else b"") != self.regions[name]["xxh3"]:
-            raise self._damaged(f"the checksum of {name!r} does not match")
+        region = self.region(name)
+        digest = xxhash.xxh3_128()
+        # Read, not mapped: a region of hundreds of megabytes then costs no memory to verify.
+        for start in range(0, region["bytes"], _CHUNK):
+            digest.update(self._read(min(_CHUNK, region["bytes"] - start), region["offset"] + start))
+        if digest.hexdigest() != region["xxh3"]:
+            raise self.damage(f"the checksum of {name!r} does not match")
 
     def rows(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Gather rows of a grouped region; each group that is touched is verified first.
+        """Gather rows of a grouped region from the map; each group that is touched is verified first.
 
         Parameters
         ----------
@@ -431,41 +324,94 @@ class Container:
             A copy in the stored dtype.
         """
         if len(index):
-            self._touch(name, np.unique(np.asarray(index) // self.regions[name]["group_rows"]))
+            self._touch(name, np.unique(np.asarray(index) // self.region(name)["group_rows"]))
         return self.raw(name)[index]
+
+    def read_rows(self, name: str, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gather rows of a grouped region of narrow rows by plain reads, so that looking up costs no memory.
+
+        Parameters
+        ----------
+        name : str
+            "key", "view_number" or "constant".
+        index : ndarray of int of shape (n,)
+            Row numbers.
+
+        Returns
+        -------
+        rows : ndarray of shape (n, *shape)
+            The rows; zeros where their group is damaged.
+        good : ndarray of bool of shape (n,)
+            False where the checksum of the row's group does not match.
+        """
+        region = self.region(name)
+        dtype, shape, size = np.dtype(region["dtype"]), region["shape"][1:], region["group_rows"]
+        width = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        index = np.asarray(index, dtype=np.int64)
+        out, good = np.zeros((len(index), *shape), dtype), np.ones(len(index), dtype=bool)
+        group = index // size
+        for first, stop in _runs(np.unique(group), max(1, _READ_AHEAD // (size * width))):
+            start, end = first * size, min(stop * size, region["shape"][0])
+            data = self._read((end - start) * width, region["offset"] + start * width)
+            block = np.frombuffer(data, dtype).reshape(end - start, *shape)
+            mine = np.flatnonzero((group >= first) & (group < stop)) if len(index) > 1 else np.zeros(1, np.int64)
+            out[mine] = block[index[mine] - start]
+            for bad in self._bad_among(name, block, first, np.unique(group[mine])):
+                out[mine[group[mine] == bad]] = 0
+                good[mine[group[mine] == bad]] = False
+        return out, good
+
+    def _bad_among(self, name: str, block: np.ndarray, first: int, groups: np.ndarray) -> list[int]:
+        """Return those of the groups in a block of rows, which starts with group `first`, that are damaged."""
+        if self._verify == "off":
+            return []
+        size, done = self.region(name)["group_rows"], self._done(name)
+        open_ = [g for g in groups.tolist() if self._verify == "always" or not done[g]]
+        if not open_:
+            return []
+        sums = self._sums(name)
+        bad = []
+        for g in open_:
+            if group_sum(block[(g - first) * size : (g - first + 1) * size]) == int(sums[g]):
+                done[g] = True
+            else:
+                bad.append(g)
+        return bad
 
     def span(self, name: str, first: int, stop: int) -> np.ndarray:
         """Return consecutive rows of a grouped region, mapped and read-only; each group in reach is verified first."""
         if stop > first:
-            size = self.regions[name]["group_rows"]
+            size = self.region(name)["group_rows"]
             self._touch(name, np.arange(first // size, (stop - 1) // size + 1))
         return self.raw(name)[first:stop]
 
     def _touch(self, name: str, groups: np.ndarray) -> None:
-        if self._verify != "off":
-            self._check_groups(name, self.raw(name), groups)
-
-    def _check_groups(self, name: str, array: np.ndarray, groups: np.ndarray) -> None:
-        bad = self.bad_groups(name, array, groups)
+        if self._verify == "off":
+            return
+        if self._verify == "touch":
+            groups = groups[~self._done(name)[groups]]
+        bad = self.bad_groups(name, groups)
         if bad:
-            size = self.regions[name]["group_rows"]
-            first = bad[0] * size
-            raise self._damaged(
-                f"the checksum of rows {first}–{min(first + size, len(array)) - 1} of {name!r} does not match"
-            )
+            raise self.damage(_describe_groups(name, bad[:1], self.region(name)))
 
-    def bad_groups(self, name: str, array: np.ndarray | None = None, groups: np.ndarray | None = None) -> list[int]:
-        """Return the numbers of those groups whose checksum does not match (all groups unless some are given)."""
-        array = self.raw(name) if array is None else array
-        size = self.regions[name]["group_rows"]
-        sums = self.array(self.regions[name]["groups"])
-        done = self._verified.setdefault(name, np.zeros(len(sums), dtype=bool))
+    def _done(self, name: str) -> np.ndarray:
+        """Return which groups of a region have been verified."""
+        region = self.region(name)
+        count = -(-region["shape"][0] // region["group_rows"])
+        done = self._verified.setdefault(name, np.zeros(count, dtype=bool))
         assert isinstance(done, np.ndarray)
+        return done
+
+    def _sums(self, name: str) -> np.ndarray:
+        return self.array(self.region(name)["groups"])
+
+    def bad_groups(self, name: str, groups: np.ndarray | None = None) -> list[int]:
+        """Return the numbers of those groups whose checksum does not match (all groups unless some are given)."""
+        array, sums, done = self.raw(name), self._sums(name), self._done(name)
+        size = self.region(name)["group_rows"]
         bad = []
         for group in range(len(sums)) if groups is None else groups.tolist():
-            if groups is not None and done[group] and self._verify != "always":
-                continue
-            if xxhash.xxh3_64_intdigest(array[group * size : (group + 1) * size].data.cast("B")) == int(sums[group]):
+            if group_sum(array[group * size : (group + 1) * size]) == int(sums[group]):
                 done[group] = True
             else:
                 bad.append(group)
@@ -477,17 +423,59 @@ class Container:
         Raises
         ------
         DamagedStore
-            Naming the file and the first thing that is wrong.
+            Naming the file and what is wrong.
         """
+        problem = self.problem()
+        if problem:
+            raise self.damage(problem)
+
+    def problem(self, on_bad: Callable[[int, int], None] = lambda first, stop: None) -> str:
+        """Compare every checksum of the file; return what is wrong, or "".
+
+        Parameters
+        ----------
+        on_bad : callable, optional
+            Called with the first row and the one behind the last of each damaged group of rows.
+        """
+        reasons = []
         for name, region in self.regions.items():
-            if "groups" in region:
-                array = self.raw(name)
-                bad = self.bad_groups(name, array)
-                if bad:
-                    self._check_groups(name, array, np.asarray(bad[:1]))
-            else:
-                self.check_plain(name, self.raw(name))
+            try:
+                if "groups" not in region:
+                    self.check_plain(name)
+                    continue
+                bad = self.bad_groups(name)
+            except DamagedStore as error:
+                reasons.append(str(error).removeprefix(f"{self.path}: damaged (").partition(");")[0])
+                if "groups" in region:
+                    on_bad(0, region["shape"][0])
+                continue
+            if bad:
+                reasons.append(_describe_groups(name, bad, region))
+            for group in bad:
+                on_bad(group * region["group_rows"], min((group + 1) * region["group_rows"], region["shape"][0]))
+        return "; ".join(reasons)
 
     def close(self) -> None:
-        """Drop the map. Arrays handed out before keep it alive."""
+        """Let go of file and map. Arrays handed out before keep the map alive."""
         self._map = None
+        self._close()
+
+
+def _runs(groups: np.ndarray, longest: int) -> Iterator[tuple[int, int]]:
+    """Yield sorted group numbers as spans (first, behind the last) of neighbours, none longer than `longest`."""
+    if not len(groups):
+        return
+    first = last = int(groups[0])
+    for group in groups[1:].tolist():
+        if group != last + 1 or group - first >= longest:
+            yield first, last + 1
+            first = group
+        last = group
+    yield first, last + 1
+
+
+def _describe_groups(name: str, groups: Sequence[int], region: Mapping[str, Any]) -> str:
+    size, n = region["group_rows"], region["shape"][0]
+    spans = [f"{g * size}–{min((g + 1) * size, n) - 1}" for g in groups]
+    shown = ", ".join(spans[:8]) + (f" and {len(spans) - 8} more groups" if len(spans) > 8 else "")
+    return f"the checksum of rows {shown} of {name!r} does not match"

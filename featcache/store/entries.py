@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..errors import StoreError
+from .texts import pack_text
 
-__all__ = ["CONSTANT", "FAILED", "NO_KEY", "OK", "Entries", "pack_text", "unpack_text"]
+__all__ = ["CONSTANT", "FAILED", "NO_KEY", "OK", "Entries"]
 
 #: Values of `Entries.status`. CONSTANT rows are stored and usable, but all their values are equal (a blank image).
 OK, FAILED, CONSTANT = 0, 1, 2
 #: The key of an image whose bytes could not even be read.
 NO_KEY = b"\0" * 32
-
-_MISSING_INT = np.iinfo(np.int64).min
-
-
-def pack_text(values: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return texts as offsets (uint64 of length n + 1) into one blob of UTF-8 bytes (uint8)."""
-    encoded = [str(v).encode("utf-8", "surrogateescape") for v in values]
-    offsets = np.zeros(len(encoded) + 1, dtype="<u8")
-    np.cumsum([len(e) for e in encoded], out=offsets[1:])
-    return offsets, np.frombuffer(b"".join(encoded), dtype="u1")
-
-
-def unpack_text(offsets: np.ndarray, blob: np.ndarray) -> np.ndarray:
-    """Undo `pack_text`: an array of text of length n."""
-    data, ends = blob.tobytes(), offsets.tolist()
-    texts = [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(ends, ends[1:], strict=False)]
-    return np.asarray(texts, dtype=np.str_)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +48,9 @@ class Entries:
         lengths = {len(self.keys), len(self.status), len(self.errors), *map(len, self.columns.values())}
         if lengths - {n}:
             raise StoreError(f"entries: expected columns of {n} values, got lengths {sorted(lengths)}")
+        for name in ("keys", "status", "errors"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        object.__setattr__(self, "columns", {name: np.asarray(column) for name, column in self.columns.items()})
         object.__setattr__(self, "ids", ids)
         # Code-point order of str equals the byte order of its UTF-8 form, so NumPy's own sort is the one we promise.
         if n > 1 and not bool(np.all(ids[1:] > ids[:-1])):
@@ -83,14 +70,28 @@ class Entries:
 
     def take(self, rows: np.ndarray) -> Entries:
         """Return the lines at the given places (indices or mask)."""
-        fresh = object.__new__(Entries)
-        values = {
-            "ids": np.asarray(self.ids)[rows],
-            "keys": np.asarray(self.keys)[rows],
-            "status": np.asarray(self.status)[rows],
-            "errors": np.asarray(self.errors)[rows],
-            "columns": {name: np.asarray(column)[rows] for name, column in self.columns.items()},
-        }
+        return Entries.trusted(
+            self.ids[rows],
+            self.keys[rows],
+            self.status[rows],
+            self.errors[rows],
+            {name: column[rows] for name, column in self.columns.items()},
+        )
+
+    @classmethod
+    def trusted(
+        cls,
+        ids: np.ndarray,
+        keys: np.ndarray,
+        status: np.ndarray,
+        errors: np.ndarray,
+        columns: Mapping[str, np.ndarray],
+    ) -> Entries:
+        """Make a table of what is known to be in order; only the lengths are compared (ValueError)."""
+        fresh = object.__new__(cls)
+        if {len(a) for a in (keys, status, errors, *columns.values())} - {len(ids)}:
+            raise ValueError(f"columns of different lengths beside {len(ids)} ids")
+        values = {"ids": ids, "keys": keys, "status": status, "errors": errors, "columns": dict(columns)}
         for name, value in values.items():
             object.__setattr__(fresh, name, value)
         return fresh
@@ -122,21 +123,26 @@ class Entries:
             return newer
         if not len(newer):
             return older
-        names = sorted(older.columns.keys() | newer.columns.keys())
+        return Entries(*older.joined(newer).parts())
+
+    def joined(self, other: Entries) -> Entries:
+        """Return the lines of both, one after the other, neither sorted nor checked for repeats."""
         columns = {}
-        for name in names:
-            a, b = (
-                t.columns.get(name, missing_like(older.columns.get(name, newer.columns.get(name)), len(t)))
-                for t in (older, newer)
-            )
+        for name in sorted(self.columns.keys() | other.columns.keys()):
+            either = self.columns.get(name, other.columns.get(name))
+            a, b = (t.columns.get(name, missing_like(either, len(t))) for t in (self, other))
             columns[name] = np.concatenate(_same_type(a, b))
-        return Entries(
-            np.concatenate([older.ids, newer.ids]),
-            np.concatenate([older.keys, newer.keys]),
-            np.concatenate([older.status, newer.status]),
-            np.concatenate([older.errors, newer.errors]),
+        return Entries.trusted(
+            np.concatenate([self.ids, other.ids]),
+            np.concatenate([self.keys, other.keys]),
+            np.concatenate([self.status, other.status]),
+            np.concatenate([self.errors, other.errors]),
             columns,
         )
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Mapping[str, np.ndarray]]:
+        """Return what the constructor takes."""
+        return self.ids, self.keys, self.status, self.errors, self.columns
 
     def with_columns(self, columns: Mapping[str, np.ndarray]) -> Entries:
         """Return the same lines with other columns."""

@@ -13,12 +13,13 @@ import numpy as np
 from .. import fingerprint as identity
 from ..errors import DamagedStore, SpecMismatch, StoreError
 from ..features import FeatureSet
-from ..files import DISK, Disk, make_folder, remove_stale, unique_name
-from .container import Container, write_container
-from .entries import CONSTANT, FAILED, OK, Entries
-from .header import FOLDERS, check_place, lay_out, read_header
-from .index import DigestCache, RequestCache, RowIndex
-from .loading import Rows
+from ..files import DISK, Disk, make_folder, remove_stale
+from .container import Container
+from .digests import DigestCache
+from .entries import CONSTANT, Entries
+from .header import FOLDERS, check_place, lay_out, read_header, require_own_folders
+from .index import RequestCache
+from .shards import ShardSet
 from .snapshot import (
     Change,
     Snapshot,
@@ -87,20 +88,21 @@ class FeatureStore:
         self._verify = verify
         self._disk = disk
         header = read_header(self.path)
+        require_own_folders(self.path)
         self.spec: dict[str, Any] = header["spec"]
         self.fingerprint: str = header["fingerprint"]
         self.locator: dict[str, Any] = header.get("locator") or {}
-        self._shards: dict[str, Container] = {}
-        #: Shards that cannot be opened, with the reason; their rows count as missing.
-        self.damaged: dict[str, str] = {}
-        self._index: RowIndex | None = None
+        self._shards = self._fresh_shards()
+
+    def _fresh_shards(self) -> ShardSet:
+        return ShardSet(self.path, self.fingerprint, self._verify, self._disk)
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}, fingerprint={self.fingerprint[:12]!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps and indexes are opened afresh in each process: safe with fork, spawn and pickle alike.
-        return {**self.__dict__, "_shards": {}, "_index": None, "damaged": {}, "report": None}
+        return {**self.__dict__, "_shards": self._fresh_shards(), "report": None}
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -189,38 +191,17 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Look for shards that other writers have published meanwhile."""
-        folder = self.path / "shards"
-        names = sorted(e.name for e in os.scandir(folder) if e.name.endswith(".h5")) if folder.is_dir() else []
-        if self._index is not None and names == [s.path.name for s in self._index.shards]:
-            return
-        good = [c for c in map(self._open_shard, names) if c is not None]
-        self._index = RowIndex(self.path / "index" / "rows.npz", good)
-
-    def _open_shard(self, name: str) -> Container | None:
-        if name not in self._shards:
-            try:
-                shard = Container(self.path / "shards" / name, self._verify)
-                if shard.kind != "shard" or shard.attributes["fingerprint"] != self.fingerprint:
-                    raise DamagedStore.at(shard.path, "belongs to another store; move it away")
-                shard.array("key"), shard.array("view_number")
-                self._shards[name] = shard
-                self.damaged.pop(name, None)
-            except DamagedStore as error:
-                self.damaged[name] = str(error)
-                return None
-        return self._shards[name]
-
-    @property
-    def _rows(self) -> RowIndex:
-        if self._index is None:
-            self.refresh()
-        assert self._index is not None
-        return self._index
+        self._shards.refresh()
 
     @property
     def shards(self) -> list[Container]:
-        """The readable shards, oldest first."""
-        return list(self._rows.shards)
+        """The readable shards: oldest first, compacted ones last."""
+        return self._shards.all
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Shards that cannot be read, with the reason; their rows count as missing."""
+        return self._shards.damaged
 
     def has(self, keys: np.ndarray, *, view_number: int = 0) -> np.ndarray:
         """Tell which content keys have a row of codes.
@@ -236,24 +217,22 @@ class FeatureStore:
         -------
         ndarray of bool of shape (n,)
         """
-        return self._rows.find(keys, view_number)[0] >= 0
+        return self._shards.find(keys, view_number)[0] >= 0
+
+    def locate(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where each key's row lies: number in `shards` and row, −1 where there is none after a fresh look."""
+        return self._shards.find_all(keys)
 
     def status(self, keys: np.ndarray) -> np.ndarray:
         """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""
-        shard, row = self._rows.find(keys)
-        status = np.full(len(keys), FAILED, dtype="u1")
-        for number in np.unique(shard[shard >= 0]).tolist():
-            mine = np.flatnonzero(shard == number)
-            flagged = self._rows.shards[number].array("constant")[row[mine]] != 0
-            status[mine] = np.where(flagged, CONSTANT, OK)
-        return status
+        return self._shards.status(keys)
 
     def codes(self, keys: np.ndarray, node: str) -> np.ndarray:
         """Return the stored codes of some keys as float32 of shape (n, *shape); all of them must be there."""
-        shard, row = self._rows.find(keys)
+        shard, row = self._shards.find(keys)
         if (shard < 0).any():
             raise StoreError(f"{self.path}: {int((shard < 0).sum())} of {len(keys)} keys have no codes in the store")
-        return Rows(self._rows.shards, shard, row, node, self.nodes[node]).gather()
+        return self._shards.rows(shard, row, node).gather()
 
     def append(
         self,
@@ -292,43 +271,20 @@ class FeatureStore:
             When the arrays do not belong together or hold NaN or Inf.
         """
         keys = np.ascontiguousarray(keys, dtype="u1")
-        rows = {"x/" + node: self._stored(node, array, len(keys)) for node, array in codes.items()}
-        self._require_alike(keys, rows, constant)
-        name = unique_name(".h5")
-        index = self._rows  # read before the new shard exists, so that it is taken in exactly once
-        write_container(
-            self.path / "tmp",
-            name,
-            self.path / "shards" / name,
-            kind="shard",
-            attributes={
-                "fingerprint": self.fingerprint,
-                "rows": len(keys),
-                "nodes": sorted(codes),
-                "computed": dict(computed or {}),
-                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-            datasets={
-                "key": keys,
-                "view_number": np.full(len(keys), view_number, dtype="<u2"),
-                "constant": np.zeros(len(keys), "u1") if constant is None else np.asarray(constant, dtype="u1"),
-            },
-            grouped=rows,
-            disk=self._disk,
+        rows = {node: self._stored(node, array, len(keys)) for node, array in codes.items()}
+        flags = np.zeros(len(keys), "u1") if constant is None else np.asarray(constant, dtype="u1")
+        self._shards.require_alike(self.path, keys, rows, flags)
+        return self._shards.publish(
+            keys,
+            rows,
+            view_number=np.full(len(keys), view_number),
+            constant=flags,
+            attributes={"computed": dict(computed or {}), **self._about()},
         )
-        shard = self._open_shard(name)
-        if shard is None:
-            raise DamagedStore(self.damaged[name])
-        index.add(shard)
-        return name
 
-    def _require_alike(self, keys: np.ndarray, rows: Mapping[str, np.ndarray], constant: np.ndarray | None) -> None:
-        """Refuse rows that readers could not read together with those that are there."""
-        if keys.ndim != 2 or keys.shape[1] != 32 or (constant is not None and np.shape(constant) != (len(keys),)):
-            raise StoreError(f"{self.path}: expected keys of shape (n, 32) and n flags, got keys {keys.shape}")
-        given = {name.removeprefix("x/"): array.shape[1:] for name, array in rows.items()}
-        if not given or (self.nodes and given != self.nodes):
-            raise StoreError(f"{self.path}: expected codes of {self.nodes or 'some node'} per row, got {given}")
+    def _about(self) -> dict[str, Any]:
+        """What each shard says about the store, so that one shard is enough to know what its codes are."""
+        return {"spec": self.spec, "locator": self.locator}
 
     def _stored(self, node: str, array: np.ndarray, n: int) -> np.ndarray:
         array = np.asarray(array)
@@ -417,15 +373,15 @@ class FeatureStore:
         check_view_name(view)
         self._resolve(entries)
         head = parent if parent is not None else self.snapshot(view)
-        change = Change.between(head.entries if head else Entries.empty(), entries, keep_old=keep_old)
-        self._rows.save()
+        change = Change.between(head, entries, keep_old=keep_old)
+        self._shards.index.save()
         while True:
             new_roles = {**(head.roles if head else {}), **(roles or {})}
             new_source = dict(source or (head.source if head else {}))
             if head is not None and not change and new_roles == head.roles and new_source == head.source:
                 return head
             try:
-                return publish_snapshot(
+                number = publish_snapshot(
                     self.path,
                     head,
                     view,
@@ -435,6 +391,7 @@ class FeatureStore:
                     fingerprint=self.fingerprint,
                     disk=self._disk,
                 )
+                return read_snapshot(self.path, view, number, self.fingerprint, self._verify)
             except FileExistsError:
                 lost_to, head = head, self.snapshot(view)
                 if head is None or (lost_to is not None and head.number == lost_to.number):
@@ -442,14 +399,7 @@ class FeatureStore:
 
     def _resolve(self, entries: Entries) -> tuple[np.ndarray, np.ndarray]:
         """Find the rows of all lines that have one; DamagedStore or StoreError when some have none."""
-        keys = entries.keys[entries.stored]
-        shard, row = self._rows.find(keys)
-        if (shard < 0).any():
-            self.refresh()
-            shard, row = self._rows.find(keys)
-        if (shard < 0).any():
-            self._rows.rebuild()
-            shard, row = self._rows.find(keys)
+        shard, row = self._shards.find_all(entries.keys[entries.stored])
         lost = np.flatnonzero(shard < 0)
         if len(lost):
             name = entries.ids[entries.stored][lost[0]]
@@ -468,9 +418,7 @@ class FeatureStore:
     @property
     def nodes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one row per node, from the newest shard; empty before the first one."""
-        for shard in reversed(self._rows.shards):
-            return {n: tuple(shard.regions["x/" + n]["shape"][1:]) for n in shard.attributes["nodes"]}
-        return {}
+        return self._shards.nodes
 
     def load(
         self,
@@ -555,12 +503,15 @@ class FeatureStore:
 
     def _codes(self, entries: Entries, node: str, in_memory: bool | None) -> np.ndarray:
         shard, row = self._resolve(entries)
-        rows = Rows(self._rows.shards, shard, row, node, self.nodes[node])
+        rows = self._shards.rows(shard, row, node)
         if in_memory is None:
             in_memory = rows.fit_in_memory()
         if in_memory:
             return rows.gather()
-        return rows.mapped(np.dtype(self.spec.get("dtype", "float32")), self.path / "index")
+        span = self._shards.span(entries.keys, shard, row, node)
+        return (
+            span if span is not None else rows.mapped(np.dtype(self.spec.get("dtype", "float32")), self.path / "index")
+        )
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

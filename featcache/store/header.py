@@ -14,15 +14,28 @@ from ..errors import DamagedStore, NotAStore, StoreError, StoreTooNew
 from ..files import Disk, make_folder, publish_bytes
 from .container import FORMAT_VERSION
 
-__all__ = ["FOLDERS", "check_place", "lay_out", "read_header"]
+__all__ = ["FOLDERS", "check_place", "lay_out", "read_header", "require_own_folders"]
 
-FOLDERS = ("shards", "snapshots", "tmp", "index")
+FOLDERS = ("shards", "snapshots", "tmp", "index", "pins", "trash")
+_LARGEST = 1 << 24
+
+
+def require_own_folders(root: Path) -> None:
+    """Refuse a store whose folders are links: sweeping and collecting would remove files that are not its own."""
+    for name in FOLDERS:
+        if (root / name).is_symlink():
+            raise StoreError(
+                f"{root / name}: expected a folder of the store's own, got a link; move the folder back, or link the "
+                "store as a whole"
+            )
 
 
 def read_header(root: Path) -> dict[str, Any]:
     """Read and verify store.json: NotAStore, StoreTooNew or DamagedStore when it is not what was published."""
     path = root / "store.json"
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("too large")
         header = json.loads(path.read_text(encoding="utf-8"))
         version = header["format_version"]
         if header["format"] != "featcache" or not isinstance(version, int):
@@ -42,7 +55,7 @@ def read_header(root: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}; look at its permissions") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedStore.at(
             path, f"damaged ({error}); restore it from a copy of any store with the same spec"
         ) from error

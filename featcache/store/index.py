@@ -1,4 +1,4 @@
-"""The private index: key → (shard, row), and which files have which digest. Disposable: rebuilt whenever it is absent.
+"""The private index: key → (shard, row), and what was asked for → its fingerprint. Disposable: rebuilt when absent.
 
 Nothing here is trusted. A hit is compared with the full key in the shard itself, whose checksum has been verified; a
 wrong or missing index costs time, never a wrong row.
@@ -7,109 +7,190 @@ wrong or missing index costs time, never a wrong row.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from ..errors import DamagedStore
 from ..files import publish_bytes
 from .container import Container
+from .private import load_private, save_private
 
-__all__ = ["DigestCache", "RequestCache", "RowIndex"]
+__all__ = ["RequestCache", "RowIndex"]
 
-_ROW = np.dtype([("prefix", "<u8"), ("shard", "<u4"), ("row", "<u4")])
-#: A file changed this recently may change again within the clock's granularity without its times showing it.
-_RACY_NS = 2_000_000_000
-
-
-def _load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """Read the named arrays of a private file; None when it is absent, damaged or of another kind."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        data = path.read_bytes()
-        if xxhash.xxh3_128_digest(data[16:]) == data[:16]:
-            with np.load(io.BytesIO(data[16:]), allow_pickle=False) as file:
-                return {name: file[name] for name in names}
-    return None
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a private file of arrays; failing to is not an error, only slower next time."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    data = buffer.getvalue()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        publish_bytes(path, xxhash.xxh3_128_digest(data) + data, durable=False)
+#: A request file larger than this is no request file.
+_LARGEST_REQUESTS = 1 << 24
 
 
 def _prefixes(keys: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(keys[:, :8]).view("<u8").ravel()
 
 
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The rows of some shards, sorted by the first eight bytes of their keys.
+
+    Attributes
+    ----------
+    shards : list of str
+        Name of each shard and checksum of its keys: a file put in another's place is not taken for it.
+    prefix, shard, row : ndarrays of shape (n,)
+        uint64, uint32 (place in `shards`), uint32.
+    path : Path or None
+        Where it is kept.
+    """
+
+    shards: list[str]
+    prefix: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    @classmethod
+    def of(cls, shards: Mapping[str, Container]) -> tuple[_Run, set[str]]:
+        """Read the keys of shards; tell in which of them some could not be read (they stand as zeros: no image's)."""
+        read = {name: s.read_rows("key", np.arange(s.region("key")["shape"][0])) for name, s in shards.items()}
+        keys = [k for k, _ in read.values()]
+        prefix = np.concatenate([np.zeros(0, "<u8"), *map(_prefixes, keys)])
+        number = np.repeat(np.arange(len(keys), dtype="<u4"), [len(k) for k in keys])
+        row = np.concatenate([np.zeros(0, "<u4"), *(np.arange(len(k), dtype="<u4") for k in keys)])
+        order = np.argsort(prefix, kind="stable")
+        unsound = {name for name, (_, good) in read.items() if not good.all()}
+        return cls(list(shards), prefix[order], number[order], row[order]), unsound
+
+    @classmethod
+    def load(cls, path: Path) -> _Run | None:
+        """Map a run that was kept."""
+        saved = load_private(path)
+        if saved is None:
+            return None
+        about, arrays = saved
+        shards = about.get("shards")
+        parts = [arrays.get(name, np.zeros(0)) for name in ("prefix", "shard", "row")]
+        if (
+            not isinstance(shards, list)
+            or [str(p.dtype) for p in parts] != ["uint64", "uint32", "uint32"]
+            or len({p.shape for p in parts}) != 1
+        ):
+            return None
+        return cls(shards, *parts, path)
+
+    def save(self, folder: Path) -> _Run:
+        """Keep it under a name of its own."""
+        path = folder / f"rows-{uuid.uuid4().hex}.run"
+        arrays = {"prefix": self.prefix, "shard": self.shard, "row": self.row}
+        return _Run(self.shards, **arrays, path=path if save_private(path, {"shards": self.shards}, arrays) else None)
+
+    def merged(self, other: _Run) -> _Run:
+        """Return both in one."""
+        prefix = np.concatenate([self.prefix, other.prefix])
+        order = np.argsort(prefix, kind="stable")
+        shard = np.concatenate([self.shard, other.shard + np.uint32(len(self.shards))])
+        row = np.concatenate([self.row, other.row])
+        return _Run(self.shards + other.shards, prefix[order], shard[order], row[order])
+
+    def candidates(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (place in `wanted`, shard, row) of all rows whose prefix is wanted, each place once a time."""
+        place = np.searchsorted(self.prefix, wanted, side="left")
+        open_ = np.flatnonzero(place < len(self.prefix))
+        while len(open_):
+            at = place[open_]
+            same = self.prefix[at] == wanted[open_]
+            open_, at = open_[same], at[same]
+            yield open_, self.shard[at], self.row[at]
+            place[open_] += 1
+            open_ = open_[place[open_] < len(self.prefix)]
+
+
+def _identity(shard: Container) -> str:
+    """Return a shard's name, and the checksum of its keys' checksums."""
+    return f"{shard.path.name} {shard.region(shard.region('key')['groups'])['xxh3']}"
+
+
 class RowIndex:
     """Where each key's row lies, over a list of shards.
 
+    Rows are kept in runs: a large old one and small newer ones, which are merged as they grow, so that one more shard
+    costs little however many rows there are.
+
     Parameters
     ----------
-    path : Path
-        The private file.
+    folder : Path
+        The private folder.
     shards : sequence of Container
-        In the order that breaks ties: of rows with equal keys the first shard's is used.
+        In the order that breaks ties: of rows with equal keys the last shard's is used.
     """
 
-    def __init__(self, path: Path, shards: Sequence[Container]) -> None:
-        self._path = path
+    def __init__(self, folder: Path, shards: Sequence[Container]) -> None:
+        self._folder = folder
         self.shards = list(shards)
-        self._table = np.zeros(0, dtype=_ROW)
-        self._load()
+        #: Damaged parts that look-ups met: name of the shard → reason.
+        self.damaged: dict[str, str] = {}
+        self._runs: list[_Run] = []
+        self._number = {_identity(shard): i for i, shard in enumerate(self.shards)}
+        #: Shards some of whose keys could not be read: what is known of them is not kept.
+        self._unsound: set[str] = set()
+        self._adopt()
 
-    def _load(self) -> None:
-        saved = _load_arrays(self._path, ("table", "shards"))
-        names = self._names()
-        known = 0
-        if saved is not None and saved["table"].dtype == _ROW:
-            listed = saved["shards"].tolist()
-            # Shard names sort by time, so usually the old list is a prefix of the new one; anything else is rebuilt.
-            if listed == names[: len(listed)]:
-                self._table, known = saved["table"], len(listed)
-        self._extend(range(known, len(self.shards)))
-        if known < len(self.shards):
-            self.save()
+    def _adopt(self) -> None:
+        """Take over the runs that were kept, and read the shards that none of them covers."""
+        kept = [r for p in sorted(self._folder.glob("rows-*.run")) if (r := _Run.load(p)) is not None]
+        covered: set[str] = set()
+        for run in sorted(kept, key=len, reverse=True):
+            mine = set(run.shards) & self._number.keys()
+            # Half of it must still be of use; otherwise reading the shards again is cheaper than carrying it along.
+            if mine - covered and 2 * len(mine) >= len(run.shards):
+                covered |= mine
+                self._runs.append(run)
+        self._read({name: self.shards[number] for name, number in self._number.items() if name not in covered})
+        self.save()
 
-    def _names(self) -> list[str]:
-        """Name and keys' checksum of each shard: a file put in another's place is not taken for it."""
-        return [f"{s.path.name} {s.regions['key']['xxh3']}" for s in self.shards]
-
-    def _extend(self, numbers: Iterable[int]) -> None:
-        parts = [self._table]
-        for number in numbers:
-            keys = self.shards[number].array("key")
-            part = np.zeros(len(keys), dtype=_ROW)
-            part["prefix"], part["shard"], part["row"] = _prefixes(keys), number, np.arange(len(keys))
-            parts.append(part)
-        if len(parts) > 1:
-            table = np.concatenate(parts)
-            self._table = table[np.argsort(table["prefix"], kind="stable")]
+    def _read(self, shards: Mapping[str, Container]) -> None:
+        """Add a run for some shards, merged with the runs that are not larger."""
+        if not shards:
+            return
+        run, unsound = _Run.of(shards)
+        self._unsound |= unsound
+        self._runs.sort(key=len, reverse=True)
+        while self._runs and len(self._runs[-1]) <= len(run):
+            run = self._runs.pop().merged(run)
+        self._runs.append(run)
 
     def rebuild(self) -> None:
-        """Forget the private file and take the keys from the shards: before anything is called missing."""
-        self._table = np.zeros(0, dtype=_ROW)
-        self._extend(range(len(self.shards)))
+        """Forget the private files and take the keys from the shards: before anything is called missing."""
+        self._runs = []
+        self._read({name: self.shards[number] for name, number in self._number.items()})
         self.save()
 
     def add(self, shard: Container) -> None:
         """Take in one more shard."""
         self.shards.append(shard)
-        self._extend([len(self.shards) - 1])
+        # By name again, since the last one counts; another host's clock may be behind.
+        self.shards = sorted(self.shards, key=lambda s: s.path.name)
+        self._number = {_identity(s): i for i, s in enumerate(self.shards)}
+        self._read({_identity(shard): shard})
 
     def save(self) -> None:
-        """Write the private file."""
-        _save_arrays(self._path, {"table": self._table, "shards": np.asarray(self._names(), np.str_)})
+        """Keep what is new, and drop the files that no run needs any more."""
+        fresh = [r for r in self._runs if r.path is None and not self._unsound & set(r.shards)]
+        if not fresh:
+            return
+        self._runs = [run.save(self._folder) if run in fresh else run for run in self._runs]
+        current = {run.path for run in self._runs}
+        for path in self._folder.glob("rows-*.run"):
+            if path not in current:
+                # A file that another process reads stays readable; one that it has just written is only a cache.
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def find(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Look keys up.
@@ -129,86 +210,39 @@ class RowIndex:
         keys = np.ascontiguousarray(keys, dtype="u1").reshape(-1, 32)
         shard, row = np.full(len(keys), -1, dtype=np.int64), np.full(len(keys), -1, dtype=np.int64)
         wanted = _prefixes(keys)
-        table = self._table  # another thread may add a shard meanwhile
-        place = np.searchsorted(table["prefix"], wanted, side="left")
-        open_ = np.arange(len(keys))
-        while len(open_):
-            inside = place[open_] < len(table)
-            open_ = open_[inside]
-            hits = table[place[open_]]
-            same = hits["prefix"] == wanted[open_]
-            open_, hits = open_[same], hits[same]
-            match = self._matches(hits, keys[open_], view_number)
-            shard[open_[match]], row[open_[match]] = hits["shard"][match], hits["row"][match]
-            open_ = open_[~match]
-            place[open_] += 1
+        for run in list(self._runs):  # another thread may add one meanwhile
+            number = np.asarray([self._number.get(name, -1) for name in run.shards], dtype=np.int64)
+            for place, local, rows in run.candidates(wanted):
+                inside = np.flatnonzero(local < len(number))
+                found = number[local[inside]]
+                better = found > shard[place[inside]]
+                inside, found = inside[better], found[better]
+                match = self._matches(found, rows[inside], keys[place[inside]], view_number)
+                hit = place[inside[match]]
+                shard[hit], row[hit] = found[match], rows[inside[match]]
         return shard, row
 
-    def _matches(self, hits: np.ndarray, keys: np.ndarray, view_number: int) -> np.ndarray:
+    def _matches(self, number: np.ndarray, rows: np.ndarray, keys: np.ndarray, view_number: int) -> np.ndarray:
         """Compare full keys with what the shards themselves say."""
-        match = np.zeros(len(hits), dtype=bool)
-        for number in np.unique(hits["shard"]).tolist():
-            if number >= len(self.shards):
+        match = np.zeros(len(number), dtype=bool)
+        for one in np.unique(number).tolist():
+            shard = self.shards[one]
+            mine = np.flatnonzero(number == one)
+            mine = mine[rows[mine] < shard.region("key")["shape"][0]]
+            try:
+                theirs, good = shard.read_rows("key", rows[mine])
+                views, sound = shard.read_rows("view_number", rows[mine])
+            except DamagedStore as error:
+                self.damaged[shard.path.name] = str(error)
                 continue
-            mine = np.flatnonzero(hits["shard"] == number)
-            shard, rows = self.shards[number], hits["row"][mine]
-            inside = rows < len(shard.array("key"))
-            mine, rows = mine[inside], rows[inside]
-            match[mine] = (shard.array("key")[rows] == keys[mine]).all(axis=1) & (
-                shard.array("view_number")[rows] == view_number
-            )
+            if not (good & sound).all():
+                self.damaged[shard.path.name] = str(shard.damage("the checksum of some of its keys does not match"))
+            match[mine] = (theirs == keys[mine]).all(axis=1) & (views == view_number) & good & sound
         return match
 
-
-class DigestCache:
-    """Digest of files by path, trusted only while size, times and inode are what they were, and not racily clean.
-
-    Parameters
-    ----------
-    path : Path
-        The private file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, tuple[tuple[int, ...], bytes]] = {}
-        self._dirty = False
-        saved = _load_arrays(path, ("paths", "stats", "digests"))
-        if saved is not None:
-            names = saved["paths"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-            stats, digests = saved["stats"].tolist(), saved["digests"].tobytes()
-            self._known = {
-                name: (tuple(stat), digests[32 * i : 32 * i + 32])
-                for i, (name, stat) in enumerate(zip(names, stats, strict=False))
-            }
-
-    def get(self, stat: Any) -> bytes | None:
-        """Return the digest of a file whose `FileStat` is given, None when it must be read."""
-        known = self._known.get(stat.path)
-        return known[1] if known is not None and known[0] == _identity(stat) else None
-
-    def put(self, stat: Any, digest: bytes) -> None:
-        """Remember a digest; a file that changed just now is not remembered (it may change again unseen)."""
-        if time.time_ns() - max(stat.mtime_ns, stat.ctime_ns) > _RACY_NS:
-            self._known[stat.path] = (_identity(stat), digest)
-            self._dirty = True
-
-    def save(self) -> None:
-        """Write the private file when anything is new."""
-        if not self._dirty:
-            return
-        # NUL cannot occur in a path, so the names need no offsets.
-        paths = "\0".join(self._known).encode("utf-8", "surrogateescape")
-        stats = np.asarray([s for s, _ in self._known.values()], dtype="<i8").reshape(-1, 5)
-        digests = np.frombuffer(b"".join(d for _, d in self._known.values()), "u1")
-        _save_arrays(self._path, {"paths": np.frombuffer(paths, "u1"), "stats": stats, "digests": digests})
-        self._dirty = False
-
-
-def _identity(stat: Any) -> tuple[int, ...]:
-    # Inode numbers are unsigned 64-bit on some systems; folded into int64 they still tell files apart.
-    fold = (1 << 63) - 1
-    return (stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode & fold, stat.device & fold)
+    def rows_of(self, numbers: Iterable[int]) -> int:
+        """Return how many rows some shards hold."""
+        return sum(int(self.shards[n].region("key")["shape"][0]) for n in numbers)
 
 
 class RequestCache:
@@ -223,8 +257,8 @@ class RequestCache:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            known = json.loads(path.read_text())
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            known = json.loads(path.read_text()) if path.stat().st_size <= _LARGEST_REQUESTS else {}
             if isinstance(known, dict) and all(isinstance(v, str) for v in known.values()):
                 self._known = known
 

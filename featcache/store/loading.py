@@ -61,10 +61,7 @@ class Rows:
         return out
 
     def mapped(self, dtype: np.dtype, folder: Path) -> np.ndarray:
-        """Return all rows as a read-only map: a slice of one shard where they lie in order, else of a private file."""
-        if self._lie_in_order():
-            container = self.shards[int(self.shard[0])]
-            return container.span("x/" + self.node, int(self.row[0]), int(self.row[-1]) + 1)
+        """Return all rows as a read-only map of a private file that they are copied to."""
         path = folder / f"gathered-{unique_name('.npy')}"
         folder.mkdir(exist_ok=True)
         try:
@@ -79,9 +76,6 @@ class Rows:
         if os.name == "posix":
             path.unlink()  # the map keeps the bytes until the last reader lets go; nothing is left behind
         return mapped
-
-    def _lie_in_order(self) -> bool:
-        return len(self.row) > 0 and bool((self.shard == self.shard[0]).all() and (np.diff(self.row) == 1).all())
 
 
 def _reserve(path: Path) -> None:

@@ -61,8 +61,9 @@ def build(path, disk=None) -> FeatureStore:
     roles = {"label": "label"}
     store.commit(entries_for(range(360), failed=(7,)), roles=roles)
     add_rows(store, range(360, 380))
-    store.commit(entries_for(range(355, 380), label="d{}"), keep_old=True, roles=roles)
-    store.commit(entries_for([*range(50), *range(60, 380)], label="c{}", failed=(7,)), roles=roles)
+    store.commit(entries_for(range(330, 380), label="d{}"), keep_old=True, roles=roles)
+    gone = entries_for(range(50, 60)).ids
+    store.commit(store.snapshot().entries.without(gone), roles=roles)
     store.commit(entries_for(range(290, 310)), view="few", roles=roles)
     assert [store.snapshot("main", n).chain for n in (0, 1, 2)] == [0, 1, 2]
     return store

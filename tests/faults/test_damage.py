@@ -287,8 +287,7 @@ def test_a_file_where_a_folder_belongs_is_an_error_not_a_loop(tmp_path):
 def test_spoiled_indexes_cost_time_only(harmed):
     path, truth = harmed
     index = path / "index"
-    rows = index / "rows.npz"
-    assert rows.is_file()
+    (rows,) = index.glob("rows-*.run")
     original = rows.read_bytes()
     rng = np.random.default_rng(0)
     for place in rng.integers(len(original), size=20).tolist():
@@ -297,7 +296,7 @@ def test_spoiled_indexes_cost_time_only(harmed):
         rows.write_bytes(data)
         assert digest(FeatureStore.open(path).load()) == truth["main None True"]
     for junk in (b"", b"x", original[:50], original[:-1], b"[]", b"{}", b"null", b"\xff\xfe"):
-        for name in ("rows.npz", "digests.npz", "requests.json"):
+        for name in (rows.name, "digests.npz", "requests.json"):
             (index / name).write_bytes(junk)
         store = FeatureStore.open(path)
         assert digest(store.load()) == truth["main None True"]
@@ -311,29 +310,35 @@ def test_indexes_in_each_others_place_or_of_another_store_cost_time_only(harmed,
     digests.put(stat, b"\1" * 32)
     digests.save()
     assert FeatureStore.open(path).digests.get(stat) == b"\1" * 32
-    swap(path / "index" / "rows.npz", path / "index" / "digests.npz")
+    (rows,) = (path / "index").glob("rows-*.run")
+    swap(rows, path / "index" / "digests.npz")
     store = FeatureStore.open(path)
     assert store.digests.get(stat) is None and digest(store.load()) == truth["main None True"]
     other = FeatureStore.create(tmp_path / "other", SPEC)
     for n in range(5):
         add_rows(other, range(n * 100, n * 100 + 100))
     other.commit(entries_for(range(10)))
-    shutil.copy(other.path / "index" / "rows.npz", path / "index" / "rows.npz")
+    (theirs,) = (other.path / "index").glob("rows-*.run")
+    for place in (path / "index").glob("rows-*.run"):
+        shutil.copy(theirs, place)
     assert loads(path) == truth
 
 
 def test_an_index_that_lies_about_the_rows_is_not_believed(harmed):
     """A wrong index with a right checksum: it may lose rows until it is rebuilt, never return another's."""
-    from featcache.store.index import _load_arrays, _save_arrays
+    from featcache.store.private import load_private, save_private
 
     path, truth = harmed
-    rows = path / "index" / "rows.npz"
-    saved = _load_arrays(rows, ("table", "shards"))
-    table = saved["table"].copy()
-    table["row"] = np.roll(table["row"], 1)
-    table["shard"][::5] = 999
-    _save_arrays(rows, {"table": table, "shards": saved["shards"]})
+    (rows,) = (path / "index").glob("rows-*.run")
+    about, arrays = load_private(rows)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    arrays["row"][:] = np.roll(arrays["row"], 1)
+    arrays["shard"][::5] = 999
+    save_private(rows, about, arrays)
     assert loads(path) == truth
+    for wrong in ({"shards": []}, {"shards": 7}, {}, {"shards": [1, None]}):
+        save_private(rows, wrong, arrays)
+        assert loads(path) == truth
 
 
 def test_running_out_of_open_files_is_not_damage(tmp_path):

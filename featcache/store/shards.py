@@ -1,0 +1,222 @@
+"""The shards of a store as one set of rows: opened when they are first needed, looked up by key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DamagedStore, StoreError
+from ..files import Disk, unique_name
+from .container import Container
+from .entries import CONSTANT, FAILED, OK
+from .index import RowIndex
+from .loading import Rows
+from .writing import RowSource, write_container
+
+__all__ = ["ShardSet"]
+
+#: Shards that `compact` made: their names come last, and of several rows of a key the last shard's counts.
+COMPACTED = "compact-"
+
+
+class ShardSet:
+    """All shards of a store.
+
+    Parameters
+    ----------
+    root : Path
+        The store's folder.
+    fingerprint : str
+        Of the store's spec: a shard of another store is not read.
+    verify : {"touch", "always", "off"}
+        When checksums are compared.
+    disk : Disk or None
+        The layer that writes go through.
+    """
+
+    def __init__(self, root: Path, fingerprint: str, verify: str, disk: Disk | None) -> None:
+        self._root, self._fingerprint, self._verify, self._disk = root, fingerprint, verify, disk
+        self._open: dict[str, Container] = {}
+        self._damaged: dict[str, str] = {}
+        self._index: RowIndex | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self._root / "shards"
+
+    def names(self) -> list[str]:
+        """Return the names of all shard files, sorted: the order that decides between rows of one key."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            return sorted(e.name for e in entries if e.name.endswith(".h5"))
+        return []
+
+    def refresh(self) -> None:
+        """Look for shards that came, went or were set aside meanwhile."""
+        names = self.names()
+        if self._index is not None and names == [s.path.name for s in self._index.shards]:
+            return
+        self._damaged = {name: reason for name, reason in self._damaged.items() if name in names}
+        good = [c for c in map(self.open, names) if c is not None]
+        self._open = {c.path.name: c for c in good}
+        self._index = RowIndex(self._root / "index", good)
+
+    def open(self, name: str) -> Container | None:
+        """Return a shard, None when it is damaged (see `damaged`) or has been moved away."""
+        if name not in self._open:
+            path = self.folder / name
+            try:
+                shard = Container(path, self._verify)
+                _require_shard(shard, self._fingerprint)
+                self._open[name] = shard
+                self._damaged.pop(name, None)
+            except DamagedStore as error:
+                if path.is_symlink() or path.exists():
+                    self._damaged[name] = str(error)
+                return None
+        return self._open[name]
+
+    @property
+    def index(self) -> RowIndex:
+        """Key → row."""
+        if self._index is None:
+            self.refresh()
+        assert self._index is not None
+        return self._index
+
+    @property
+    def all(self) -> list[Container]:
+        """The readable shards, oldest first, compacted ones last."""
+        return list(self.index.shards)
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Shards that cannot be read, or some of whose keys cannot, with the reason; their rows count as missing."""
+        return {**self._damaged, **(self._index.damaged if self._index is not None else {})}
+
+    @property
+    def nodes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row per node, from the newest shard; empty before the first one."""
+        for shard in reversed(self.index.shards):
+            return {n: tuple(shard.region("x/" + n)["shape"][1:]) for n in shard.attributes["nodes"]}
+        return {}
+
+    def find(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return (shard, row) of each key; −1 where it has none."""
+        return self.index.find(keys, view_number)
+
+    def find_all(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look keys up, and again with fresh eyes before any is called missing."""
+        shard, row = self.find(keys)
+        for again in (self.refresh, self.index.rebuild):
+            if not (shard < 0).any():
+                break
+            again()
+            shard, row = self.find(keys)
+        return shard, row
+
+    def status(self, keys: np.ndarray) -> np.ndarray:
+        """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""
+        shard, row = self.find(keys)
+        status = np.full(len(keys), FAILED, dtype="u1")
+        for number in np.unique(shard[shard >= 0]).tolist():
+            mine = np.flatnonzero(shard == number)
+            flagged, good = self.index.shards[number].read_rows("constant", row[mine])
+            status[mine] = np.where(good, np.where(flagged != 0, CONSTANT, OK), FAILED)
+        return status
+
+    def rows(self, shard: np.ndarray, row: np.ndarray, node: str) -> Rows:
+        """Return the rows of one node that `find` found."""
+        return Rows(self.index.shards, shard, row, node, self.nodes[node])
+
+    def span(self, keys: np.ndarray, shard: np.ndarray, row: np.ndarray, node: str) -> np.ndarray | None:
+        """Return the rows of `keys`, found at (shard, row), as a slice of one shard where they lie in order there.
+
+        A compacted shard holds a view's rows in its order, a repeated one as often as the view names it.
+        """
+        if not len(keys):
+            return None
+        container, start = self.index.shards[int(shard[0])], int(row[0])
+        stop = start + len(keys)
+        if stop > container.region("key")["shape"][0]:
+            return None
+        theirs, good = container.read_rows("key", np.arange(start, stop))
+        views, sound = container.read_rows("view_number", np.arange(start, stop))
+        if not (good & sound).all() or bool(views.any()) or not np.array_equal(theirs, keys):
+            return None
+        return container.span("x/" + node, start, stop)
+
+    def publish(
+        self,
+        keys: np.ndarray,
+        codes: Mapping[str, RowSource],
+        *,
+        view_number: np.ndarray,
+        constant: np.ndarray,
+        attributes: Mapping[str, Any],
+        prefix: str = "",
+    ) -> str:
+        """Write one shard; when this returns, it survives a crash. Returns its name."""
+        name = prefix + unique_name(".h5")
+        index = self.index  # read before the new shard exists, so that it is taken in exactly once
+        write_container(
+            self._root / "tmp",
+            name,
+            self.folder / name,
+            kind="shard",
+            attributes={
+                "fingerprint": self._fingerprint,
+                "rows": len(keys),
+                "nodes": sorted(codes),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                **attributes,
+            },
+            datasets={},
+            grouped={
+                "key": np.ascontiguousarray(keys, dtype="u1"),
+                "view_number": np.ascontiguousarray(view_number, dtype="<u2"),
+                "constant": np.ascontiguousarray(constant, dtype="u1"),
+                **{"x/" + node: rows for node, rows in codes.items()},
+            },
+            disk=self._disk,
+        )
+        shard = self.open(name)
+        if shard is None:
+            raise DamagedStore(self._damaged.get(name, f"{self.folder / name}: gone as soon as it was written"))
+        index.add(shard)
+        return name
+
+    def require_alike(self, where: Path, keys: np.ndarray, rows: Mapping[str, np.ndarray], flags: np.ndarray) -> None:
+        """Refuse rows that readers could not read together with those that are there."""
+        if keys.ndim != 2 or keys.shape[1] != 32 or flags.shape != (len(keys),):
+            raise StoreError(f"{where}: expected keys of shape (n, 32) and n flags, got keys {keys.shape}")
+        given = {name: array.shape[1:] for name, array in rows.items()}
+        nodes = self.nodes
+        if not given or (nodes and given != nodes):
+            raise StoreError(f"{where}: expected codes of {nodes or 'some node'} per row, got {given}")
+
+
+def _require_shard(shard: Container, fingerprint: str) -> None:
+    """Refuse a file that is sound in itself, but no shard of this store."""
+    about = shard.attributes
+    if shard.kind != "shard" or about.get("fingerprint") != fingerprint:
+        raise DamagedStore.at(shard.path, "belongs to another store; move it away")
+    nodes: Sequence[Any] = about.get("nodes") if isinstance(about.get("nodes"), list) else []
+    n = shard.region("key")["shape"][0]
+    for name, shape in (("key", [n, 32]), ("view_number", [n]), ("constant", [n])):
+        if shard.region(name)["shape"] != shape or "groups" not in shard.region(name):
+            raise shard.damage(f"region {name!r} of shape {shard.region(name)['shape']}")
+        shard.array(shard.region(name)["groups"])  # the checksums themselves; rows are verified when they are touched
+    for node in nodes:
+        region = shard.region(f"x/{node}")
+        if "groups" not in region or len(region["shape"]) < 2 or region["shape"][0] != n:
+            raise shard.damage(f"region 'x/{node}' of shape {region['shape']}")
+    dtypes = {shard.region("key")["dtype"], shard.region("view_number")["dtype"], shard.region("constant")["dtype"]}
+    if not nodes or dtypes != {"uint8", "uint16"}:
+        raise shard.damage("no nodes, or keys of another type")

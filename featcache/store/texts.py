@@ -1,0 +1,123 @@
+"""Texts as one blob of UTF-8 bytes with offsets: mapped, looked up and decoded only where somebody asks."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["Texts", "pack_text", "unpack_text"]
+
+#: Texts are turned into a matrix of characters while that is at most so many times the blob (long outliers).
+_PADDING = 16
+_CHECKED = 1 << 20
+
+
+def pack_text(values: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts as offsets (uint64 of length n + 1) into one blob of UTF-8 bytes (uint8)."""
+    array = np.asarray(values, dtype=np.str_)
+    offsets = np.zeros(len(array) + 1, dtype="<u8")
+    if not array.itemsize or not len(array):
+        return offsets, np.zeros(0, "u1")
+    points = np.ascontiguousarray(array).view("<u4").reshape(len(array), -1)
+    if points.max(initial=0) < 128:
+        # Trailing NULs are NumPy's padding; it cannot store them as content.
+        lengths = np.char.str_len(array)
+        np.cumsum(lengths, out=offsets[1:])
+        return offsets, points.astype("u1")[np.arange(points.shape[1]) < lengths[:, None]]
+    encoded = [v.encode("utf-8", "surrogateescape") for v in array.tolist()]
+    np.cumsum([len(e) for e in encoded], out=offsets[1:])
+    return offsets, np.frombuffer(b"".join(encoded), dtype="u1")
+
+
+def unpack_text(offsets: np.ndarray, blob: np.ndarray) -> np.ndarray:
+    """Undo `pack_text`: an array of text of length n."""
+    if len(offsets) < 2:
+        return np.zeros(0, "U1")
+    ends = np.asarray(offsets, dtype=np.int64)
+    lengths = np.diff(ends)
+    width = max(1, int(lengths.max(initial=0)))
+    used = blob[ends[0] : ends[-1]]
+    if used.max(initial=0) < 128 and width * len(lengths) <= _PADDING * len(used) + (1 << 16):
+        out = np.zeros((len(lengths), width), "<u4")
+        out[np.arange(width) < lengths[:, None]] = used
+        return out.view(f"<U{width}").ravel()
+    data = used.tobytes()
+    places = (ends - ends[0]).tolist()
+    texts = [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(places, places[1:], strict=False)]
+    return np.asarray(texts, dtype=np.str_)
+
+
+class Texts(Sequence[str]):
+    """An array of texts that stays packed.
+
+    Parameters
+    ----------
+    offsets : ndarray of uint64 of shape (n + 1,)
+        Where each text begins in the blob, and where the last one ends.
+    blob : ndarray of uint8
+        UTF-8; bytes that are none stand as they were (surrogateescape).
+
+    Raises
+    ------
+    ValueError
+        When the offsets fall, or leave the blob: they may come from anywhere.
+    """
+
+    def __init__(self, offsets: np.ndarray, blob: np.ndarray) -> None:
+        if not len(offsets) or int(offsets[0]) != 0 or int(offsets[-1]) != len(blob):
+            raise ValueError("offsets that do not span their texts")
+        for start in range(0, len(offsets) - 1, _CHECKED):
+            part = offsets[start : start + _CHECKED + 1]
+            if bool((part[1:] < part[:-1]).any()):
+                raise ValueError("offsets of texts that fall")
+        self._offsets, self._blob = offsets, blob
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def raw(self, place: int) -> bytes:
+        """Return one text as bytes."""
+        return self._blob[int(self._offsets[place]) : int(self._offsets[place + 1])].tobytes()
+
+    def __getitem__(self, place: int) -> str:  # type: ignore[override]
+        return self.raw(place).decode("utf-8", "surrogateescape")
+
+    def array(self) -> np.ndarray:
+        """Return all of them decoded: ndarray of text of shape (n,)."""
+        return unpack_text(self._offsets, self._blob)
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Return some of them decoded."""
+        if len(places) * 4 > len(self):
+            return self.array()[places]
+        return np.asarray([self[place] for place in places.tolist()], dtype=np.str_).reshape(len(places))
+
+    def find(self, texts: np.ndarray) -> np.ndarray:
+        """Look texts up; these here must be sorted (by code points, as NumPy sorts text).
+
+        Parameters
+        ----------
+        texts : ndarray of text of shape (k,)
+            In any order.
+
+        Returns
+        -------
+        ndarray of int64 of shape (k,)
+            Place of each, −1 where it is not among them.
+        """
+        if len(texts) * 8 > len(self):
+            mine = self.array()
+            place = np.searchsorted(mine, texts)
+            inside = np.flatnonzero(place < len(mine))
+            found = np.full(len(texts), -1, dtype=np.int64)
+            hit = inside[mine[place[inside]] == texts[inside]]
+            found[hit] = place[hit]
+            return found
+        return np.asarray([self._find(text) for text in texts.tolist()], dtype=np.int64).reshape(len(texts))
+
+    def _find(self, text: str) -> int:
+        # Compared as text, not as bytes: where undecodable bytes stand in names, the two orders differ.
+        place = bisect.bisect_left(range(len(self)), text, key=self.__getitem__)
+        return place if place < len(self) and self[place] == text else -1
