@@ -292,7 +292,9 @@ class Container:
         return data
 
     def array(self, name: str) -> np.ndarray:
-        """Return a plain region, mapped and read-only, verified when it is first touched."""
+        """Return a whole region, mapped and read-only, verified when it is first touched."""
+        if "groups" in self.region(name):
+            return self.span(name, 0, self.region(name)["shape"][0])
         if self._verify == "always" or (self._verify == "touch" and name not in self._verified):
             self.check_plain(name)
             self._verified[name] = True

@@ -82,7 +82,8 @@ class _Run:
             or len({p.shape for p in parts}) != 1
         ):
             return None
-        return cls(shards, *parts, path)
+        prefix, shard, row = parts
+        return cls(shards, prefix, shard, row, path)
 
     def save(self, folder: Path) -> _Run:
         """Keep it under a name of its own."""

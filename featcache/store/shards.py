@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +207,13 @@ def _require_shard(shard: Container, fingerprint: str) -> None:
     about = shard.attributes
     if shard.kind != "shard" or about.get("fingerprint") != fingerprint:
         raise DamagedStore.at(shard.path, "belongs to another store; move it away")
-    nodes: Sequence[Any] = about.get("nodes") if isinstance(about.get("nodes"), list) else []
+    nodes = about.get("nodes")
     n = shard.region("key")["shape"][0]
     for name, shape in (("key", [n, 32]), ("view_number", [n]), ("constant", [n])):
         if shard.region(name)["shape"] != shape or "groups" not in shard.region(name):
             raise shard.damage(f"region {name!r} of shape {shard.region(name)['shape']}")
         shard.array(shard.region(name)["groups"])  # the checksums themselves; rows are verified when they are touched
-    for node in nodes:
+    for node in nodes if isinstance(nodes, list) else []:
         region = shard.region(f"x/{node}")
         if "groups" not in region or len(region["shape"]) < 2 or region["shape"][0] != n:
             raise shard.damage(f"region 'x/{node}' of shape {region['shape']}")

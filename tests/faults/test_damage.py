@@ -79,7 +79,7 @@ def flip(path, truth, count, seed):
 def test_a_flipped_bit_is_noticed_or_harmless(harmed):
     outcomes = flip(*harmed, count=26, seed=0)
     parts = {o["part"] for o in outcomes}
-    assert {"fixed header", "json header", "x/flatten", "xxh3/flatten", "key", "view_number", "constant"} <= parts
+    assert {"fixed header", "json header", "x/flatten", "xxh3/x/flatten", "key", "view_number", "constant"} <= parts
     assert {"id/bytes", "status", "column/label/bytes", "column/weight/float", "removed/bytes"} <= parts
 
 
@@ -121,7 +121,9 @@ def test_a_file_cut_after_it_was_opened_is_damaged_not_a_crash(harmed):
         container = Container(file)
         file.write_bytes(original[:end])
         with pytest.raises(DamagedStore, match=file.name):
-            container.array("key")
+            container.raw("key")
+        with pytest.raises(DamagedStore, match=file.name):
+            container.read_rows("key", np.arange(300))
         file.write_bytes(original)
 
 
@@ -287,7 +289,7 @@ def test_a_file_where_a_folder_belongs_is_an_error_not_a_loop(tmp_path):
 def test_spoiled_indexes_cost_time_only(harmed):
     path, truth = harmed
     index = path / "index"
-    (rows,) = index.glob("rows-*.run")
+    rows = max(index.glob("rows-*.run"), key=lambda p: p.stat().st_size)
     original = rows.read_bytes()
     rng = np.random.default_rng(0)
     for place in rng.integers(len(original), size=20).tolist():
@@ -310,7 +312,7 @@ def test_indexes_in_each_others_place_or_of_another_store_cost_time_only(harmed,
     digests.put(stat, b"\1" * 32)
     digests.save()
     assert FeatureStore.open(path).digests.get(stat) == b"\1" * 32
-    (rows,) = (path / "index").glob("rows-*.run")
+    rows = next((path / "index").glob("rows-*.run"))
     swap(rows, path / "index" / "digests.npz")
     store = FeatureStore.open(path)
     assert store.digests.get(stat) is None and digest(store.load()) == truth["main None True"]
@@ -318,7 +320,7 @@ def test_indexes_in_each_others_place_or_of_another_store_cost_time_only(harmed,
     for n in range(5):
         add_rows(other, range(n * 100, n * 100 + 100))
     other.commit(entries_for(range(10)))
-    (theirs,) = (other.path / "index").glob("rows-*.run")
+    theirs = next((other.path / "index").glob("rows-*.run"))
     for place in (path / "index").glob("rows-*.run"):
         shutil.copy(theirs, place)
     assert loads(path) == truth
@@ -329,7 +331,7 @@ def test_an_index_that_lies_about_the_rows_is_not_believed(harmed):
     from featcache.store.private import load_private, save_private
 
     path, truth = harmed
-    (rows,) = (path / "index").glob("rows-*.run")
+    rows = max((path / "index").glob("rows-*.run"), key=lambda p: p.stat().st_size)
     about, arrays = load_private(rows)
     arrays = {name: array.copy() for name, array in arrays.items()}
     arrays["row"][:] = np.roll(arrays["row"], 1)
