@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from builders import SPEC, keys_for, rows_for
 
-from featcache.errors import NotAStore
+from featcache.errors import FeatcacheError, NotAStore
 from featcache.files import Disk
 from featcache.store import OK, Entries, FeatureStore
 
@@ -24,6 +24,7 @@ from featcache.store import OK, Entries, FeatureStore
 Lines = Mapping[int, str]
 #: Images that only the judge adds, to see that the store can still be used.
 PROBES = (900_001, 900_002)
+UNEXPECTED = "unexpected: "
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,14 @@ def attempt(action: Callable[[], object]) -> str:
     """Run something; return "" when it came back, else one line that says how it failed."""
     try:
         action()
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    except (OSError, FeatcacheError) as error:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        # A full disk or a killed neighbour is no reason for any other error, whose words are for programmers.
+        return UNEXPECTED + traceback.format_exc(limit=-4)
     return ""
+
+
+def improper(error: str) -> list[str]:
+    """Return what is wrong with the way in which something failed: another error than promised, or a long story."""
+    return [f"failed in another way than promised: {error}"] if "\n" in error or error.startswith(UNEXPECTED) else []

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from builders import NthCall
-from expectations import Expected, attempt, judge
+from expectations import Expected, attempt, improper, judge
 from operations import OPERATIONS, Step, prepared
 from power_loss import memory_folder
 
@@ -111,7 +111,7 @@ def every_call(operation: str, number: int | None, how: str, seed: int = 0, stri
                 if over and not done:
                     problems.append(f"failed without a cause: {error}")
                 disk.nth = 0
-                problems += repeat(step, path, store if nth % 2 and number is not None else None)
+                problems += improper(error) + repeat(step, path, store if nth % 2 and number is not None else None)
                 about = {"operation": operation, "nth": nth, "accident": _name(number, how), "call": disk.failed}
                 outcomes.append({**about, "outcome": outcome, "error": error, "problems": problems})
             if over:
@@ -159,7 +159,7 @@ def _judged(
     problems = judge(path, *((told, step.after) if error else (step.settled(path),)), use=False)
     if error.startswith("died"):
         problems.append(error)
-    problems += repeat(step, path)
+    problems += improper(error) + repeat(step, path)
     outcome = "raised" if error else "done"
     return {"operation": operation, "outcome": outcome, "error": error, "problems": problems}
 

@@ -14,9 +14,9 @@ from featcache.store import FeatureStore
 
 
 def test_power_loss_costs_nothing_that_was_acknowledged():
-    found = sample(100, seed=0, per_sequence=25)
+    found = sample(60, seed=0, per_sequence=15)
     assert not found["wrong"], found["wrong"][:3]
-    assert found["states"] == 100
+    assert found["states"] == 60
 
 
 @pytest.mark.slow
