@@ -88,9 +88,10 @@ class _Run:
         asked, places = asked[hit], places[hit]
         rows = self.rows[places]
         hit = (rows["path"] == paths[asked, 1]) & (rows["stat"] == stats[asked]).all(axis=1)
-        if self.used is None:
-            self.used = np.zeros(len(self), dtype=bool)
-        self.used[places[hit]] = True
+        if hit.any():
+            if self.used is None:
+                self.used = np.zeros(len(self), dtype=bool)
+            self.used[places[hit]] = True
         return asked[hit], places[hit]
 
     def needs_marking(self, today: int) -> bool:
