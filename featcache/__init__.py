@@ -22,10 +22,12 @@ _WHERE = {
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
     "compare": "evaluation",
+    "export": "exchange",
     "extract": "extraction",
     "fit": "heads",
     "plan": "extraction",
     "predict": "handoff",
+    "read_features": "exchange",
     "to_module": "handoff",
 }
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol
     from .evaluation import compare as compare
+    from .exchange import export as export
+    from .exchange import read_features as read_features
     from .extraction import extract as extract
     from .extraction import plan as plan
     from .features import FeatureSet as FeatureSet

@@ -18,6 +18,7 @@
     │   └── DamagedStore                            a checksum failed; names the file, never returns its rows
     ├── FailureBudgetExceeded (RuntimeError)        too many images failed; the good rows are kept
     ├── FeaturesError         (ValueError)          a FeatureSet that contradicts itself
+    ├── ExchangeError         (ValueError)          a plain file of features that cannot be written, read or trusted
     ├── SplitError            (ValueError)          a split that the data cannot give
     ├── HeadError             (ValueError)          unknown head, or data that a head cannot be trained on
     └── HandoffError          (ValueError)          a head and images (or codes) that do not belong together
@@ -33,6 +34,7 @@ from typing import Any
 __all__ = [
     "BackboneError",
     "DamagedStore",
+    "ExchangeError",
     "FailureBudgetExceeded",
     "FeatcacheError",
     "FeaturesError",
@@ -142,6 +144,10 @@ class FailureBudgetExceeded(FeatcacheError, RuntimeError):
 
 class FeaturesError(FeatcacheError, ValueError):
     """A FeatureSet that contradicts itself."""
+
+
+class ExchangeError(FeatcacheError, ValueError):
+    """A plain file of features that cannot be written, read or trusted."""
 
 
 class SplitError(FeatcacheError, ValueError):
