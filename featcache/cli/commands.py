@@ -22,6 +22,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Codes = Annotated[Path, typer.Argument(help="A store, or a .npy, .npz, .h5, .parquet file.", metavar="STORE")]
 Store = Annotated[Path, typer.Argument(help="A store of codes (the folder that extract made).", metavar="STORE")]
 BackboneName = Annotated[str, typer.Option("--backbone", help="embedded, or a torchvision classification model.")]
 Weights = Annotated[
@@ -37,6 +38,10 @@ Label = Annotated[str | None, typer.Option("--label", help="Column to use as the
 Group = Annotated[str | None, typer.Option("--group", help="Column whose rows must stay together in splits.")]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train, val or test.")]
 Node = Annotated[str | None, typer.Option("--node", help="Which node's codes, when the store has several.")]
+Labels = Annotated[
+    str | None, typer.Option("--labels", help="Of a plain file: its labels' name, or a .npy, .txt or .csv file.")
+]
+Key = Annotated[str | None, typer.Option("--key", help="Of a plain file: the name of its matrix.")]
 Metric = Annotated[str, typer.Option("--metric", help="accuracy, balanced_accuracy or macro_f1.")]
 
 
@@ -279,7 +284,7 @@ def check(
 
 @app.command(epilog="Example: featcache fit flowers.features --head logreg -o flowers.head")
 def fit(
-    store: Store,
+    store: Codes,
     out: Annotated[Path, typer.Option("-o", "--out", help="File for the fitted head.")],
     head: Annotated[
         str, typer.Option("--head", help="logreg, svm, svm-rbf, softmax, ridge, lda, knn, centroid, auto.")
@@ -292,15 +297,18 @@ def fit(
     label: Label = None,
     group: Group = None,
     split: Split = None,
+    labels: Labels = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Train one head on a store's codes and save it."""
     from ..heads import fit as run_fit
     from ..heads.persistence import check_target
-    from ..store import FeatureStore
     from . import show
+    from .inputs import features
 
-    data = FeatureStore.open(store).load(view, node=node, label=label, group=group, split=split)
+    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
+    data = features(store, **choice, labels=labels, key=key)
     check_target(out)  # before the work, not after it
     fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed)
     path = fitted.save(out)
@@ -324,7 +332,9 @@ def fit(
 
 @app.command(epilog="Example: featcache compare flowers.features --heads logreg,svm,knn --shots 1,5,10,all --seeds 5")
 def compare(
-    stores: Annotated[list[Path], typer.Argument(help="One store or several.", metavar="STORE...")],
+    stores: Annotated[
+        list[Path], typer.Argument(help="Stores, or .npy, .npz, .h5, .parquet files.", metavar="STORE...")
+    ],
     heads: Annotated[str, typer.Option("--heads", help="Comma-separated names; see fit.")] = "logreg,svm,softmax,knn",
     shots: Annotated[str, typer.Option("--shots", help="Images per class to train on: numbers, all.")] = "all",
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many draws of each.")] = 5,
@@ -334,6 +344,8 @@ def compare(
     label: Label = None,
     group: Group = None,
     split: Split = None,
+    labels: Labels = None,
+    key: Key = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Save learning curves as a PNG, SVG or PDF.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -342,12 +354,13 @@ def compare(
     from ..evaluation import compare as run_compare
     from ..progress import progress_for
     from ..reporting import Result
-    from ..store import FeatureStore
     from . import show
+    from .inputs import features
 
     if plot is not None:
         Result.check_plot(plot)  # before the work, not after it
-    data = [FeatureStore.open(s).load(view, node=node, label=label, group=group, split=split) for s in stores]
+    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
+    data = [features(s, **choice, labels=labels, key=key) for s in stores]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(
             data[0] if len(data) == 1 else data,
@@ -392,6 +405,30 @@ def _shots(text: str) -> list[int | str]:
             raise typer.BadParameter(f"expected numbers above 0 and 'all', got {word!r}", param_hint="--shots")
         shots.append(word if word == "all" else int(word))
     return shots
+
+
+@app.command(epilog="Example: featcache export flowers.features flowers.h5")
+def export(
+    store: Store,
+    out: Annotated[Path, typer.Argument(help="The file; ends in .h5, .hdf5, .npz or .parquet.", metavar="OUT")],
+    view: View = "main",
+    node: Node = None,
+    label: Label = None,
+    group: Group = None,
+    split: Split = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a store's codes, labels and provenance as one plain file that any program reads."""
+    from ..exchange import export as run_export
+    from . import show
+
+    path = run_export(store, out, view=view, node=node, label=label, group=group, split=split, overwrite=overwrite)
+    written = path.stat().st_size
+    if as_json:
+        show.as_json({"path": str(path), "bytes": written})
+    else:
+        show.say(f"{show.plain(str(path))}: {show.size(written)}")
 
 
 @app.command(epilog="Example: featcache predict flowers.head new.jpg more/")
