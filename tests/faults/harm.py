@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -42,7 +43,8 @@ def kinds_of_files(path: Path) -> dict[str, str]:
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = file.relative_to(path).as_posix()
         place = name.split("/")[0]
-        kind = {"shards": "shard", "snapshots": "snapshot"}.get(place, name if place == "index" else place)
+        kind = {"shards": "shard", "snapshots": "snapshot"}.get(place, place)
+        kind = re.sub("[0-9a-f]{32}", "*", name) if place == "index" else kind
         if file.suffix == ".h5" and place in ("shards", "snapshots"):
             attributes = Container(file).attributes
             kind = f"{attributes['segment']} snapshot" if place == "snapshots" else kind

@@ -69,10 +69,11 @@ def in_fork(action: Callable[[], Any]) -> tuple[bool, str]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        said = attempt(action)
-        os.write(writer, b"." + said.encode()[:4000])
-        os._exit(0)
+        try:
+            os.close(reader)
+            os.write(writer, b"." + attempt(action).encode()[:4000])
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         said = pipe.read().decode(errors="replace")

@@ -15,12 +15,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from expectations import attempt, improper, judge
+from expectations import UNEXPECTED, attempt, improper, judge
 from injected import Unavailable, copied, repeat, step_of, workshop
 from operations import OPERATIONS, Step
 
@@ -42,6 +43,8 @@ ACCIDENTS = {
 _MUST_RAISE = {*WRITING} - {"openat", "unlink", "unlinkat", "rmdir"}
 _LINE = re.compile(r"^(?:\d+ +)?(\w+)\(")
 _SECONDS = 60
+#: Place of the flag that lets the child go on.
+_GO = 4000
 
 
 @dataclass
@@ -66,18 +69,23 @@ def require_strace() -> None:
 def _traced(action: Any, path: Path, inject: str | None) -> Run:
     """Run something in a child under strace; what it came to is told through shared memory, which costs no call."""
     told = mmap.mmap(-1, 4096)
-    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(writer)
-        signal.alarm(_SECONDS)
-        os.read(reader, 1)
-        said = attempt(action)
-        told[1:1001] = said.encode()[:1000].ljust(1000, b"\0")
-        told[0] = 2 if said else 1
-        os._exit(0)
-    os.close(reader)
-    log = Path(tempfile.mkstemp(suffix=".strace")[1])
+        said = "nothing was run"
+        try:
+            signal.alarm(_SECONDS)
+            while not told[_GO]:
+                time.sleep(0.001)  # none of the calls that are counted
+            said = attempt(action)
+        except BaseException as error:
+            said = f"{UNEXPECTED}{type(error).__name__}: {error}"
+        finally:  # whatever is harmed, this process never runs on as if it were its parent
+            told[1:1001] = said.encode()[:1000].ljust(1000, b"\0")
+            told[0] = 2 if said else 1
+            os._exit(0)
+    handle, name = tempfile.mkstemp(suffix=".strace")
+    os.close(handle)
+    log = Path(name)
     try:
         calls = ",".join("?" + name for name in dict.fromkeys([*WRITING, *READING, "mmap"]))
         words = ["strace", "-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={calls}", "-e", "signal=none"]
@@ -89,13 +97,12 @@ def _traced(action: Any, path: Path, inject: str | None) -> Run:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             raise Unavailable(f"strace may not attach here: {said.strip()}")
-        os.write(writer, b"!")
+        told[_GO] = 1
         _, status = os.waitpid(child, 0)
         strace.stderr.close()
         strace.wait(_SECONDS)
         lines = [s for s in log.read_text(errors="replace").splitlines() if _LINE.match(s)]
     finally:
-        os.close(writer)
         log.unlink()
     killed = os.WIFSIGNALED(status)
     error = told[1:1001].rstrip(b"\0").decode(errors="replace") if told[0] == 2 else ""
