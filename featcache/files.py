@@ -18,7 +18,17 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["DISK", "Disk", "cache_folder", "make_folder", "publish", "publish_bytes", "remove_stale", "unique_name"]
+__all__ = [
+    "DISK",
+    "Disk",
+    "cache_folder",
+    "link_or_rename",
+    "make_folder",
+    "publish",
+    "publish_bytes",
+    "remove_stale",
+    "unique_name",
+]
 
 #: File systems without hard links answer with one of these (FAT, some FUSE and network mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -125,6 +135,11 @@ def publish(
         with contextlib.suppress(OSError):
             disk.unlink(temporary)
     disk.fsync_folder(target.parent)
+
+
+def link_or_rename(source: Path, target: Path, disk: Disk) -> None:
+    """Give a file a second name, or where the file system has no links its new one; FileExistsError when taken."""
+    _link_new(source, target, disk)
 
 
 def _link_new(temporary: Path, target: Path, disk: Disk) -> None:

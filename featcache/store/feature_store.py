@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from .. import fingerprint as identity
 from ..errors import DamagedStore, SpecMismatch, StoreError
 from ..features import FeatureSet
 from ..files import DISK, Disk, make_folder, remove_stale
+from . import keeping
 from .container import Container
 from .digests import DigestCache
 from .entries import CONSTANT, Entries
 from .header import FOLDERS, check_place, lay_out, read_header, require_own_folders
 from .index import RequestCache
+from .pins import hold_pin
 from .shards import ShardSet
 from .snapshot import (
     Change,
@@ -32,6 +35,8 @@ from .snapshot import (
 
 if TYPE_CHECKING:
     from .check import CheckReport
+    from .compacting import CompactReport
+    from .keeping import GcReport
 
 __all__ = ["FeatureStore"]
 
@@ -219,9 +224,9 @@ class FeatureStore:
         """
         return self._shards.find(keys, view_number)[0] >= 0
 
-    def locate(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, keys: np.ndarray, *, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return where each key's row lies: number in `shards` and row, −1 where there is none after a fresh look."""
-        return self._shards.find_all(keys)
+        return self._shards.find_all(keys, view_number)
 
     def status(self, keys: np.ndarray) -> np.ndarray:
         """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""
@@ -391,6 +396,7 @@ class FeatureStore:
                     fingerprint=self.fingerprint,
                     disk=self._disk,
                 )
+                self._resolve(entries)  # again: what was collected before the state was there to be seen comes back
                 return read_snapshot(self.path, view, number, self.fingerprint, self._verify)
             except FileExistsError:
                 lost_to, head = head, self.snapshot(view)
@@ -561,6 +567,87 @@ class FeatureStore:
         from .check import check_store
 
         return check_store(self, deep=deep)
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    def retire(self, view: str = "main", numbers: Sequence[int] | None = None, *, undo: bool = False) -> list[int]:
+        """Give up states of a view, so that `gc` may collect what only they need.
+
+        Parameters
+        ----------
+        view : str, default="main"
+            Name of the view.
+        numbers : sequence of int, default=None
+            Which states, any but the newest; None: all of them, which drops the view as a whole.
+        undo : bool, default=False
+            Keep them again, as long as they have not been collected (with None: all that can be).
+
+        Returns
+        -------
+        list of int
+            The states that were retired (or are kept again).
+
+        Raises
+        ------
+        StoreError
+            When the view does not exist or does not keep such a state, or it is the newest one.
+        """
+        return keeping.retire(self.path, view, numbers, undo=undo, disk=self._disk)
+
+    def gc(self, *, grace_days: float = 14.0, dry_run: bool = False) -> GcReport:
+        """Collect garbage: shards that no kept state needs, and files of retired states.
+
+        What is older than the grace period moves to a trash folder; what has lain there for another grace period is
+        deleted. An interrupted extraction's rows survive the grace period, and nothing moves while somebody extracts.
+        Safe beside any number of readers and writers, and at any point of a crash.
+
+        Parameters
+        ----------
+        grace_days : float, default=14.0
+            Days since a shard was written, or a state retired; and again days in the trash.
+        dry_run : bool, default=False
+            Only tell what would be done.
+
+        Returns
+        -------
+        GcReport
+
+        Raises
+        ------
+        DamagedStore, StoreError
+            When a kept state or a shard cannot be read; nothing is collected then.
+        """
+        return keeping.collect(self, grace_days=grace_days, dry_run=dry_run, disk=self._disk)
+
+    def compact(self, view: str | None = None) -> CompactReport:
+        """Merge shards into one, rows in the order of a view, so that `load` maps it without a copy.
+
+        Writes one new shard with everything that kept states need; the old shards stay until `gc` drops them. Safe
+        beside any number of readers and writers, and at any point of a crash.
+
+        Parameters
+        ----------
+        view : str, default=None
+            Whose rows come first: "main", or the only one.
+
+        Returns
+        -------
+        CompactReport
+
+        Raises
+        ------
+        StoreError
+            When there is no such view, images have no codes, or there is no room for the new shard.
+        DamagedStore
+            When a row that is needed is damaged; nothing has been written.
+        """
+        from .compacting import compact_store
+
+        return compact_store(self, self._shards, view)
+
+    def pin(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which `gc`, anywhere, moves nothing that this writer may count on."""
+        return hold_pin(self.path, self._disk)
 
     # -- what the joiners use --------------------------------------------------------------------------------------
 

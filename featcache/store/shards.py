@@ -17,6 +17,7 @@ from .container import Container
 from .entries import CONSTANT, FAILED, OK
 from .index import RowIndex
 from .loading import Rows
+from .trash import bring_back
 from .writing import RowSource, write_container
 
 __all__ = ["ShardSet"]
@@ -45,6 +46,7 @@ class ShardSet:
         self._open: dict[str, Container] = {}
         self._damaged: dict[str, str] = {}
         self._index: RowIndex | None = None
+        self._listed: list[str] = []
 
     @property
     def folder(self) -> Path:
@@ -60,8 +62,9 @@ class ShardSet:
     def refresh(self) -> None:
         """Look for shards that came, went or were set aside meanwhile."""
         names = self.names()
-        if self._index is not None and names == [s.path.name for s in self._index.shards]:
+        if self._index is not None and names == self._listed:
             return
+        self._listed = names
         self._damaged = {name: reason for name, reason in self._damaged.items() if name in names}
         good = [c for c in map(self.open, names) if c is not None]
         self._open = {c.path.name: c for c in good}
@@ -111,15 +114,26 @@ class ShardSet:
         """Return (shard, row) of each key; −1 where it has none."""
         return self.index.find(keys, view_number)
 
-    def find_all(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Look keys up, and again with fresh eyes before any is called missing."""
-        shard, row = self.find(keys)
-        for again in (self.refresh, self.index.rebuild):
-            if not (shard < 0).any():
-                break
-            again()
+    def find_all(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Look keys up among the shards that are there now; before any is called missing, look everywhere."""
+        self.refresh()
+        shard, row = self.find(keys, view_number)
+        if view_number:
+            return shard, row
+        if (shard < 0).any():
+            self.index.rebuild()
+            shard, row = self.find(keys)
+        if (shard < 0).any() and self._bring_back(keys[shard < 0]):
             shard, row = self.find(keys)
         return shard, row
+
+    def _bring_back(self, keys: np.ndarray) -> bool:
+        """Take shards out of the trash that hold what is missing; where nothing can be written, it stays missing."""
+        done: list[str] = []
+        with contextlib.suppress(OSError):
+            done = bring_back(self._root, keys, self._disk)
+        self.refresh()
+        return bool(done)
 
     def status(self, keys: np.ndarray) -> np.ndarray:
         """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""
@@ -190,6 +204,7 @@ class ShardSet:
         if shard is None:
             raise DamagedStore(self._damaged.get(name, f"{self.folder / name}: gone as soon as it was written"))
         index.add(shard)
+        self._listed = sorted([*self._listed, name])
         return name
 
     def require_alike(self, where: Path, keys: np.ndarray, rows: Mapping[str, np.ndarray], flags: np.ndarray) -> None:

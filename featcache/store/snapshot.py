@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import DamagedStore, StoreError
 from ..files import Disk, make_folder, unique_name
 from .container import Container
-from .entries import Entries, column_datasets
+from .entries import FAILED, Entries, column_datasets
 from .texts import Texts, pack_text
 from .writing import write_container
 
@@ -255,6 +255,26 @@ class Snapshot:
         above, below = found[newer[found] >= 0], found[newer[found] < 0]
         lines = self.segments[-1].take(base[below]).joined(self._changes.upserts.take(newer[above]))
         return place, lines.take(np.argsort(np.concatenate([below, above]), kind="stable"))
+
+    def base_keys(self) -> np.ndarray:
+        """Return the keys of the base's lines: uint8 of shape (n, 32), mapped."""
+        return self.segments[-1].container.array("key")
+
+    def live_keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tell which rows the state names, without decoding its lines.
+
+        Returns
+        -------
+        alive : ndarray of bool of shape (len(base_keys()),)
+            Which lines of the base stand and have a row.
+        newer : ndarray of uint8 of shape (k, 32)
+            Keys of the lines above the base that have a row.
+        """
+        base, change = self.segments[-1], self._changes
+        alive = base.container.array("status") != FAILED
+        above = base.ids.find(np.concatenate([change.upserts.ids, change.removed]))
+        alive[above[above >= 0]] = False
+        return alive, change.upserts.keys[change.upserts.stored]
 
     def lines_after(self, change: Change) -> int:
         """Return how many lines the state would have after a change."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -47,7 +48,7 @@ class Refusing(Disk):
 
     def __getattribute__(self, name):
         attribute = super().__getattribute__(name)
-        if name not in ("write", "fsync", "link", "rename", "unlink"):
+        if name not in ("write", "mkdir", "fsync", "link", "rename", "unlink"):
             return attribute
 
         def call(*args):
@@ -70,8 +71,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = self.folder / "a.features"
         self.disks = [Refusing(), Refusing()]
         self.clients = [FeatureStore.create(self.path, SPEC, disk=disk) for disk in self.disks]
+        #: Rows that must be there, and all that ever were: what was collected comes back when a commit needs it.
         self.rows: set[int] = set()
+        self.ever: set[int] = set()
+        #: All states ever committed; those of `kept` can still be loaded.
         self.states: dict[str, list[dict[str, tuple]]] = {view: [] for view in VIEWS}
+        self.kept: dict[str, set[int]] = {view: set() for view in VIEWS}
 
     def teardown(self):
         if hasattr(self, "folder"):
@@ -80,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
                 report = store.check(deep=True)
                 assert report.ok, report.damaged
                 for view in VIEWS:
-                    for number in range(len(self.states[view])):
+                    for number in sorted(self.kept[view]):
                         self.compare(store, view, number, True)
                 assert store.has(keys_for(sorted(self.rows))).all()
             finally:
@@ -92,6 +97,7 @@ class StoreMachine(RuleBasedStateMachine):
     def append(self, client, numbers, fail, after):
         store, disk = self.clients[client], self.disks[client]
         disk.left, disk.after = fail, after
+        self.ever |= set(numbers)
         codes = {"x": np.stack([row(n) for n in numbers]) if numbers else np.zeros((0, 3), "f4")}
         constant = np.asarray([n % 7 == 0 for n in numbers], bool)
         try:
@@ -114,9 +120,11 @@ class StoreMachine(RuleBasedStateMachine):
         new = {f"{i:02d}.jpg": (data.draw(contents), data.draw(LABELS)) for i in ids}
         head = self.states[view][-1] if self.states[view] else {}
         parent, known = None, head
-        if stale and head:
+        if not self.kept[view]:
+            head = known = {}  # the view was dropped as a whole; its numbers go on
+        elif stale and head:
             # What this client saw some time ago; other writers may have committed since.
-            number = data.draw(st.integers(max(0, len(self.states[view]) - 3), len(self.states[view]) - 1))
+            number = data.draw(st.sampled_from(sorted(self.kept[view])[-3:]))
             parent, known = store.snapshot(view, number), self.states[view][number]
         upserts = {i: line for i, line in new.items() if known.get(i) != line}
         removed = set() if keep_old else known.keys() - new.keys()
@@ -129,16 +137,16 @@ class StoreMachine(RuleBasedStateMachine):
         except OSError:
             failed = True
         disk.left = 0
-        made = len(FeatureStore.open(self.path).snapshots(view)) - count
-        assert made in (0, 1), made
+        made = count in FeatureStore.open(self.path).snapshots(view)
         if made:
             self.states[view].append(after_commit)
+            self.kept[view].add(count)
         elif not failed:
             assert not upserts and not removed, "acknowledged, so it is there"
 
     @rule(client=st.integers(0, 1), view=st.sampled_from(VIEWS))
     def commit_what_is_not_there(self, client, view):
-        missing = sorted(set(range(41)) - self.rows)[:1]
+        missing = sorted(set(range(41)) - self.ever)[:1]
         if missing:
             try:
                 self.clients[client].commit(self.entries({"x.jpg": (missing[0], "")}), view=view, keep_old=True)
@@ -161,12 +169,70 @@ class StoreMachine(RuleBasedStateMachine):
             {"label": np.asarray([lines[i][1] for i in ids], np.str_)},
         )
 
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    @rule(client=st.integers(0, 1), view=st.sampled_from(VIEWS), data=st.data(), fail=st.integers(0, 6),
+          after=st.booleans())  # fmt: skip
+    def retire(self, client, view, data, fail, after):
+        kept = sorted(self.kept[view])
+        numbers = data.draw(st.lists(st.sampled_from(kept[:-1]), unique=True)) if kept[:-1] else []
+        whole = bool(kept) and data.draw(st.integers(0, 9)) == 0
+        if not numbers and not whole:
+            return
+        disk = self.disks[client]
+        disk.left, disk.after = fail, after
+        with contextlib.suppress(OSError):
+            self.clients[client].retire(view, None if whole else numbers)
+        disk.left = 0
+        left = set(FeatureStore.open(self.path).snapshots(view))
+        assert left <= self.kept[view] and self.kept[view] - left <= (set(kept) if whole else set(numbers))
+        self.kept[view] = left
+
+    @rule(client=st.integers(0, 1), view=st.sampled_from(VIEWS), fail=st.integers(0, 12), after=st.booleans())
+    def compact(self, client, view, fail, after):
+        store, disk = self.clients[client], self.disks[client]
+        disk.left, disk.after = fail, after
+        try:
+            store.compact(view)
+            done = True
+        except OSError:
+            done = fail == 0 and not self.kept[view]
+            assert done or fail
+        disk.left = 0
+        if done and fail == 0 and self.kept[view] and self.states[view][max(self.kept[view])]:
+            newest = FeatureStore.open(self.path)
+            rows = sum(c is not None for c, _ in self.states[view][max(self.kept[view])].values())
+            if rows and newest.nodes:
+                folder = set((self.path / "index").glob("gathered*"))
+                X = newest.load(view, in_memory=False).X
+                assert (
+                    len(X) == rows
+                    and not X.flags.writeable
+                    and not set((self.path / "index").glob("gathered*")) - folder
+                )
+
+    @rule(client=st.integers(0, 1), fail=st.integers(0, 20), after=st.booleans(), dry=st.booleans())
+    def gc(self, client, fail, after, dry):
+        """Without a grace period: what no kept state names may go, at once; nothing else."""
+        store, disk = self.clients[client], self.disks[client]
+        disk.left, disk.after = fail, after
+        with contextlib.suppress(OSError):
+            store.gc(grace_days=0, dry_run=dry)
+        disk.left = 0
+        live = {c for v in VIEWS for n in self.kept[v] for c, _ in self.states[v][n].values() if c is not None}
+        fresh = FeatureStore.open(self.path)
+        there = {n for n in self.rows if fresh.has(keys_for([n]))[0]}
+        assert live <= there, live - there
+        self.rows = there
+        for client_ in self.clients:
+            client_.refresh()
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     @rule(client=st.integers(0, 1), view=st.sampled_from(VIEWS), data=st.data(), in_memory=st.booleans())
     def load(self, client, view, data, in_memory):
-        if self.states[view]:
-            number = data.draw(st.integers(0, len(self.states[view]) - 1))
+        if self.kept[view]:
+            number = data.draw(st.sampled_from(sorted(self.kept[view])))
             self.compare(self.clients[client], view, number, in_memory)
 
     def compare(self, store, view, number, in_memory):
@@ -190,10 +256,9 @@ class StoreMachine(RuleBasedStateMachine):
     def look_up(self, client, numbers):
         store = self.clients[client]
         store.refresh()
-        expected = [n in self.rows for n in numbers]
-        assert store.has(keys_for(numbers)).tolist() == expected
-        status = [FAILED if n not in self.rows else CONSTANT if n % 7 == 0 else OK for n in numbers]
-        assert store.status(keys_for(numbers)).tolist() == status
+        for n, has, status in zip(numbers, store.has(keys_for(numbers)), store.status(keys_for(numbers)), strict=True):
+            assert has if n in self.rows else n in self.ever or not has
+            assert status == (FAILED if not has else CONSTANT if n % 7 == 0 else OK)
         there = [n for n in numbers if n in self.rows]
         if there:
             assert np.array_equal(store.codes(keys_for(there), "x"), np.stack([row(n) for n in there]))
@@ -207,7 +272,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(client=st.integers(0, 1), what=st.sampled_from(["tmp", "no index", "bad index", "old index"]))
     def crash(self, client, what):
         """The client dies; what it was doing may have left something."""
-        index = self.path / "index" / "rows.npz"
+        index = next((self.path / "index").glob("rows-*.run"), self.path / "index" / "rows-1.run")
         if what == "tmp":
             (self.path / "tmp" / f"{len(list(self.path.rglob('*')))}.h5").write_bytes(b"FEATCACH half")
         elif what == "no index":
@@ -215,7 +280,7 @@ class StoreMachine(RuleBasedStateMachine):
         elif what == "bad index" and index.exists():
             index.write_bytes(index.read_bytes()[:-3])
         elif what == "old index":
-            kept = self.folder / "kept.npz"
+            kept = self.folder / "kept.run"
             if kept.exists() and index.parent.exists():
                 shutil.copy(kept, index)
             elif index.exists():
@@ -227,8 +292,10 @@ class StoreMachine(RuleBasedStateMachine):
     def nothing_is_half_there(self):
         for view in VIEWS:
             folder = self.path / "snapshots" / view
-            names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-            assert names == [f"{n:08d}.h5" for n in range(len(self.states[view]))]
+            names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+            every = {f"{n:08d}.h5" for n in range(len(self.states[view]))}
+            assert {f"{n:08d}.h5" for n in self.kept[view]} <= names
+            assert {n for n in names if n.endswith(".h5")} <= every
 
 
 COMMON = {

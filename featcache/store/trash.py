@@ -1,0 +1,124 @@
+"""The trash of a store: files that nothing needed when they were moved there, to be deleted or brought back.
+
+Moving is linking into the trash, syncing, and only then unlinking, so that no crash leaves a file in neither place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import StoreError
+from ..files import DISK, Disk, link_or_rename, make_folder
+from .container import Container
+
+__all__ = ["Trashed", "bring_back", "empty", "in_trash", "throw_away"]
+
+#: ``<second when it was moved>~<folder>~<name>``, where a slash of the folder is written as "+".
+_NAME = re.compile(r"(\d{12})~(shards|snapshots\+[A-Za-z0-9][A-Za-z0-9._-]{0,99})~([A-Za-z0-9-]+\.h5)")
+
+
+@dataclass(frozen=True)
+class Trashed:
+    """A file in the trash.
+
+    Attributes
+    ----------
+    path : Path
+        Where it lies now.
+    when : int
+        Second at which it was moved, by the file system's clock.
+    origin : Path
+        Where it came from.
+    """
+
+    path: Path
+    when: int
+    origin: Path
+
+
+def in_trash(root: Path) -> list[Trashed]:
+    """Return what is in the trash; names that `throw_away` would not give come from elsewhere and are passed over."""
+    folder = root / "trash"
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_file() and not path.is_symlink():
+            found.append(Trashed(path, int(match[1]), root / match[2].replace("+", "/") / match[3]))
+    return found
+
+
+def throw_away(root: Path, paths: Sequence[Path], now: float, disk: Disk | None) -> None:
+    """Move files to the trash."""
+    disk = disk or DISK
+    if not paths:
+        return
+    trash = root / "trash"
+    make_folder(trash, disk=disk)
+    for path in paths:
+        folder = path.parent.relative_to(root).as_posix().replace("/", "+")
+        with contextlib.suppress(FileExistsError):
+            link_or_rename(path, trash / f"{int(now):012d}~{folder}~{path.name}", disk)
+    disk.fsync_folder(trash)
+    for path in paths:
+        disk.unlink(path)
+    for place in sorted({path.parent for path in paths}):
+        disk.fsync_folder(place)
+
+
+def empty(root: Path, due: float, *, dry_run: bool, disk: Disk | None) -> tuple[list[str], int]:
+    """Delete what was moved to the trash at `due` or before; return the names it had, and how many bytes."""
+    disk = disk or DISK
+    names, count = [], 0
+    for item in in_trash(root):
+        if item.when <= due:
+            count += item.path.stat().st_size
+            names.append(item.origin.relative_to(root).as_posix())
+            if not dry_run:
+                disk.unlink(item.path)
+    if names and not dry_run:
+        disk.fsync_folder(root / "trash")
+    return names, count
+
+
+def bring_back(root: Path, keys: np.ndarray, disk: Disk | None) -> list[str]:
+    """Bring back the shards that hold any of some keys; return their names.
+
+    Parameters
+    ----------
+    root : Path
+        The store's folder.
+    keys : ndarray of uint8 of shape (n, 32)
+        Keys that no shard has.
+    disk : Disk, default=None
+        The layer to use.
+    """
+    disk = disk or DISK
+    wanted = np.sort(np.ascontiguousarray(keys[:, :8]).view("<u8").ravel())
+    done = []
+    for item in in_trash(root):
+        if item.origin.parent.name != "shards" or not _holds_any(item.path, wanted):
+            continue
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            link_or_rename(item.path, item.origin, disk)
+        disk.fsync_folder(item.origin.parent)
+        with contextlib.suppress(OSError):
+            disk.unlink(item.path)
+        if item.origin.exists():
+            done.append(item.origin.name)
+    return done
+
+
+def _holds_any(path: Path, wanted: np.ndarray) -> bool:
+    """Tell whether a shard has a key that begins like one of some; a damaged one has none that counts."""
+    with contextlib.suppress(StoreError, OSError, KeyError), contextlib.closing(Container(path)) as shard:
+        count = shard.region("key")["shape"][0]
+        theirs = np.ascontiguousarray(shard.read_rows("key", np.arange(count))[0][:, :8]).view("<u8").ravel()
+        place = np.minimum(np.searchsorted(wanted, theirs), len(wanted) - 1)
+        return bool(len(wanted)) and bool((wanted[place] == theirs).any())
+    return False
