@@ -67,7 +67,8 @@ def cut_ends(path: Path, name: str, count: int, seed: int, truth: dict[str, str]
     borders = {0, 1, 24, len(original) - 1}
     if name.endswith(".h5"):
         borders |= {end + d for span in regions_of(file).values() for end in span for d in (-1, 0, 1)}
-    places = [int(p) for p in rng.permutation(sorted(p for p in borders if 0 <= p < len(original)))][: count // 2]
+    near = rng.permutation(sorted(p for p in borders if 0 <= p < len(original)))
+    places = [int(p) for p in near[: (count + seed % 2) // 2]]
     places += rng.integers(len(original), size=count - len(places)).tolist()
     outcomes = []
     for place in places:
@@ -78,9 +79,18 @@ def cut_ends(path: Path, name: str, count: int, seed: int, truth: dict[str, str]
     return outcomes
 
 
-def harm_files(path: str, names: list[str], counts: list[int], seed: int, how: str) -> list[dict[str, Any]]:
-    truth, harm = loads(path), {"flip": flip_bits, "cut": cut_ends}[how]
-    return [o for name, n in zip(names, counts, strict=True) for o in harm(Path(path), name, n, seed, truth)]
+def harm_files(pristine: str, names: list[str], counts: list[int], seed: int, how: str) -> list[dict[str, Any]]:
+    """Harm copies of a store: one per file, or where a reader may replace what it finds damaged, one per time."""
+    truth, harm = loads(pristine), {"flip": flip_bits, "cut": cut_ends}[how]
+    path = Path(pristine).with_suffix(".copy")
+    outcomes = []
+    for name, count in zip(names, counts, strict=True):
+        once = name.startswith("index/")
+        for time in range(count if once else 1):
+            shutil.copytree(pristine, path)
+            outcomes += harm(path, name, 1 if once else count, seed + time, truth)
+            shutil.rmtree(path)
+    return outcomes
 
 
 def harm_all(how: str, count: int, seed: int = 0, apart: bool = True) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def harm_all(how: str, count: int, seed: int = 0, apart: bool = True) -> dict[st
     """
     folder = Path(tempfile.mkdtemp(dir=memory_folder()))
     try:
-        pristine, path = folder / "pristine.features", folder / "harmed.features"
+        pristine = folder / "pristine.features"
         build_every_kind(pristine)
         kinds = kinds_of_files(pristine)
         members = collections.Counter(kinds.values())
@@ -98,10 +108,8 @@ def harm_all(how: str, count: int, seed: int = 0, apart: bool = True) -> dict[st
         counted: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in sorted(members)}
         wrong = []
         for names in [[name] for name in kinds] if apart else [list(kinds)]:
-            shutil.copytree(pristine, path)
-            arguments = str(path), names, [each[n] for n in names], seed, how
+            arguments = str(pristine), names, [each[n] for n in names], seed, how
             done = in_child("harm_files", *arguments, module="harm", timeout=3000)
-            shutil.rmtree(path)
             if done.returncode:
                 counted[kinds[names[0]]]["died"] += 1
                 wrong.append({"is": f"died: {done.returncode} {done.stdout[-200:]} {done.stderr[-500:]}"})

@@ -120,6 +120,11 @@ def every_call(operation: str, number: int | None, how: str, seed: int = 0, stri
     raise AssertionError(f"{operation} still fails at call {_MANY}")
 
 
+def some_calls(operation: str, accidents: list[tuple[int | None, str]], stride: int) -> list[dict[str, Any]]:
+    """A part of the matrix of one operation: some accidents, each at each `stride`-th call."""
+    return [o for form, (number, how) in enumerate(accidents) for o in every_call(operation, number, how, form, stride)]
+
+
 def _name(number: int | None, how: str) -> str:
     return how if number is None else f"{errno.errorcode[number]} {how}"
 
