@@ -377,3 +377,25 @@ def test_another_environment_is_audited_on_stored_rows(done, image_folder, tmp_p
     monkeypatch.setattr(precise, "environment", lambda device, name="": {"torch": "third", "device": device})
     with pytest.raises(StoreError, match="other codes than the store holds.*other then, third now"):
         run(image_folder, backbone, done.path)
+
+
+def test_a_folder_of_many_known_images_under_new_names_is_looked_up_at_once(
+    image_folder, tiny_backbone, tmp_path, monkeypatch
+):
+    """Above a number of images to read, the view's keys are asked for together; what of them is lost is computed."""
+    from featcache.extraction import run as module
+    from featcache.extraction.tally import KnownKeys
+
+    monkeypatch.setattr(module, "_MANY", 1)
+    store = run(image_folder, tiny_backbone, tmp_path / "s")
+    keys = store.snapshot().entries.keys
+    known = KnownKeys(store, np.concatenate([keys, keys[:1] ^ 1, keys[:1]]))
+    assert all(k.tobytes() in known for k in keys)
+    assert (keys[0] ^ 1).tobytes() not in known and keys[0, :8].tobytes() + bytes(24) not in known
+    moved = shutil.move(image_folder, tmp_path / "moved")
+    write_images(moved, 3, seed=5, start=50)
+    assert (run(moved, tiny_backbone, store.path).report.computed, len(store.load())) == (3, 15)
+    for shard in (store.path / "shards").iterdir():
+        shard.unlink()
+    shutil.rmtree(store.path / "index")
+    assert run(moved, tiny_backbone, store.path).report.computed == 15

@@ -1,7 +1,8 @@
 """extract(): run a frozen backbone once over a source of images and keep its codes in a store.
 
-Rooms: `run` (one extraction from plan to snapshot), `encoder` (the spec in force, pixels → codes), `pipeline` (the
-stream), `precision` (numerical classes and their proof), `report` (what will be and was done), `settings`.
+Rooms: `run` (one extraction from plan to snapshot), `tally` (what it knows of images and keys), `encoder` (the spec in
+force, pixels → codes), `pipeline` (the stream), `precision` (numerical classes and their proof), `report` (what will be
+and was done), `settings`; `audit` (stored rows computed again).
 """
 
 from __future__ import annotations

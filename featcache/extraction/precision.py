@@ -91,7 +91,7 @@ def worst_cosine(exact: np.ndarray, other: np.ndarray) -> float:
     float
         1.0 for rows that agree to rounding, also where a centred row has no direction (all images alike).
     """
-    return float(row_cosines(exact, other).min(initial=1.0))
+    return float(row_cosines(exact, other).min()) if len(exact) else 1.0
 
 
 def row_cosines(exact: np.ndarray, other: np.ndarray, centre: np.ndarray | None = None) -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,42 +23,15 @@ from .encoder import Encoder
 from .pipeline import Read, Writer
 from .report import ExtractionReport, Plan
 from .settings import Settings
+from .tally import NO_KEYS, KnownKeys, Tally, among
 
 __all__ = ["Extraction"]
 
 _TIMED_IMAGES = 16
 _SAMPLE_IDS = 16
 _LOOK_UP = 1 << 16
-
-
-@dataclass
-class Tally:
-    """What a run has learnt so far about each image and key."""
-
-    keys: np.ndarray
-    readable: np.ndarray
-    errors: dict[int, str] = field(default_factory=dict)
-    failed_keys: dict[bytes, str] = field(default_factory=dict)
-    computed: int = 0
-
-    @classmethod
-    def for_images(cls, n: int) -> Tally:
-        """Nothing known about n images."""
-        return cls(np.zeros((n, 32), dtype="u1"), np.zeros(n, dtype=bool))
-
-    def note_key(self, index: int, key: bytes) -> None:
-        """Remember the key of an image (called from the reading threads, each index once)."""
-        self.keys[index] = np.frombuffer(key, "u1")
-        self.readable[index] = True
-
-
-def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Tell which of some ids are among others, both sorted: nearly always all of them, so that is looked at first."""
-    if np.array_equal(ids, known):
-        return np.ones(len(ids), dtype=bool)
-    if not len(known):
-        return np.zeros(len(ids), dtype=bool)
-    return known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
+#: So many images to read repay looking all keys of the view up beforehand.
+_MANY = 256
 
 
 class Extraction:
@@ -140,7 +112,7 @@ class Extraction:
         head = self.store.snapshot(self.settings.view) if self.store is not None else None
         if head is None or not len(head.entries) or self.settings.add or self.settings.replace:
             return head
-        if not _among(self._ids, head.entries.ids).any() and not self._shares_content(head):
+        if not among(self._ids, head.entries.ids).any() and not self._shares_content(head):
             raise ViewMismatch(
                 f"{self.path}: the source {self.source.location!r} shares no image with the {len(head.entries)} of "
                 f"view {self.settings.view!r}; give --add to keep both, --replace to drop the old ones, or --view NAME"
@@ -194,8 +166,8 @@ class Extraction:
         """Count images that are new to the view, changed in it, and gone from it."""
         if head is None:
             return len(self.source), 0, 0
-        common = _among(self._ids, head.entries.ids)
-        old = _among(head.entries.ids, self._ids)
+        common = among(self._ids, head.entries.ids)
+        old = among(head.entries.ids, self._ids)
         # Both are sorted by id, so what they share stands in the same order in both.
         changed = (head.entries.keys[old] != self.tally.keys[common]).any(axis=1) & self.tally.readable[common]
         return int((~common).sum()), int(changed.sum()), 0 if self.settings.add else int((~old).sum())
@@ -260,8 +232,11 @@ class Extraction:
         if not indices:
             return
 
+        probable = head.entries.keys[head.entries.stored] if head is not None and len(indices) >= _MANY else NO_KEYS
+        known_keys = KnownKeys(store, probable)
+
         def stored(key: bytes) -> bool:
-            return bool(store.has(np.frombuffer(key, "u1").reshape(1, 32))[0])
+            return key in known_keys or bool(store.has(np.frombuffer(key, "u1").reshape(1, 32))[0])
 
         def decode(payload: Any) -> np.ndarray:
             return self.encoder.preprocess.pixels(payload)
@@ -291,7 +266,7 @@ class Extraction:
         assert self.store is not None
         likely = self.tally.readable & self.store.has(self.tally.keys)
         if head is not None:
-            likely |= _among(self._ids, head.entries.ids[head.entries.stored])
+            likely |= among(self._ids, head.entries.ids[head.entries.stored])
         return np.flatnonzero(likely)
 
     def _batches(self, reads: Iterator[Read], bar: Progress) -> Iterator[list[Read]]:
@@ -364,7 +339,7 @@ class Extraction:
         seconds = time.perf_counter() - self.started
         failed = np.flatnonzero(entries.status == FAILED).tolist()
         stream = self._clock["stream"]
-        gone = 0 if head is None or self.settings.add else int((~_among(head.entries.ids, entries.ids)).sum())
+        gone = 0 if head is None or self.settings.add else int((~among(head.entries.ids, entries.ids)).sum())
         computed = self.tally.computed
         return ExtractionReport(
             store=str(self.path),
