@@ -35,6 +35,13 @@ def build_every_kind(path: Path) -> None:
         if hasattr(store, "retire"):
             store.retire("old", [0])
         store.gc(grace_days=0.0)
+        append_rows(store, range(6000, 6300))  # an ordinary shard beside the compacted one
+        store.commit(entries_of(lines_of(range(6000, 6300))), view="old", keep_old=True)
+    if hasattr(store, "pin"):
+        with store.pin():
+            pins = {p: p.read_bytes() for p in (path / "pins").iterdir()}
+        for pin, data in pins.items():  # as of a writer that was killed
+            pin.write_bytes(data)
 
 
 def kinds_of_files(path: Path) -> dict[str, str]:
@@ -48,15 +55,11 @@ def kinds_of_files(path: Path) -> dict[str, str]:
         if file.suffix == ".h5" and place in ("shards", "snapshots"):
             attributes = Container(file).attributes
             kind = f"{attributes['segment']} snapshot" if place == "snapshots" else kind
-            kind = "compacted shard" if place == "shards" and _merged(attributes) else kind
+            kind = "compacted shard" if "merged" in attributes else kind
         elif place in ("shards", "snapshots"):
             kind = f"{place}/*{file.suffix}"
         found[name] = kind
     return found
-
-
-def _merged(attributes: dict[str, Any]) -> bool:
-    return any("compact" in str(key) + str(value) or "replaces" in str(key) for key, value in attributes.items())
 
 
 def cut_ends(path: Path, name: str, count: int, seed: int, truth: dict[str, str]) -> list[dict[str, Any]]:

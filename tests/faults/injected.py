@@ -187,6 +187,21 @@ def small_disk(size: str = "600k") -> Iterator[Path]:
         folder.rmdir()
 
 
+@contextlib.contextmanager
+def no_reserve() -> Iterator[None]:
+    """Compacting refuses to begin where little room would be left; here it is to run into the wall."""
+    try:
+        from featcache.store import compacting
+    except ImportError:
+        yield
+        return
+    kept, compacting._SPARE_BYTES = compacting._SPARE_BYTES, -(1 << 30)
+    try:
+        yield
+    finally:
+        compacting._SPARE_BYTES = kept
+
+
 def fill(disk: Path, left: int) -> Path:
     """Take all room of a file system but so many bytes; return the file that takes it."""
     ballast = disk / "ballast"
@@ -198,7 +213,7 @@ def fill(disk: Path, left: int) -> Path:
 def full_disk(operation: str, seed: int = 0, room: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     """Leave so many bytes on a file system; 0 to what is plenty."""
     outcomes = []
-    with workshop() as (template, told), small_disk("2m") as disk:
+    with workshop() as (template, told), small_disk("2m") as disk, no_reserve():
         step = step_of(operation, told, seed)
         for left in room or (0, 4096, 8192, 12_288, 16_384, 20_480, 24_576, 32_768, 49_152, 65_536, 1 << 20):
             with copied(template, disk) as path:
