@@ -211,6 +211,9 @@ class RowIndex:
         keys = np.ascontiguousarray(keys, dtype="u1").reshape(-1, 32)
         shard, row = np.full(len(keys), -1, dtype=np.int64), np.full(len(keys), -1, dtype=np.int64)
         wanted = _prefixes(keys)
+        # In order, so that a search finds in the cache what the one before it left there.
+        order = np.argsort(wanted)
+        keys, wanted = keys[order], wanted[order]
         for run in list(self._runs):  # another thread may add one meanwhile
             number = np.asarray([self._number.get(name, -1) for name in run.shards], dtype=np.int64)
             for place, local, rows in run.candidates(wanted):
@@ -221,7 +224,9 @@ class RowIndex:
                 match = self._matches(found, rows[inside], keys[place[inside]], view_number)
                 hit = place[inside[match]]
                 shard[hit], row[hit] = found[match], rows[inside[match]]
-        return shard, row
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return shard[back], row[back]
 
     def _matches(self, number: np.ndarray, rows: np.ndarray, keys: np.ndarray, view_number: int) -> np.ndarray:
         """Compare full keys with what the shards themselves say."""

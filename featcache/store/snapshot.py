@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import DamagedStore, StoreError
 from ..files import Disk, make_folder, unique_name
 from .container import Container
-from .entries import FAILED, Entries, column_datasets
+from .entries import FAILED, Entries, column_datasets, distinct
 from .texts import Texts, pack_text
 from .writing import write_container
 
@@ -451,12 +451,10 @@ def publish_snapshot(
 
 def _entry_datasets(change: Change) -> dict[str, np.ndarray]:
     entries = change.upserts
-    reasons, codes = (
-        np.unique(entries.errors, return_inverse=True) if len(entries) else (np.zeros(0, "U1"), np.zeros(0))
-    )
+    reasons, codes = distinct(entries.errors)
     datasets: dict[str, np.ndarray] = {
         "status": np.asarray(entries.status, dtype="u1"),
-        "error/code": np.asarray(codes, dtype="<i4"),
+        "error/code": codes,
     }
     for name, texts in (("id", entries.ids), ("error", reasons), ("removed", change.removed)):
         offsets, blob = pack_text(texts)
