@@ -131,8 +131,8 @@ def test_other_programs_read_what_is_written(store, tmp_path):
         assert file["features"].id.get_offset() % 4096 == 0 and file["features"].chunks is None
         assert file["labels"].asstr()[:].tolist() == data.y.tolist()
         assert file["columns/label"].asstr()[0] == data.y[0]
-        assert json.loads(file.attrs["spec"]) == SPEC and file.attrs["fingerprint"] == store.fingerprint
-        assert file.attrs["node"] == "flatten" and json.loads(file.attrs["locator"]) == store.locator
+        assert json.loads(file.attrs["spec"]) == SPEC and file.attrs["fingerprint"].decode() == store.fingerprint
+        assert file.attrs["node"] == b"flatten" and json.loads(file.attrs["locator"]) == store.locator
     with np.load(fc.export(store, tmp_path / "x.npz"), allow_pickle=False) as file:
         assert file["X"].dtype == "float16" and np.array_equal(file["X"], data.X)
         assert file["y"].tolist() == data.y.tolist() and json.loads(str(file["spec"])) == SPEC
@@ -404,7 +404,7 @@ def test_damage_after_the_export_is_noticed(tmp_path, suffix):
 def test_a_file_of_a_newer_featcache_says_so(tmp_path):
     path = fc.export(fc.FeatureSet(X), tmp_path / "x.h5")
     with h5py.File(path, "a") as file:
-        file.attrs["format"] = "featcache features 2"
+        file.attrs["format"] = np.bytes_("featcache features 2")
     refused("install a newer featcache", fc.read_features, path)
     assert np.array_equal(fc.read_features(path, key="features").X, X)
 

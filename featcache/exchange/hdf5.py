@@ -1,8 +1,8 @@
 """One plain HDF5 file: written without HDF5 touching the disk, and read without trusting what it says.
 
 **Text** is written as fixed-length UTF-8 strings, padded with NUL. Variable-length strings end at the first NUL, cannot
-hold the bytes of a file name that is no UTF-8, and point into heaps of which a hostile file can make anything; the
-fixed ones hold any text that a NumPy array can, and h5py, MATLAB, R and Julia read them.
+hold the bytes of a file name that is no UTF-8, and point into heaps of which a damaged file can make anything; the
+fixed ones hold any text that a NumPy array can, and h5py, MATLAB, R and Julia read them. Attributes are such texts too.
 
 **Codes** are contiguous, without filters, and start at a multiple of 4096: any program can map them.
 """
@@ -132,7 +132,7 @@ def _lay_out(image: _Sparse, draft: Draft) -> int:
         alignment_interval=4096,
     ) as file:
         for key, value in draft.texts.items():
-            file.attrs[key] = value
+            _write_attribute(file, key, value)
         how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         how.set_layout(h5py.h5d.CONTIGUOUS)
         how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -159,7 +159,15 @@ def _write_line(file: Any, place: str, values: np.ndarray) -> None:
     if len(encoded):
         # h5py has no conversion from NumPy's bytes, which it takes for ASCII: hand them over as what they are.
         dataset.id.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(encoded, dtype=f"S{width}"), dataset.id.get_type())
-    dataset.attrs["errors"] = errors
+    _write_attribute(dataset, "errors", errors)
+
+
+def _write_attribute(holder: Any, key: str, text: str) -> None:
+    import h5py
+
+    data = np.asarray(text.encode())
+    dtype = h5py.string_dtype("utf-8", max(1, data.itemsize))
+    holder.attrs.create(key, data.astype(dtype), dtype=dtype)
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -176,13 +184,20 @@ def open_file(path: Path) -> Iterator[Contents]:
         yield Contents(walk.parts, _texts(file), ROLES)
 
 
-def _texts(file: Any) -> dict[str, str]:
+def _texts(holder: Any) -> dict[str, str]:
+    """Return the attributes that are fixed-length text, as ours are.
+
+    Those of variable length are left alone: a damaged heap of them sends HDF5 round in circles for ever.
+    """
+    import h5py
+
     found = {}
-    for key in list(file.attrs.keys())[:_MOST_OBJECTS]:
-        with contextlib.suppress(Exception):  # an attribute of some other kind is no text of ours
-            value = file.attrs[key]
-            if isinstance(value, str):
-                found[key] = value
+    for key in list(holder.attrs)[:_MOST_OBJECTS]:
+        attribute = holder.attrs.get_id(key)
+        kind = attribute.get_type()
+        if attribute.shape == () and kind.get_class() == h5py.h5t.STRING and not kind.is_variable_str():
+            with contextlib.suppress(UnicodeDecodeError):
+                found[key] = bytes(holder.attrs[key]).decode()
     return found
 
 
@@ -301,7 +316,7 @@ def _text_part(file_size: int, place: str, dataset: Any) -> Part:
     shape = tuple(dataset.shape)
 
     def read() -> np.ndarray:
-        errors = dataset.attrs.get("errors", "surrogateescape")
+        errors = _texts(dataset).get("errors", "")
         errors = errors if errors in ("surrogateescape", "surrogatepass") else "surrogateescape"
         found: list[Any] = []
         total = 0
