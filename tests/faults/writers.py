@@ -119,7 +119,9 @@ def problems_of(path: Path, told: Told) -> list[str]:
     there = store.has(keys_of(must))
     lost = [n for n, found in zip(must, there.tolist(), strict=True) if not found]
     if lost:
-        problems.append(f"{len(lost)} acknowledged rows lost: {lost[:5]}")
+        again = FeatureStore.open(path).has(keys_of(lost)).all()
+        how = "missing at a moment of compacting or collecting" if again else "lost"
+        problems.append(f"{len(lost)} acknowledged rows {how}: {lost[:5]}")
     begun = sorted(told.begun)
     rows = [n for n, found in zip(begun, store.has(keys_of(begun)).tolist(), strict=True) if found]
     if rows and not np.array_equal(store.codes(keys_of(rows), "flatten"), codes_of(rows)):
