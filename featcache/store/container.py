@@ -17,22 +17,21 @@ takes nothing away from a reader.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
+import math
 import mmap
 import os
-import stat
 import struct
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from ..errors import DamagedStore, StoreError, StoreTooNew
+from .safely import open_regular, parse_json, read_at, with_descriptors
 
 __all__ = ["FORMAT_VERSION", "GROUP_ROWS", "HEADER", "MAGIC", "Container", "checksum", "checksum_of_rest", "group_sum"]
 
@@ -40,9 +39,12 @@ FORMAT_VERSION = 1
 GROUP_ROWS = 256
 MAGIC = b"FEATCACH"
 HEADER = struct.Struct("<8sIIQ")
-_LARGEST_HEADER = 1 << 26
+_LARGEST_HEADER = 1 << 24
+#: HDF5's own bytes and the room between regions; more of them would only keep a reader busy.
+_LARGEST_REST = 1 << 26
+_LONGEST_REASON = 400
+_GROUP_SIZES = range(16, 1 << 16)
 _DTYPES = {"uint8", "uint16", "uint32", "uint64", "int32", "int64", "float16", "float32", "float64"}
-_T = TypeVar("_T")
 _CHUNK = 1 << 24
 #: Groups that lie this close together are read in one call.
 _READ_AHEAD = 1 << 16
@@ -81,53 +83,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
 
 
-def _with_descriptors(action: Callable[[], _T]) -> _T:
-    """Open or map a file. Each costs a descriptor, so where they run out, take as many as we may have."""
-    try:
-        return action()
-    except OSError as error:
-        if error.errno != errno.EMFILE or not _allow_more_files():
-            raise
-        return action()
-
-
-def _allow_more_files() -> bool:
-    try:
-        import resource
-    except ImportError:  # Windows: no such limit on maps
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] > soft
-
-
-def _open_regular(path: Path) -> int:
-    """Open a file for reading, never through a link and never a pipe or device, which might not end."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = _with_descriptors(lambda: os.open(path, flags))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return descriptor
-
-
-def read_at(descriptor: int, count: int, offset: int) -> bytes:
-    """Read `count` bytes at `offset`, or as many as there are."""
-    if not hasattr(os, "pread"):  # Windows
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.read(descriptor, count)
-    data = os.pread(descriptor, count, offset)
-    while 0 < len(data) < count:
-        more = os.pread(descriptor, count - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
-
-
 class Container:
     """A published container, opened for reading: header checked, data mapped, regions verified on first touch.
 
@@ -160,6 +115,7 @@ class Container:
 
     def damage(self, reason: str) -> DamagedStore:
         """Return the error that says what is wrong with this file."""
+        reason = reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + "…"
         return DamagedStore.at(
             self.path, f"damaged ({reason}); run `featcache check --deep` on the store to see which images it costs"
         )
@@ -178,7 +134,7 @@ class Container:
 
     def _open(self) -> dict[str, Any]:
         try:
-            self._descriptor = _open_regular(self.path)
+            self._descriptor = open_regular(self.path)
             # Closed with the container; a map made meanwhile lives on by itself.
             self._close = weakref.finalize(self, os.close, self._descriptor)
             size = os.fstat(self._descriptor).st_size
@@ -188,7 +144,7 @@ class Container:
             self._check_regions(header, size)
             if self._verify != "off" and checksum_of_rest(self._rest(header, size)) != header["meta"]:
                 raise self.damage("the checksum of its HDF5 metadata does not match")
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
             if isinstance(error, DamagedStore):
                 raise
             raise self.damage(f"unreadable header: {error}") from error
@@ -213,7 +169,7 @@ class Container:
         text = read_at(self._descriptor, length, HEADER.size)
         if xxhash.xxh3_64_intdigest(text) != expected:
             raise self.damage("the checksum of its header does not match")
-        header = json.loads(text)
+        header = parse_json(text)
         if version != header["format_version"]:
             raise self.damage(f"format version {version} outside, {header['format_version']} inside")
         if version > FORMAT_VERSION:
@@ -225,29 +181,45 @@ class Container:
 
     def _check_regions(self, header: dict[str, Any], size: int) -> None:
         """Refuse a header that would make us read what is not there: it may come from anywhere."""
-        block = header["block"]
-        if not isinstance(block, int) or not HEADER.size <= block <= size or not isinstance(header["attributes"], dict):
+        block, regions = header["block"], header["regions"]
+        if type(block) is not int or not HEADER.size <= block <= size or not isinstance(header["attributes"], dict):
             raise self.damage(f"a user block of {block!r} bytes")
-        names = [region["name"] for region in header["regions"]]
-        if len(set(names)) != len(names):
+        by_name = {region["name"]: region for region in regions}
+        if len(by_name) != len(regions):
             raise self.damage("two regions of one name")
-        shapes = {region["name"]: region["shape"] for region in header["regions"]}
-        for region in header["regions"]:
-            shape, dtype = region["shape"], region["dtype"]
-            if (
-                dtype not in _DTYPES
-                or len(shape) > 32
-                or any(type(n) is not int or not 0 <= n < 1 << 48 for n in shape)
-            ):
-                raise self.damage(f"region {region['name']!r} of type {dtype!r} and shape {shape}")
-            expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-            start, count = region["offset"], region["bytes"]
-            if count != expected or (count and (type(start) is not int or not block <= start <= size - count)):
-                raise self.damage(f"region {region['name']!r} lies outside the file")
+        for region in regions:
+            self._check_region(region, block, size)
             if "groups" in region:
-                rows = region["group_rows"]
-                if type(rows) is not int or rows < 1 or shapes.get(region["groups"]) != [-(-shape[0] // rows)]:
+                rows, sums = region["group_rows"], by_name.get(region["groups"], {})
+                count = (
+                    -(-region["shape"][0] // rows)
+                    if type(rows) is int and rows in _GROUP_SIZES and region["shape"]
+                    else -1
+                )
+                if "groups" in sums or sums.get("dtype") != "uint64" or sums.get("shape") != [count]:
                     raise self.damage(f"region {region['name']!r} without the checksums of its rows")
+        spans = sorted((r["offset"], r["offset"] + r["bytes"]) for r in regions if r["bytes"])
+        if any(first < stop for (_, stop), (first, _) in zip(spans, spans[1:], strict=False)):
+            raise self.damage("regions that overlap")
+        if sum(stop - first for first, stop in gaps(regions, block, size)) > _LARGEST_REST:
+            raise self.damage("too many bytes that belong to no region")
+
+    def _check_region(self, region: dict[str, Any], block: int, size: int) -> None:
+        name, shape, dtype = region["name"], region["shape"], region["dtype"]
+        if (
+            not isinstance(name, str)
+            or dtype not in _DTYPES
+            or len(shape) > 32
+            or not all(_is_count(n) for n in shape)
+            # Counted without the zeros, too: NumPy makes no empty array whose other axes are beyond counting.
+            or not _is_count(math.prod(n for n in shape if n))
+        ):
+            raise self.damage(f"region {name!r} of type {dtype!r} and shape {shape}")
+        start, count = region["offset"], region["bytes"]
+        if count != math.prod(shape) * np.dtype(dtype).itemsize or type(count) is not int:
+            raise self.damage(f"region {name!r} of {count!r} bytes")
+        if not _is_count(start) or (count and not block <= start <= size - count):
+            raise self.damage(f"region {name!r} lies outside the file")
 
     def __contains__(self, name: str) -> bool:
         return name in self.regions
@@ -276,7 +248,7 @@ class Container:
             size = os.fstat(self._descriptor).st_size
             if size != self.size:
                 raise self.damage(f"{size} bytes instead of {self.size}")
-            return _with_descriptors(lambda: mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ))
+            return with_descriptors(lambda: mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ))
         except StoreError:
             raise
         except OSError as error:
@@ -326,7 +298,7 @@ class Container:
             A copy in the stored dtype.
         """
         if len(index):
-            self._touch(name, np.unique(np.asarray(index) // self.region(name)["group_rows"]))
+            self.touch(name, np.unique(np.asarray(index) // self.region(name)["group_rows"]))
         return self.raw(name)[index]
 
     def read_rows(self, name: str, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -384,10 +356,16 @@ class Container:
         """Return consecutive rows of a grouped region, mapped and read-only; each group in reach is verified first."""
         if stop > first:
             size = self.region(name)["group_rows"]
-            self._touch(name, np.arange(first // size, (stop - 1) // size + 1))
+            self.touch(name, np.arange(first // size, (stop - 1) // size + 1))
         return self.raw(name)[first:stop]
 
-    def _touch(self, name: str, groups: np.ndarray) -> None:
+    @property
+    def verify_mode(self) -> str:
+        """When checksums are compared: "touch", "always" or "off"."""
+        return self._verify
+
+    def touch(self, name: str, groups: np.ndarray) -> None:
+        """Verify groups of rows, unless they have been: DamagedStore, naming the rows of the first damaged one."""
         if self._verify == "off":
             return
         if self._verify == "touch":

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import stat as modes
 import struct
 import time
 import uuid
@@ -34,6 +33,7 @@ import numpy as np
 import xxhash
 
 from ..files import DISK, publish_bytes
+from .safely import open_regular
 
 __all__ = ["DigestCache"]
 
@@ -320,8 +320,7 @@ def _file_of(run: _Run) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    # Without O_NONBLOCK, opening a pipe that lies there waits for somebody to write to it.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    handle = open_regular(path)
     try:
         yield handle
     finally:
@@ -332,7 +331,7 @@ def _open_run(path: Path) -> _Run | None:
     """Map a run; None when there is none, or anything else."""
     with contextlib.suppress(OSError, ValueError), _opened(path) as handle:
         found = os.fstat(handle)
-        if not modes.S_ISREG(found.st_mode) or found.st_size <= _HEADER.size:
+        if found.st_size <= _HEADER.size:
             return None
         data = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
         magic, count, token = _HEADER.unpack_from(data)

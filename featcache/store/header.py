@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from pathlib import Path
@@ -13,10 +14,11 @@ from .. import fingerprint as identity
 from ..errors import DamagedStore, NotAStore, StoreError, StoreTooNew
 from ..files import Disk, make_folder, publish_bytes
 from .container import FORMAT_VERSION
+from .safely import parse_json, read_small
 
 __all__ = ["FOLDERS", "check_place", "lay_out", "read_header", "require_own_folders"]
 
-FOLDERS = ("shards", "snapshots", "tmp", "index", "pins", "trash")
+FOLDERS = ("shards", "snapshots", "tmp", "index", "pins", "trash", "damaged")
 _LARGEST = 1 << 24
 
 
@@ -34,9 +36,7 @@ def read_header(root: Path) -> dict[str, Any]:
     """Read and verify store.json: NotAStore, StoreTooNew or DamagedStore when it is not what was published."""
     path = root / "store.json"
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("too large")
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = parse_json(read_small(path, _LARGEST))
         version = header["format_version"]
         if header["format"] != "featcache" or not isinstance(version, int):
             raise ValueError("not written by featcache")
@@ -49,17 +49,29 @@ def read_header(root: Path) -> dict[str, Any]:
             )
         if identity.fingerprint(header["spec"]) != header["fingerprint"]:
             raise ValueError("the spec does not have the recorded fingerprint")
+        _require_types(header)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotAStore(f"{root}: {_what_is_there(root)}; `featcache extract SOURCE -o {root}` makes one") from error
     except StoreError:
         raise
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
+            raise DamagedStore.at(path, "damaged (no regular file); restore it from a copy") from error
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}; look at its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedStore.at(
             path, f"damaged ({error}); restore it from a copy of any store with the same spec"
         ) from error
     return header
+
+
+def _require_types(header: dict[str, Any]) -> None:
+    """Refuse what is consistent in itself, but not what other rooms rely on."""
+    spec, locator = header["spec"], header.get("locator")
+    if not isinstance(spec, dict) or not isinstance(locator, dict | None):
+        raise ValueError("a spec or locator of the wrong type")
+    if spec.get("dtype", "float32") not in ("float16", "float32", "float64"):
+        raise ValueError(f"codes of type {str(spec['dtype'])[:40]!r}")
 
 
 def checksum(header: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from ..errors import DamagedStore
 from ..files import publish_bytes
 from .container import Container
 from .private import load_private, save_private
+from .safely import parse_json, read_small
 
 __all__ = ["RequestCache", "RowIndex"]
 
@@ -78,6 +79,7 @@ class _Run:
         parts = [arrays.get(name, np.zeros(0)) for name in ("prefix", "shard", "row")]
         if (
             not isinstance(shards, list)
+            or not all(isinstance(name, str) for name in shards)
             or [str(p.dtype) for p in parts] != ["uint64", "uint32", "uint32"]
             or len({p.shape for p in parts}) != 1
         ):
@@ -264,7 +266,7 @@ class RequestCache:
         self._path = path
         self._known: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            known = json.loads(path.read_text()) if path.stat().st_size <= _LARGEST_REQUESTS else {}
+            known = parse_json(read_small(path, _LARGEST_REQUESTS))
             if isinstance(known, dict) and all(isinstance(v, str) for v in known.values()):
                 self._known = known
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import DISK, Disk, make_folder, publish_bytes, unique_name
+from .safely import parse_json, read_small
 
 __all__ = ["file_system_now", "hold_pin", "live_pins"]
 
@@ -109,10 +110,10 @@ def live_pins(root: Path, now: float, disk: Disk | None = None) -> list[dict[str
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError), path.open("rb") as file:
-        who = json.loads(file.read(_LARGEST))
+    with contextlib.suppress(ValueError, RecursionError):
+        who = parse_json(read_small(path, _LARGEST))
         if isinstance(who, dict):
-            return who
+            return {name: value for name, value in who.items() if type(value) in (int, str)}
     return {}
 
 

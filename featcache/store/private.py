@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import struct
@@ -20,6 +21,7 @@ import numpy as np
 import xxhash
 
 from ..files import publish_bytes
+from .safely import open_regular, parse_json
 
 __all__ = ["load_private", "save_private"]
 
@@ -27,6 +29,8 @@ _MAGIC = b"FCINDEX1"
 _HEADER = struct.Struct("<8sIQ")
 _ALIGN = 64
 _CHUNK = 1 << 24
+_LARGEST_TEXT = 1 << 24
+_DTYPES = {f"{order}{kind}{size}" for order in "<|" for kind in "iu" for size in (1, 2, 4, 8)}
 
 
 def _padded(count: int) -> int:
@@ -69,28 +73,31 @@ def save_private(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.n
 def load_private(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Map a private file: what `save_private` was given; None when it is absent, damaged or of another kind."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             magic, length, expected = _HEADER.unpack(file.read(_HEADER.size))
-            text = file.read(length) if magic == _MAGIC and length <= size else b""
+            text = file.read(length) if magic == _MAGIC and length <= min(size, _LARGEST_TEXT) else b""
             if not text or xxhash.xxh3_64_intdigest(text) != expected:
                 return None
-            header = json.loads(text)
+            header = parse_json(text)
             position = start = _padded(_HEADER.size + length)
             places = []
             for item in header["arrays"]:
-                dtype, shape = np.dtype(item["dtype"]), tuple(item["shape"])
-                if dtype.kind not in "iu" or any(type(n) is not int or n < 0 for n in shape):
+                shape = tuple(item["shape"])
+                if item["dtype"] not in _DTYPES or len(shape) > 2 or any(type(n) is not int or n < 0 for n in shape):
                     return None
+                dtype = np.dtype(item["dtype"])
                 places.append((item["name"], dtype, shape, position))
-                position += _padded(int(np.prod(shape, dtype=object)) * dtype.itemsize)
+                position += _padded(math.prod(shape) * dtype.itemsize)
             if position != size or _digest(file, start) != header["xxh3"]:
                 return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        if not isinstance(header["about"], dict) or any(n >= 1 << 48 for _, _, shape, _ in places for n in shape):
+            return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
         return None
     return header["about"], {
-        name: np.frombuffer(mapped, dtype, int(np.prod(shape)), place).reshape(shape)
+        name: np.frombuffer(mapped, dtype, math.prod(shape), place).reshape(shape)
         for name, dtype, shape, place in places
     }
 

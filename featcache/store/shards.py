@@ -223,15 +223,17 @@ def _require_shard(shard: Container, fingerprint: str) -> None:
     if shard.kind != "shard" or about.get("fingerprint") != fingerprint:
         raise DamagedStore.at(shard.path, "belongs to another store; move it away")
     nodes = about.get("nodes")
-    n = shard.region("key")["shape"][0]
-    for name, shape in (("key", [n, 32]), ("view_number", [n]), ("constant", [n])):
-        if shard.region(name)["shape"] != shape or "groups" not in shard.region(name):
-            raise shard.damage(f"region {name!r} of shape {shard.region(name)['shape']}")
+    if not isinstance(nodes, list) or not nodes or not all(isinstance(node, str) for node in nodes):
+        raise shard.damage(f"nodes {nodes!r}")
+    if not isinstance(about.get("computed"), dict):
+        raise shard.damage("it does not say how its codes were computed")
+    n = (shard.region("key")["shape"] or [0])[0]
+    for name, dtype, shape in (("key", "uint8", [n, 32]), ("view_number", "uint16", [n]), ("constant", "uint8", [n])):
+        region = shard.region(name)
+        if region["shape"] != shape or region["dtype"] != dtype or "groups" not in region:
+            raise shard.damage(f"region {name!r} of type {region['dtype']} and shape {region['shape']}")
         shard.array(shard.region(name)["groups"])  # the checksums themselves; rows are verified when they are touched
-    for node in nodes if isinstance(nodes, list) else []:
+    for node in nodes:
         region = shard.region(f"x/{node}")
         if "groups" not in region or len(region["shape"]) < 2 or region["shape"][0] != n:
             raise shard.damage(f"region 'x/{node}' of shape {region['shape']}")
-    dtypes = {shard.region("key")["dtype"], shard.region("view_number")["dtype"], shard.region("constant")["dtype"]}
-    if not nodes or dtypes != {"uint8", "uint16"}:
-        raise shard.damage("no nodes, or keys of another type")
