@@ -94,7 +94,7 @@ class _SnapshotCheck:
         sound: set[Path] = set()
         for number in numbers:
             try:
-                state = self._read(view, number, sound)
+                state = self._read(view, number, sound, newest=number == numbers[-1])
             except DamagedStore as error:
                 reasons.setdefault(Path(error.file).relative_to(self.store.path).as_posix(), str(error))
             else:
@@ -109,14 +109,14 @@ class _SnapshotCheck:
             self.damaged.append({"file": file, "reason": reason, "images": lost})
             lost = []
 
-    def _read(self, view: str, number: int, sound: set[Path]) -> Snapshot:
+    def _read(self, view: str, number: int, sound: set[Path], *, newest: bool) -> Snapshot:
         """Open a state and compare the checksums of those of its files that have not been looked at."""
         state = read_snapshot(self.store.path, view, number, self.store.fingerprint)
         for segment in reversed(state.segments):
             if segment.container.path not in sound:
                 segment.container.verify()
                 sound.add(segment.container.path)
-        if number == self.store.snapshots(view)[-1]:
+        if newest:
             _ = state.entries  # decoded: the lines fit together
         return state
 

@@ -9,6 +9,8 @@ A state is read lazily: of ten million lines only those are decoded that somebod
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import socket
 import time
@@ -39,8 +41,12 @@ __all__ = [
     "view_names",
 ]
 
-_NAME = re.compile(r"(\d{8})\.(h5|retired|lost)")
+_NAME = re.compile(r"([0-9]{8})\.(h5|retired|lost)")
 _VIEW = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: A column of text takes at most so many bytes, and so many for each line.
+_LARGEST_COLUMN, _WIDEST = 1 << 27, 1 << 13
+#: A state lies on at most so many others; ours, on the logarithm of what the view has seen.
+_LONGEST_CHAIN = 256
 #: All deltas of a state together hold at most this part of its base; beyond it a new base is written.
 _DELTA_PART = 0.25
 
@@ -132,10 +138,16 @@ class Segment:
                 _pick(self.texts("error"), container.array("error/code")[rows]),
                 {name: self._column(name, rows) for name in self.attributes["columns"]},
             )
-        except (IndexError, ValueError, UnicodeDecodeError) as error:
+        except (IndexError, ValueError, OverflowError) as error:
             raise container.damage(f"a column that does not fit: {error}") from error
 
     def _column(self, name: str, rows: Any) -> np.ndarray:
+        column = self._stored_column(name, rows)
+        if column.ndim != 1:
+            raise ValueError(f"column {name!r} of {column.ndim} axes")
+        return column
+
+    def _stored_column(self, name: str, rows: Any) -> np.ndarray:
         container, prefix = self.container, f"column/{name}/"
         if prefix + "code" in container:
             return _pick(self.texts(f"column/{name}"), container.array(prefix + "code")[rows])
@@ -148,7 +160,13 @@ def _pick(values: Texts, codes: np.ndarray) -> np.ndarray:
     """Return the text of each code; IndexError for one that names none."""
     if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= len(values)):
         raise IndexError(f"a code outside of {len(values)} texts")
-    return values.array()[codes] if len(values) else np.zeros(len(codes), "U1")
+    if not len(values):
+        return np.zeros(len(codes), "U1")
+    texts = values.array()
+    # NumPy gives each line the room of the longest text: one of a megabyte, a million times, is no column of ours.
+    if len(codes) * texts.dtype.itemsize > _LARGEST_COLUMN + _WIDEST * len(codes):
+        raise ValueError(f"a text of {texts.dtype.itemsize // 4} characters for {len(codes)} lines")
+    return texts[codes]
 
 
 class Snapshot:
@@ -331,11 +349,12 @@ def _numbers(root: Path, view: str) -> dict[int, set[str]]:
     """Return what there is of each number: "h5", and the marks "retired" and "lost"."""
     folder = root / "snapshots" / view
     found: dict[int, set[str]] = {}
-    if folder.is_dir() and not folder.is_symlink():
-        for path in folder.iterdir():
-            match = _NAME.fullmatch(path.name)
-            if match:
-                found.setdefault(int(match[1]), set()).add(match[2])
+    if not folder.is_symlink():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                match = _NAME.fullmatch(entry.name)
+                if match:
+                    found.setdefault(int(match[1]), set()).add(match[2])
     return found
 
 
@@ -371,12 +390,33 @@ def read_snapshot(root: Path, view: str, number: int, fingerprint: str, verify: 
         expected = {"kind": "snapshot", "view": view, "number": following, "fingerprint": fingerprint}
         if any(found.get(name) != value for name, value in expected.items()):
             raise DamagedStore.at(path, "damaged (another file is in its place); restore the file from a copy")
+        _require_lines(container)
         segments.append(Segment(container))
         following = _builds_on(container, following)
+        if len(segments) > _LONGEST_CHAIN:
+            raise container.damage(f"more than {_LONGEST_CHAIN} states that build on each other")
     snapshot = Snapshot(view, number, segments)
     if len(segments) == 1 and len(segments[0]) != len(snapshot):
         raise segments[0].container.damage(f"{len(segments[0])} lines instead of {len(snapshot)}")
     return snapshot
+
+
+def _require_lines(container: Container) -> None:
+    """Refuse a file whose lines are not of the types and shapes that readers take them to be."""
+    n = (container.region("status")["shape"] or [0])[0]
+    for name, dtype, shape in (
+        ("status", "uint8", [n]),
+        ("key", "uint8", [n, 32]),
+        ("error/code", "int32", [n]),
+        ("error/offsets", "uint64", None),
+        ("id/offsets", "uint64", [n + 1]),
+        ("removed/offsets", "uint64", None),
+    ):
+        region = container.region(name)
+        if region["dtype"] != dtype or (shape is not None and region["shape"] != shape):
+            raise container.damage(f"region {name!r} of type {region['dtype']} and shape {region['shape']}")
+    if "groups" not in container.region("key"):
+        raise container.damage("keys without checksums")
 
 
 def _builds_on(container: Container, number: int) -> int | None:
@@ -386,7 +426,15 @@ def _builds_on(container: Container, number: int) -> int | None:
         for name, kind in (("roles", dict), ("source", dict), ("columns", list), ("rows", int), ("created", str)):
             if not isinstance(container.attributes[name], kind):
                 raise ValueError(name)
-        if onto is None or (isinstance(onto, int) and 0 <= onto < number):
+        roles, columns, rows = (container.attributes[name] for name in ("roles", "columns", "rows"))
+        for name, good in (
+            ("columns", all(isinstance(column, str) for column in columns)),
+            ("roles", all(isinstance(column, str) for column in roles.values())),
+            ("rows", 0 <= rows < 1 << 48),
+        ):
+            if not good:
+                raise ValueError(name)
+        if onto is None or (type(onto) is int and 0 <= onto < number):
             return onto
     except (KeyError, ValueError) as error:
         raise container.damage(f"attribute {error} is missing or wrong") from error
@@ -435,6 +483,8 @@ def publish_snapshot(
         "host": socket.gethostname(),
     }
     folder = root / "snapshots" / view
+    if folder.is_symlink():
+        raise StoreError(f"{folder}: expected a folder of the store's own, got a link; move it away")
     make_folder(folder, disk=disk)
     write_container(
         root / "tmp",

@@ -12,6 +12,8 @@ __all__ = ["Texts", "pack_text", "unpack_text"]
 #: Texts are turned into a matrix of characters while that is at most so many times the blob (long outliers).
 _PADDING = 16
 _CHECKED = 1 << 20
+#: An array of texts gives each the room of the longest: at most so many characters, or a multiple of the blob.
+_LARGEST = 1 << 25
 
 
 def pack_text(values: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,12 +68,18 @@ class Texts(Sequence[str]):
     """
 
     def __init__(self, offsets: np.ndarray, blob: np.ndarray) -> None:
+        if offsets.ndim != 1 or blob.ndim != 1 or (offsets.dtype, blob.dtype) != (np.uint64, np.uint8):
+            raise ValueError("offsets or texts of the wrong type")
         if not len(offsets) or int(offsets[0]) != 0 or int(offsets[-1]) != len(blob):
             raise ValueError("offsets that do not span their texts")
+        width = 0
         for start in range(0, len(offsets) - 1, _CHECKED):
             part = offsets[start : start + _CHECKED + 1]
             if bool((part[1:] < part[:-1]).any()):
                 raise ValueError("offsets of texts that fall")
+            width = max(width, int((part[1:] - part[:-1]).max()))
+        if width * len(offsets) > _LARGEST + _PADDING * 2 * (len(blob) + len(offsets)):
+            raise ValueError(f"a text of {width} bytes among {len(offsets) - 1}")
         self._offsets, self._blob = offsets, blob
 
     def __len__(self) -> int:
