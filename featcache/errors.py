@@ -15,6 +15,7 @@
     │   ├── StoreTooNew                             written by a newer featcache; says what to install
     │   ├── SpecMismatch      (ValueError)          another extraction spec; prints the difference
     │   ├── ViewMismatch      (ValueError)          a source that shares nothing with the view it would replace
+    │   ├── MissingCodes      (LookupError)         images whose codes are not in the store; says to extract again
     │   └── DamagedStore                            a checksum failed; names the file, never returns its rows
     ├── FailureBudgetExceeded (RuntimeError)        too many images failed; the good rows are kept
     ├── FeaturesError         (ValueError)          a FeatureSet that contradicts itself
@@ -41,6 +42,7 @@ __all__ = [
     "HandoffError",
     "HeadError",
     "ImageError",
+    "MissingCodes",
     "NotAStore",
     "PreprocessError",
     "SourceError",
@@ -109,6 +111,10 @@ class SpecMismatch(StoreError, ValueError):
 
 class ViewMismatch(StoreError, ValueError):
     """The source shares nothing with the view that it would replace."""
+
+
+class MissingCodes(StoreError, LookupError):
+    """Images whose codes are in no shard; `extract` computes them again."""
 
 
 class DamagedStore(StoreError):

@@ -221,13 +221,22 @@ def _show_extraction(report: Any, as_json: bool) -> None:
 def info(
     store: Store,
     view: Annotated[str | None, typer.Option("--view", help="Which view of the store.")] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--diff", help="Compare two states instead: VIEW@NUMBER, or a view.", metavar="A B"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a store holds: images, classes, spec, size, failures."""
+    """Show what a store holds: images, classes, spec, states, size, failures."""
     from ..store import FeatureStore
     from . import show
 
-    found = FeatureStore.open(store).info(view)
+    opened = FeatureStore.open(store)
+    if diff is not None:
+        compared = opened.diff(*diff)
+        show.as_json(compared) if as_json else show.diff(compared)
+        return
+    found = opened.info(view)
     show.as_json(found) if as_json else show.info(found)
 
 
@@ -280,6 +289,61 @@ def check(
             show.audit(audited)
     if not ok or (audited and not audited["ok"]):
         raise typer.Exit(3)
+
+
+@app.command(epilog="Example: featcache gc flowers.features --dry-run")
+def gc(
+    store: Store,
+    grace_days: Annotated[
+        float, typer.Option("--grace-days", min=0, help="Days before a file moves to the trash, and days in there.")
+    ] = 14.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Collect what no kept state needs: into the trash first, deleted a grace period later."""
+    from ..store import FeatureStore
+    from . import show
+
+    report = FeatureStore.open(store).gc(grace_days=grace_days, dry_run=dry_run)
+    show.as_json(report.as_dict()) if as_json else show.collected(str(store), report)
+
+
+@app.command(epilog="Example: featcache compact flowers.features")
+def compact(
+    store: Store,
+    view: Annotated[str | None, typer.Option("--view", help="Whose rows come first (default: main).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge shards into one, rows in the order of a view, so that loading is a map without a copy."""
+    from ..store import FeatureStore
+    from . import show
+
+    report = FeatureStore.open(store).compact(view)
+    show.as_json(report.as_dict()) if as_json else show.compacted(str(store), report)
+
+
+@app.command(epilog="Example: featcache retire flowers.features main@0 main@1")
+def retire(
+    store: Store,
+    states: Annotated[
+        list[str], typer.Argument(help="VIEW@NUMBER, or VIEW to drop it as a whole.", metavar="STATE...")
+    ],
+    undo: Annotated[bool, typer.Option("--undo", help="Keep them again, unless gc has taken them.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give up old states of a view, so that gc may collect what only they need."""
+    from ..store import FeatureStore, parse_state
+    from . import show
+
+    opened = FeatureStore.open(store)
+    done: list[str] = []
+    for name in states:
+        view, number = parse_state(name)
+        done += [f"{view}@{n}" for n in opened.retire(view, None if number is None else [number], undo=undo)]
+    if as_json:
+        show.as_json({"kept" if undo else "retired": done})
+    else:
+        show.say(f"{store}: {'kept again' if undo else 'retired'}: {', '.join(done) or 'nothing'}")
 
 
 @app.command(epilog="Example: featcache fit flowers.features --head logreg -o flowers.head")

@@ -7,7 +7,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["as_json", "extraction", "fitted_head", "info", "note", "plan", "predictions", "size", "table"]
+__all__ = [
+    "as_json",
+    "collected",
+    "compacted",
+    "diff",
+    "extraction",
+    "fitted_head",
+    "info",
+    "note",
+    "plan",
+    "predictions",
+    "size",
+    "table",
+]
 
 
 def as_json(value: Any) -> None:
@@ -106,6 +119,19 @@ def audit(found: Mapping[str, Any]) -> None:
         note(plain(f"  {name}: missing: {reason}"))
 
 
+def _states(rows: Sequence[Mapping[str, Any]]) -> str:
+    kept = [row for row in rows if row["kept"]]
+    shown = kept if len(kept) < 6 else [*kept[:2], *kept[-3:]]
+    names = [f"{row['name']} ({row['images']} images, {row['created']})" for row in shown]
+    if len(kept) > len(shown):
+        names.insert(2, f"… {len(kept) - len(shown)} more …")
+    return ", ".join(names) + (f"; {len(rows) - len(kept)} retired" if len(rows) > len(kept) else "")
+
+
+def _trash(trash: Mapping[str, int]) -> str:
+    return f", {trash['files']} files of {size(trash['bytes'])} in the trash" if trash["files"] else ""
+
+
 def info(info: Mapping[str, Any]) -> None:
     """Print what a store holds."""
     backbone = info["spec"].get("backbone", {})
@@ -122,7 +148,8 @@ def info(info: Mapping[str, Any]) -> None:
         ("precision", f"{info['spec'].get('precision', {}).get('class')} (mode {info['computed'].get('mode', '?')})"),
         ("view", f"{info['view']} (of {', '.join(info['views'])}), snapshot {info['snapshot']}"),
         ("source", str(info["source"].get("location", ""))),
-        ("size", f"{size(info['bytes'])} in {info['shards']} shards"),
+        ("states", _states(info["snapshots"])),
+        ("size", f"{size(info['bytes'])} in {info['shards']} shards" + _trash(info["trash"])),
         ("spec", info["fingerprint"]),
     ]
     say(info["store"])
@@ -133,6 +160,50 @@ def info(info: Mapping[str, Any]) -> None:
         failures(info["failed"])
     for line in info["damaged"]:
         note(line)
+
+
+def diff(found: Mapping[str, Any]) -> None:
+    """Print how two states differ."""
+    counts = [f"{len(found[what])} {what}" for what in ("added", "removed", "changed", "relabelled")]
+    say(f"{found['before']} → {found['after']}: {', '.join(counts)}")
+    for sign, what in (("+", "added"), ("-", "removed"), ("~", "changed")):
+        for name in found[what][:10]:
+            say(plain(f"  {sign} {name}"))
+        if len(found[what]) > 10:
+            say(f"  {sign} … and {len(found[what]) - 10} more: --json has them all")
+    for row in found["relabelled"][:10]:
+        say(plain(f"  = {row['id']}: {row['before'] or '(none)'} → {row['after'] or '(none)'}"))
+    if len(found["relabelled"]) > 10:
+        say(f"  = … and {len(found['relabelled']) - 10} more: --json has them all")
+    if found["columns"]:
+        say("  values that differ: " + ", ".join(f"{name} {count}" for name, count in found["columns"].items()))
+
+
+def collected(store: str, report: Any) -> None:
+    """Print what was collected."""
+    would = "would move" if report.dry_run else "moved"
+    delete = "would delete" if report.dry_run else "deleted"
+    say(
+        f"{store}: {would} {len(report.trashed)} files ({size(report.bytes_trashed)}) to the trash, {delete} "
+        f"{len(report.deleted)} ({size(report.bytes_deleted)}) from it"
+    )
+    if report.waiting:
+        note(f"{len(report.waiting)} files that nothing needs wait for their grace period")
+    for row in report.pins:
+        note(f"process {row['pid']} on {row['host']} is writing: nothing was moved; run gc again later")
+    if report.held:
+        note(f"{len(report.held)} shards are kept, since the rows that replace theirs are damaged: check --repair")
+    if report.restored:
+        note(f"brought back from the trash, since a state needs them: {', '.join(report.restored)}")
+
+
+def compacted(store: str, report: Any) -> None:
+    """Print what was compacted."""
+    if not report.shard:
+        say(f"{store}: nothing to do, the rows lie in order")
+        return
+    say(f"{store}: {report.rows} rows of {report.merged} shards now lie in one of {size(report.bytes)}")
+    note("the old shards stay until featcache gc drops them, 14 days from when they were written")
 
 
 def fitted_head(fitted: Any, path: str) -> None:

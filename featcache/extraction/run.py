@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ import numpy as np
 
 from .. import fingerprint as identity
 from ..backbone import Backbone
-from ..errors import FailureBudgetExceeded, ViewMismatch
+from ..errors import FailureBudgetExceeded, MissingCodes, ViewMismatch
 from ..progress import Progress, progress_for
 from ..sources import ImageSource
 from ..store import FAILED, NO_KEY, Entries, FeatureStore, Snapshot
@@ -32,6 +33,9 @@ _SAMPLE_IDS = 16
 _LOOK_UP = 1 << 16
 #: So many images to read repay looking all keys of the view up beforehand.
 _MANY = 256
+_NOT_COMPUTED = "its codes were not computed"
+#: Rows that vanish while a run is going on are computed again so often.
+_ATTEMPTS = 3
 
 
 class Extraction:
@@ -197,22 +201,39 @@ class Extraction:
             self.encoder.store = self.store
         else:
             self.store.prepare(spec)
-        head = self._parent()
-        todo = self._look_up_known_files()
-        self._stream(todo, head)
-        entries = self._entries()
-        snapshot = self.store.commit(
-            entries,
-            view=self.settings.view,
-            parent=head,
-            keep_old=self.settings.add,
-            roles=self.source.roles,
-            source={"name": self.source.name, "location": self.source.location, "ignored": dict(self.source.ignored)},
-        )
+        with self.store.pin():
+            head = self._parent()
+            entries, snapshot = self._stream_and_commit(self._look_up_known_files(), head)
         self._remember()
         self.store.report = self._report(head, snapshot, entries)
         self._enforce_budget(entries, self.store.report)
         return self.store
+
+    def _stream_and_commit(self, todo: np.ndarray, head: Snapshot | None) -> tuple[Entries, Snapshot]:
+        """Compute what is missing and commit; again, where rows were lost between the two (collected, damaged)."""
+        store = self.store
+        assert store is not None
+        for attempt in range(_ATTEMPTS):
+            self._stream(todo, head)
+            entries, lost = self._entries()
+            last = attempt == _ATTEMPTS - 1
+            with contextlib.suppress(*(() if last else (MissingCodes,))):
+                if not lost or last:
+                    return entries, self._commit(store, entries, head)
+            todo = np.zeros(0, dtype=np.int64)  # every key is known by now
+            store.refresh()
+        raise AssertionError("the last attempt returns or raises")
+
+    def _commit(self, store: FeatureStore, entries: Entries, head: Snapshot | None) -> Snapshot:
+        source = self.source
+        return store.commit(
+            entries,
+            view=self.settings.view,
+            parent=head,
+            keep_old=self.settings.add,
+            roles=source.roles,
+            source={"name": source.name, "location": source.location, "ignored": dict(source.ignored)},
+        )
 
     def _remember(self) -> None:
         assert self.store is not None
@@ -318,22 +339,21 @@ class Extraction:
 
     # -- what it came to -------------------------------------------------------------------------------------------
 
-    def _entries(self) -> Entries:
-        """Make the lines of the view: status and reason of each image of the source."""
+    def _entries(self) -> tuple[Entries, bool]:
+        """Make the lines of the view, and tell whether rows are missing that no failure explains."""
         store, tally = self.store, self.tally
         assert store is not None
         status = store.status(tally.keys)
         status[~tally.readable] = FAILED
         reasons = {
-            index: tally.errors.get(index)
-            or tally.failed_keys.get(tally.keys[index].tobytes())
-            or "its codes were not computed"
+            index: tally.errors.get(index) or tally.failed_keys.get(tally.keys[index].tobytes()) or _NOT_COMPUTED
             for index in np.flatnonzero(status == FAILED).tolist()
         }
         errors = np.zeros(len(self.source), dtype=f"<U{max(map(len, reasons.values()), default=1)}")
         for index, reason in reasons.items():
             errors[index] = reason
-        return Entries(self._ids, tally.keys, status, errors, dict(self.source.columns))
+        lost = _NOT_COMPUTED in reasons.values()
+        return Entries(self._ids, tally.keys, status, errors, dict(self.source.columns)), lost
 
     def _report(self, head: Snapshot | None, snapshot: Snapshot, entries: Entries) -> ExtractionReport:
         seconds = time.perf_counter() - self.started

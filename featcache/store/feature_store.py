@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import fingerprint as identity
-from ..errors import DamagedStore, SpecMismatch, StoreError
+from ..errors import DamagedStore, MissingCodes, SpecMismatch, StoreError
 from ..features import FeatureSet
 from ..files import DISK, Disk, make_folder, remove_stale
 from . import keeping
 from .container import Container
 from .digests import DigestCache
-from .entries import CONSTANT, Entries
+from .entries import Entries
 from .header import FOLDERS, check_place, lay_out, read_header, require_own_folders
 from .index import RequestCache
 from .pins import hold_pin
@@ -28,6 +28,8 @@ from .snapshot import (
     Snapshot,
     check_view_name,
     list_snapshots,
+    listed,
+    parse_state,
     publish_snapshot,
     read_snapshot,
     view_names,
@@ -43,7 +45,13 @@ __all__ = ["FeatureStore"]
 _ROLES = ("label", "group", "split")
 _STALE_SECONDS = 86_400.0
 #: What a process that was killed may leave behind: folder, pattern of the names.
-_LEFTOVERS = (("tmp", "*"), ("index", ".*.tmp"), ("index", "gathered-*"), ("", ".store.json.*.tmp"))
+_LEFTOVERS = (
+    ("tmp", "*"),
+    ("pins", ".*.tmp"),
+    ("index", ".*.tmp"),
+    ("index", "gathered-*"),
+    ("", ".store.json.*.tmp"),
+)
 #: Where another writer holds a snapshot's number (file systems without links), ask again after so long.
 _CLAIMED_SECONDS = 0.05
 
@@ -317,6 +325,17 @@ class FeatureStore:
     def snapshot(self, view: str = "main", number: int | None = None) -> Snapshot | None:
         """Return a state of a view: the newest, or the one of the given number; None when the view is empty.
 
+        Parameters
+        ----------
+        view : str, default="main"
+            Name of the view, or of a state: ``"main@3"``.
+        number : int, default=None
+            Which state; None = the newest.
+
+        Returns
+        -------
+        Snapshot or None
+
         Raises
         ------
         StoreError
@@ -324,13 +343,15 @@ class FeatureStore:
         DamagedStore
             When the snapshot is damaged.
         """
+        view, named = parse_state(view)
         numbers = self.snapshots(view)
+        number = named if number is None else number
         if number is None:
             number = numbers[-1] if numbers else None
         if number is None:
             return None
         if number not in numbers:
-            raise StoreError(f"{self.path}: view {view!r} has no snapshot {number}; it has {_span(numbers)}")
+            raise StoreError(f"{self.path}: view {view!r} keeps no snapshot {number}; it keeps {listed(numbers)}")
         return read_snapshot(self.path, view, number, self.fingerprint, self._verify)
 
     def commit(
@@ -370,7 +391,7 @@ class FeatureStore:
 
         Raises
         ------
-        StoreError
+        MissingCodes
             When keys have no row.
         OSError
             When the disk refuses; the view is as it was.
@@ -414,7 +435,7 @@ class FeatureStore:
                     f"{next(iter(self.damaged.values()))}; it costs up to {len(lost)} images ({name!r}, …); "
                     "move the file away and extract again"
                 )
-            raise StoreError(
+            raise MissingCodes(
                 f"{self.path}: {len(lost)} images ({name!r}, …) have no codes in the store; run extract again"
             )
         return shard, row
@@ -442,7 +463,7 @@ class FeatureStore:
         Parameters
         ----------
         view : str, default="main"
-            Name of the view.
+            Name of the view, or of a state of it: ``"main@3"``.
         node : str, default=None
             Which node's codes; needed only when the store has several.
         snapshot : int, default=None
@@ -465,11 +486,7 @@ class FeatureStore:
         DamagedStore
             When a shard that is needed is damaged.
         """
-        state = self.snapshot(view, snapshot)
-        if state is None:
-            raise StoreError(
-                f"{self.path}: no view {view!r}; it has {', '.join(self.views) or 'none yet: run extract'}"
-            )
+        state = self._state(view, snapshot)
         entries = state.entries.take(state.entries.stored)
         name = self._choose_node(node)
         roles = {**state.roles, **{r: c for r, c in zip(_ROLES, (label, group, split), strict=True) if c is not None}}
@@ -523,38 +540,58 @@ class FeatureStore:
 
     def info(self, view: str | None = None) -> dict[str, Any]:
         """Describe the store and one view of it (default: "main", or the only one) in JSON types."""
-        views = self.views
-        if view is not None and check_view_name(view) not in views:
-            raise StoreError(f"{self.path}: no view {view!r}; it has {', '.join(views) or 'none yet: run extract'}")
-        view = view or ("main" if "main" in views or not views else views[0])
-        state = self.snapshot(view)
-        entries = state.entries if state is not None else Entries.empty()
-        labels = entries.columns.get((state.roles if state else {}).get("label", ""), np.zeros(0, "U1"))
-        classes, counts = np.unique(labels[entries.stored] if len(labels) else labels, return_counts=True)
-        failed = entries.take(~entries.stored)
-        return {
-            "store": str(self.path),
-            "fingerprint": self.fingerprint,
-            "spec": self.spec,
-            "locator": self.locator,
-            "view": view,
-            "views": views,
-            "snapshot": state.number if state is not None else None,
-            "images": int(entries.stored.sum()),
-            "failed": [
-                {"id": i, "reason": e} for i, e in zip(failed.ids.tolist(), failed.errors.tolist(), strict=True)
-            ],
-            "constant": entries.ids[entries.status == CONSTANT].tolist(),
-            "nodes": {name: list(shape) for name, shape in self.nodes.items()},
-            "dtype": self.spec.get("dtype", "float32"),
-            "classes": {str(c): int(n) for c, n in zip(classes, counts, strict=True) if c == c and c != ""},
-            "columns": sorted(entries.columns),
-            "shards": len(self.shards),
-            "damaged": sorted(self.damaged.values()),
-            "bytes": _folder_bytes(self.path),
-            "source": dict(state.source) if state is not None else {},
-            "computed": self.shards[-1].attributes["computed"] if self.shards else {},
-        }
+        from .describe import describe
+
+        return describe(self, view)
+
+    def history(self, view: str = "main") -> list[dict[str, Any]]:
+        """List the states of a view, oldest first.
+
+        Parameters
+        ----------
+        view : str, default="main"
+            Name of the view.
+
+        Returns
+        -------
+        list of dict
+            ``{"name", "number", "kept", "images", "created", "source", "files"}``; retired states have ``kept`` False,
+            those whose file is gone or damaged a ``reason``.
+        """
+        from .describe import history
+
+        return history(self, view)
+
+    def diff(self, before: str, after: str) -> dict[str, Any]:
+        """Compare two states, also of different views.
+
+        Parameters
+        ----------
+        before, after : str
+            Names of states (``"main@3"``) or of views (their newest state).
+
+        Returns
+        -------
+        dict
+            Ids that were "added", "removed", "changed" (other content); "relabelled" (``{"id", "before", "after"}``);
+            "failed_now"; and "columns": how many values differ in which.
+
+        Raises
+        ------
+        StoreError
+            When there is no such state.
+        """
+        from .describe import difference
+
+        return difference(self._state(before), self._state(after))
+
+    def _state(self, name: str, number: int | None = None) -> Snapshot:
+        state = self.snapshot(name, number)
+        if state is None:
+            raise StoreError(
+                f"{self.path}: no view {name!r}; it has {', '.join(self.views) or 'none yet: run extract'}"
+            )
+        return state
 
     def check(self, *, deep: bool = False) -> CheckReport:
         """Look for damage: structure, sizes and metadata; with `deep`, every checksum of every row group.
@@ -660,18 +697,3 @@ class FeatureStore:
     def requests(self) -> RequestCache:
         """A fresh view of the private cache of requests."""
         return RequestCache(self.path / "index" / "requests.json")
-
-
-def _span(numbers: Sequence[int]) -> str:
-    return f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
-
-
-def _folder_bytes(root: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118 (10^5 files: speed)
-            except OSError:
-                continue
-    return total

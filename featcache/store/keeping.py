@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import DamagedStore, StoreError
 from ..files import DISK, Disk, make_folder, publish_bytes
 from .pins import file_system_now, live_pins
-from .snapshot import Snapshot, check_view_name, list_snapshots, snapshot_path, used_numbers, view_names
+from .snapshot import Snapshot, check_view_name, list_snapshots, listed, snapshot_path, used_numbers, view_names
 from .trash import empty, throw_away
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _mark(
             return False
         raise StoreError(f"{root}: {view}@{number} is not retired, or has been collected; see `featcache info`")
     if number not in kept:
-        raise StoreError(f"{root}: view {view!r} keeps no snapshot {number}; it keeps {_listed(kept)}")
+        raise StoreError(f"{root}: view {view!r} keeps no snapshot {number}; it keeps {listed(kept)}")
     if number == kept[-1] and asked is not None:
         raise StoreError(
             f"{root}: {view}@{number} is the newest state of the view; to drop the view as a whole, retire {view!r} "
@@ -115,11 +115,6 @@ def _mark(
     with contextlib.suppress(FileExistsError):
         publish_bytes(mark, json.dumps({"retired": when}).encode(), replace=False, disk=disk)
     return True
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    shown = [str(n) for n in numbers]
-    return ", ".join(shown if len(shown) < 9 else [*shown[:4], "…", *shown[-3:]]) or "none"
 
 
 def collect(store: FeatureStore, *, grace_days: float, dry_run: bool, disk: Disk | None) -> GcReport:

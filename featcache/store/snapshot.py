@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,8 @@ __all__ = [
     "Snapshot",
     "check_view_name",
     "list_snapshots",
+    "listed",
+    "parse_state",
     "publish_snapshot",
     "read_snapshot",
     "snapshot_path",
@@ -338,6 +340,14 @@ def check_view_name(view: str) -> str:
     return view
 
 
+def parse_state(name: str) -> tuple[str, int | None]:
+    """Split the name of a state, ``view@number``, or of a view (its newest state: None); StoreError otherwise."""
+    view, at, number = name.partition("@") if isinstance(name, str) else (name, "", "")
+    if at and not (number.isascii() and number.isdecimal() and len(number) < 9):
+        raise StoreError(f"state {name!r}: expected the name of a view, or VIEW@NUMBER, e.g. main@3")
+    return check_view_name(view), int(number) if at else None
+
+
 def view_names(root: Path) -> list[str]:
     """Return the names of the views that have a snapshot."""
     folder = root / "snapshots"
@@ -361,6 +371,12 @@ def _numbers(root: Path, view: str) -> dict[int, set[str]]:
 def list_snapshots(root: Path, view: str) -> list[int]:
     """Return the numbers of a view's snapshots that are kept, oldest first."""
     return sorted(number for number, marks in _numbers(root, view).items() if marks == {"h5"})
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Return numbers of states for a message, the middle of many left out."""
+    shown = [str(n) for n in numbers]
+    return ", ".join(shown if len(shown) < 9 else [*shown[:4], "…", *shown[-3:]]) or "none"
 
 
 def used_numbers(root: Path, view: str) -> list[int]:
