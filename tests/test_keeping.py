@@ -379,7 +379,8 @@ def call(*words):
 
 def test_the_commands(store):
     committed(store, range(5))
-    committed(store, range(3, 8))
+    add(store, range(5, 8))
+    store.commit(entries_for(range(3, 8)), roles={"label": "label"})
     status, out, _ = call("info", store.path)
     assert status == 0 and "main@0 (5 images" in out and "main@1 (5 images" in out
     status, out, _ = call("info", store.path, "--diff", "main@0", "main@1")

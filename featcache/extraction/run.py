@@ -19,7 +19,6 @@ from ..errors import FailureBudgetExceeded, MissingCodes, ViewMismatch
 from ..progress import Progress, progress_for
 from ..sources import ImageSource
 from ..store import FAILED, NO_KEY, Entries, FeatureStore, Snapshot
-from ..store.digests import DigestCache
 from .encoder import Encoder
 from .pipeline import Read, Writer
 from .report import ExtractionReport, Plan
@@ -88,8 +87,8 @@ class Extraction:
         return np.asarray(self.source.ids, dtype=np.str_)
 
     @cached_property
-    def _digests(self) -> DigestCache | None:
-        return DigestCache(self.store.path / "index" / "digests.bin") if self.store is not None else None
+    def _digests(self) -> Any:
+        return self.store.digests if self.store is not None else None
 
     @cached_property
     def _stats(self) -> dict[int, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,11 @@ def history(store: FeatureStore, view: str) -> list[dict[str, Any]]:
 
 
 def _trash(root: Path) -> dict[str, int]:
-    items = in_trash(root)
-    return {"files": len(items), "bytes": sum(item.path.stat().st_size for item in items)}
+    sizes = []
+    for item in in_trash(root):
+        with contextlib.suppress(FileNotFoundError):  # a collector is at work
+            sizes.append(item.path.stat().st_size)
+    return {"files": len(sizes), "bytes": sum(sizes)}
 
 
 def _folder_bytes(root: Path) -> int:

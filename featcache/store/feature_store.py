@@ -691,7 +691,7 @@ class FeatureStore:
     @property
     def digests(self) -> DigestCache:
         """A fresh view of the private cache of file digests."""
-        return DigestCache(self.path / "index" / "digests.npz")
+        return DigestCache(self.path / "index" / "digests.bin")
 
     @property
     def requests(self) -> RequestCache:

@@ -133,13 +133,14 @@ def collect(store: FeatureStore, *, grace_days: float, dry_run: bool, disk: Disk
     spare = [*needs.spare_shards(), *needs.spare_snapshots()]
     old = [] if pins else [path for path in spare if _since(path) <= due]
     moved = [path for path in old if path.parent.name != "shards" or needs.copies_hold(path.name)]
-    size = sum(path.stat().st_size for path in moved)
+    moved, size = _sizes(moved)
     if not dry_run:
         throw_away(root, moved, now, disk)
         if moved and needs.states != _states(root):
             Needs(store, disk)  # states that were committed between looking and moving: what they miss comes back
     left = set(_shard_names(root))
     gone = [path for path in moved if dry_run or path.name not in left]
+    back = (left - before if needs.restored else set()) | {path.name for path in moved if path not in gone}
 
     def names(paths: Sequence[Path]) -> list[str]:
         return sorted(path.relative_to(root).as_posix() for path in paths)
@@ -147,14 +148,24 @@ def collect(store: FeatureStore, *, grace_days: float, dry_run: bool, disk: Disk
     return GcReport(
         trashed=names(gone),
         deleted=sorted(deleted),
-        restored=sorted(f"shards/{name}" for name in left - before) if deleted or needs.restored else [],
+        restored=sorted(f"shards/{name}" for name in back),
         waiting=names([path for path in spare if path not in old]),
-        held=names([path for path in old if path not in moved]),
+        held=names([path for path in old if path not in moved and path.exists()]),
         pins=pins,
         bytes_trashed=size,
         bytes_deleted=bytes_deleted,
         dry_run=dry_run,
     )
+
+
+def _sizes(paths: Sequence[Path]) -> tuple[list[Path], int]:
+    """Return those files that are still there, and how many bytes they hold."""
+    there, count = [], 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            count += path.stat().st_size
+            there.append(path)
+    return there, count
 
 
 def _shard_names(root: Path) -> list[str]:
@@ -261,11 +272,13 @@ class Needs:
 
         A copy is given up only when the other one has been verified, codes and all.
         """
-        shards = self.store.shards
-        spare = next(shard for shard in shards if shard.path.name == name)
+        spare = next((shard for shard in self.store.shards if shard.path.name == name), None)
+        if spare is None:
+            return False  # somebody else has collected it meanwhile
         keys, views = np.array(spare.array("key")), np.array(spare.array("view_number"))
         for view_number in np.unique(views).tolist():
             home, row = self.store.locate(keys[views == view_number], view_number=view_number)
+            shards = self.store.shards
             for number in np.unique(home[home >= 0]).tolist():
                 other, rows = shards[number], row[home == number]
                 if other is not spare and not _rows_hold(other, rows):

@@ -64,9 +64,13 @@ class ShardSet:
         names = self.names()
         if self._index is not None and names == self._listed:
             return
+        good = [c for c in map(self.open, names) if c is not None]
+        # Somebody may have replaced shards since they were listed: what has gone must be looked for elsewhere.
+        while (again := self.names()) != names:
+            names = again
+            good = [c for c in map(self.open, names) if c is not None]
         self._listed = names
         self._damaged = {name: reason for name, reason in self._damaged.items() if name in names}
-        good = [c for c in map(self.open, names) if c is not None]
         self._open = {c.path.name: c for c in good}
         self._index = RowIndex(self._root / "index", good)
 

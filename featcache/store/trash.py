@@ -62,7 +62,7 @@ def throw_away(root: Path, paths: Sequence[Path], now: float, disk: Disk | None)
     make_folder(trash, disk=disk)
     for path in paths:
         folder = path.parent.relative_to(root).as_posix().replace("/", "+")
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # another collector was there first
             link_or_rename(path, trash / f"{int(now):012d}~{folder}~{path.name}", disk)
     disk.fsync_folder(trash)
     for path in paths:
@@ -77,7 +77,8 @@ def empty(root: Path, due: float, *, dry_run: bool, disk: Disk | None) -> tuple[
     names, count = [], 0
     for item in in_trash(root):
         if item.when <= due:
-            count += item.path.stat().st_size
+            with contextlib.suppress(FileNotFoundError):
+                count += item.path.stat().st_size
             names.append(item.origin.relative_to(root).as_posix())
             if not dry_run:
                 disk.unlink(item.path)

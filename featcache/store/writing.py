@@ -298,12 +298,10 @@ def _pack(header: Mapping[str, Any], block: int) -> bytes:
 
 def _verify_written(path: Path) -> None:
     """Read a finished file back, with our reader and with HDF5's, before anybody else may see it."""
-    import h5py
-
     try:
         with contextlib.closing(Container(path)) as container:
             container.verify()
-            with h5py.File(path, "r", locking=False) as file:
+            with _opened_by_hdf5(path) as file:
                 for name, region in container.regions.items():
                     dataset = file[name]
                     if list(dataset.shape) != region["shape"] or (
@@ -314,3 +312,14 @@ def _verify_written(path: Path) -> None:
         raise OSError(
             f"{path}: the disk did not keep what was written (full or failing?); nothing was published: {error}"
         ) from error
+
+
+def _opened_by_hdf5(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:  # in several lines
+        raise OSError(
+            error.errno or 5, f"HDF5 cannot read back what was written ({' '.join(str(error).split())})"
+        ) from None

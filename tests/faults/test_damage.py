@@ -298,7 +298,7 @@ def test_spoiled_indexes_cost_time_only(harmed):
         rows.write_bytes(data)
         assert digest(FeatureStore.open(path).load()) == truth["main None True"]
     for junk in (b"", b"x", original[:50], original[:-1], b"[]", b"{}", b"null", b"\xff\xfe"):
-        for name in (rows.name, "digests.npz", "requests.json"):
+        for name in (rows.name, "digests.bin", "requests.json"):
             (index / name).write_bytes(junk)
         store = FeatureStore.open(path)
         assert digest(store.load()) == truth["main None True"]
@@ -313,7 +313,7 @@ def test_indexes_in_each_others_place_or_of_another_store_cost_time_only(harmed,
     digests.save()
     assert FeatureStore.open(path).digests.get(stat) == b"\1" * 32
     rows = next((path / "index").glob("rows-*.run"))
-    swap(rows, path / "index" / "digests.npz")
+    swap(rows, path / "index" / "digests.bin")
     store = FeatureStore.open(path)
     assert store.digests.get(stat) is None and digest(store.load()) == truth["main None True"]
     other = FeatureStore.create(tmp_path / "other", SPEC)
