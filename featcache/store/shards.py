@@ -125,6 +125,7 @@ class ShardSet:
         if view_number:
             return shard, row
         if (shard < 0).any():
+            self.refresh()  # once more: a shard that was moved away while we listed them may stand in a compacted one
             self.index.rebuild()
             shard, row = self.find(keys)
         if (shard < 0).any() and self._bring_back(keys[shard < 0]):
@@ -149,26 +150,32 @@ class ShardSet:
             status[mine] = np.where(good, np.where(flagged != 0, CONSTANT, OK), FAILED)
         return status
 
-    def rows(self, shard: np.ndarray, row: np.ndarray, node: str) -> Rows:
-        """Return the rows of one node that `find` found."""
+    def rows(self, shard: np.ndarray, row: np.ndarray, node: str, keys: np.ndarray | None = None) -> Rows:
+        """Return the rows of one node that `find` found; with their keys, from where they lie in order, if they do."""
+        if keys is not None and self._in_order(keys, shard, row):
+            row = int(row[0]) + np.arange(len(row))
         return Rows(self.index.shards, shard, row, node, self.nodes[node])
 
     def span(self, keys: np.ndarray, shard: np.ndarray, row: np.ndarray, node: str) -> np.ndarray | None:
-        """Return the rows of `keys`, found at (shard, row), as a slice of one shard where they lie in order there.
+        """Return the rows of `keys`, found at (shard, row), as a slice of one shard where they lie in order there."""
+        if not self._in_order(keys, shard, row):
+            return None
+        return self.index.shards[int(shard[0])].span("x/" + node, int(row[0]), int(row[0]) + len(keys))
+
+    def _in_order(self, keys: np.ndarray, shard: np.ndarray, row: np.ndarray) -> bool:
+        """Tell whether the rows of `keys`, found at (shard, row), lie in order in one shard.
 
         A compacted shard holds a view's rows in its order, a repeated one as often as the view names it.
         """
-        if not len(keys):
-            return None
+        if not len(keys) or (shard != shard[0]).any():
+            return False
         container, start = self.index.shards[int(shard[0])], int(row[0])
         stop = start + len(keys)
         if stop > container.region("key")["shape"][0]:
-            return None
+            return False
         theirs, good = container.read_rows("key", np.arange(start, stop))
         views, sound = container.read_rows("view_number", np.arange(start, stop))
-        if not (good & sound).all() or bool(views.any()) or not np.array_equal(theirs, keys):
-            return None
-        return container.span("x/" + node, start, stop)
+        return bool((good & sound).all()) and not views.any() and np.array_equal(theirs, keys)
 
     def publish(
         self,
