@@ -254,6 +254,7 @@ def test_retired_states_are_not_listed_and_what_only_they_need_goes(store):
         store.retire("main", [9])
     with pytest.raises(StoreError, match="no view 'nope'"):
         store.retire("nope")
+    assert store.retire("main", [0]) == [], "again: nothing new, and no error"
     assert store.retire("main", [0], undo=True) == [0] and len(store.load("main@0")) == 10
     store.retire("main", [0, 1])
     assert np.array_equal(store.load().X, rows_for(range(10, 20)))

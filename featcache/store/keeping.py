@@ -104,6 +104,9 @@ def _mark(
         if asked is None:
             return False
         raise StoreError(f"{root}: {view}@{number} is not retired, or has been collected; see `featcache info`")
+    if number not in kept and mark.exists():  # once more, since the one who made the mark may not have synced it
+        (disk or DISK).fsync_folder(mark.parent)
+        return False
     if number not in kept:
         raise StoreError(f"{root}: view {view!r} keeps no snapshot {number}; it keeps {listed(kept)}")
     if number == kept[-1] and asked is not None:
@@ -135,7 +138,7 @@ def collect(store: FeatureStore, *, grace_days: float, dry_run: bool, disk: Disk
     moved = [path for path in old if path.parent.name != "shards" or needs.copies_hold(path.name)]
     moved, size = _sizes(moved)
     if not dry_run:
-        throw_away(root, moved, now, disk)
+        throw_away(root, moved, file_system_now(root, disk), disk)
         if moved and needs.states != _states(root):
             Needs(store, disk)  # states that were committed between looking and moving: what they miss comes back
     left = set(_shard_names(root))
@@ -241,11 +244,13 @@ class Needs:
                 f"{self.root}: {int((shard < 0).sum())} images of kept states have no codes; nothing is collected "
                 "before they have: run extract again, or retire those states"
             )
-        shards = self.store.shards
-        self._used |= {shards[n].path.name for n in np.unique(shard).tolist()}
+        self._use(shard)
         for view_number in self._view_numbers() - {0}:
-            shard, _ = self.store.locate(keys, view_number=view_number)
-            self._used |= {shards[n].path.name for n in np.unique(shard[shard >= 0]).tolist()}
+            self._use(self.store.locate(keys, view_number=view_number)[0])
+
+    def _use(self, numbers: np.ndarray) -> None:
+        shards = self.store.shards  # asked for now: each look-up may have found other shards
+        self._used |= {shards[n].path.name for n in np.unique(numbers[numbers >= 0]).tolist()}
 
     def _view_numbers(self) -> set[int]:
         found: set[int] = set()

@@ -128,17 +128,16 @@ class ShardSet:
             self.refresh()  # once more: a shard that was moved away while we listed them may stand in a compacted one
             self.index.rebuild()
             shard, row = self.find(keys)
-        if (shard < 0).any() and self._bring_back(keys[shard < 0]):
+        if (shard < 0).any():
+            self._bring_back(keys[shard < 0])
             shard, row = self.find(keys)
         return shard, row
 
-    def _bring_back(self, keys: np.ndarray) -> bool:
+    def _bring_back(self, keys: np.ndarray) -> None:
         """Take shards out of the trash that hold what is missing; where nothing can be written, it stays missing."""
-        done: list[str] = []
         with contextlib.suppress(OSError):
-            done = bring_back(self._root, keys, self._disk)
+            bring_back(self._root, keys, self._disk)
         self.refresh()
-        return bool(done)
 
     def status(self, keys: np.ndarray) -> np.ndarray:
         """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""

@@ -6,6 +6,7 @@ Moving is linking into the trash, syncing, and only then unlinking, so that no c
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def throw_away(root: Path, paths: Sequence[Path], now: float, disk: Disk | None)
     for path in paths:
         folder = path.parent.relative_to(root).as_posix().replace("/", "+")
         with contextlib.suppress(FileExistsError, FileNotFoundError):  # another collector was there first
-            link_or_rename(path, trash / f"{int(now):012d}~{folder}~{path.name}", disk)
+            link_or_rename(path, trash / f"{math.ceil(now):012d}~{folder}~{path.name}", disk)
     disk.fsync_folder(trash)
     for path in paths:
         disk.unlink(path)
@@ -76,7 +77,7 @@ def empty(root: Path, due: float, *, dry_run: bool, disk: Disk | None) -> tuple[
     disk = disk or DISK
     names, count = [], 0
     for item in in_trash(root):
-        if item.when <= due:
+        if item.when <= math.ceil(due):
             with contextlib.suppress(FileNotFoundError):
                 count += item.path.stat().st_size
             names.append(item.origin.relative_to(root).as_posix())
