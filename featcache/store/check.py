@@ -31,11 +31,16 @@ class CheckReport:
         newest state of a view (where that state itself is damaged: the ids of the newest one that can be read).
     checked : dict
         How many shards, snapshots and bytes were looked at, and whether deeply.
+    repaired : list of dict
+        What a repair did, one per damaged file: ``"file"``, ``"action"``, ``"rows_saved"``, ``"images_lost"`` (how many
+        images of newest states have no codes any more), ``"images"`` (which), ``"note"``, and more by kind of file.
+        Empty without a repair.
     """
 
     ok: bool
     damaged: list[dict[str, Any]]
     checked: dict[str, Any] = field(default_factory=dict)
+    repaired: list[dict[str, Any]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -153,5 +158,6 @@ def _charge(
         # A shard whose keys cannot be read cannot say which they were: what no other shard has is charged to the first.
         unreadable[0]["images"] += lost
     else:
-        reason = f"{len(lost)} images have no codes in any shard"
+        images = f"{len(lost)} images have" if len(lost) > 1 else "1 image has"
+        reason = f"{images} no codes in any shard; run extract again: exactly these are computed"
         damaged.append({"file": f"snapshots/{view}", "reason": reason, "images": lost})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import StoreError
+from .aside import aside_of
 from .entries import CONSTANT, Entries
 from .snapshot import Snapshot, check_view_name, list_snapshots, read_snapshot, used_numbers
 from .trash import in_trash
@@ -49,6 +50,7 @@ def describe(store: FeatureStore, view: str | None) -> dict[str, Any]:
         "columns": sorted(entries.columns),
         "shards": len(store.shards),
         "damaged": sorted(store.damaged.values()),
+        "set_aside": aside_of(store.path),
         "bytes": _folder_bytes(store.path),
         "trash": _trash(store.path),
         "source": dict(state.source) if state is not None else {},

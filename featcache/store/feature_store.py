@@ -593,14 +593,42 @@ class FeatureStore:
             )
         return state
 
-    def check(self, *, deep: bool = False) -> CheckReport:
+    def check(self, *, deep: bool = False, repair: bool = False, untrusted: bool = False) -> CheckReport:
         """Look for damage: structure, sizes and metadata; with `deep`, every checksum of every row group.
+
+        Parameters
+        ----------
+        deep : bool, default=False
+            Compare every checksum.
+        repair : bool, default=False
+            Save what holds of damaged files (each group of rows, each column), then set them aside in ``damaged/``;
+            nothing is deleted. Implies `deep`; the report is of the state afterwards, and says what was done. Codes
+            that were lost are computed by the next `extract`, those and no others.
+        untrusted : bool, default=False
+            Read the store in a child process of bounded memory and time: it may come from a stranger.
 
         Returns
         -------
         CheckReport
-            With `ok` and `damaged` (file, reason, the images it costs).
+            With `ok`, `damaged` (file, reason, the images it costs) and `repaired`.
+
+        Raises
+        ------
+        StoreError
+            When a store that is not trusted is to be repaired.
+        OSError
+            When the disk refuses a repair; nothing that was good is lost, and the repair can be repeated.
         """
+        if repair and untrusted:
+            raise StoreError(f"{self.path}: a store that is not trusted is not repaired; drop one of the two")
+        if repair:
+            from .repair import repair_store
+
+            return repair_store(self, self._disk)
+        if untrusted:
+            from .untrusted import check_untrusted
+
+            return check_untrusted(self.path, deep=deep)
         from .check import check_store
 
         return check_store(self, deep=deep)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["open_regular", "parse_json", "read_at", "read_small", "with_descriptors"]
+from ..errors import StoreError
+
+__all__ = ["open_regular", "parse_json", "read_at", "read_small", "require_permission", "with_descriptors"]
 
 #: A JSON text larger than this is none of ours; nor is one of more brackets or commas. A bracket costs 64 bytes of
 #: memory and more, so that a text of brackets alone would grow thirtyfold.
@@ -86,6 +88,16 @@ def read_small(path: Path, largest: int = _LARGEST_TEXT) -> bytes:
         return read_at(descriptor, largest, 0)
     finally:
         os.close(descriptor)
+
+
+def require_permission(path: Path) -> None:
+    """Refuse to give up a file that may be sound, and that we only may not read: StoreError."""
+    try:
+        os.close(open_regular(path))
+    except PermissionError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}; look at its permissions, then repair") from error
+    except OSError:
+        return
 
 
 def parse_json(text: bytes) -> Any:

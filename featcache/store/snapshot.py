@@ -137,13 +137,16 @@ class Segment:
                 ids.array() if every else ids.take(np.asarray(places)),
                 keys,
                 container.array("status")[rows],
-                _pick(self.texts("error"), container.array("error/code")[rows]),
-                {name: self._column(name, rows) for name in self.attributes["columns"]},
+                self.errors(rows),
+                {name: self.column(name, rows) for name in self.attributes["columns"]},
             )
         except (IndexError, ValueError, OverflowError) as error:
             raise container.damage(f"a column that does not fit: {error}") from error
 
-    def _column(self, name: str, rows: Any) -> np.ndarray:
+    def errors(self, rows: Any) -> np.ndarray:
+        return _pick(self.texts("error"), self.container.array("error/code")[rows])
+
+    def column(self, name: str, rows: Any) -> np.ndarray:
         column = self._stored_column(name, rows)
         if column.ndim != 1:
             raise ValueError(f"column {name!r} of {column.ndim} axes")
@@ -406,9 +409,9 @@ def read_snapshot(root: Path, view: str, number: int, fingerprint: str, verify: 
         expected = {"kind": "snapshot", "view": view, "number": following, "fingerprint": fingerprint}
         if any(found.get(name) != value for name, value in expected.items()):
             raise DamagedStore.at(path, "damaged (another file is in its place); restore the file from a copy")
-        _require_lines(container)
+        require_lines(container)
         segments.append(Segment(container))
-        following = _builds_on(container, following)
+        following = builds_on(container, following)
         if len(segments) > _LONGEST_CHAIN:
             raise container.damage(f"more than {_LONGEST_CHAIN} states that build on each other")
     snapshot = Snapshot(view, number, segments)
@@ -417,7 +420,7 @@ def read_snapshot(root: Path, view: str, number: int, fingerprint: str, verify: 
     return snapshot
 
 
-def _require_lines(container: Container) -> None:
+def require_lines(container: Container) -> None:
     """Refuse a file whose lines are not of the types and shapes that readers take them to be."""
     n = (container.region("status")["shape"] or [0])[0]
     for name, dtype, shape in (
@@ -435,7 +438,7 @@ def _require_lines(container: Container) -> None:
         raise container.damage("keys without checksums")
 
 
-def _builds_on(container: Container, number: int) -> int | None:
+def builds_on(container: Container, number: int) -> int | None:
     """Return the number of the state that a snapshot file builds on: always an earlier one."""
     try:
         onto = container.attributes["onto"]
