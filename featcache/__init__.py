@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Backbone": "backbone",
+    "CodesDataset": "store",
     "EvalProtocol": "evaluation",
     "FeatcacheError": "errors",
     "FeatureSet": "features",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .reporting import Result as Result
     from .softmax import SoftmaxClassifier as SoftmaxClassifier
     from .sources import ImageSource as ImageSource
+    from .store import CodesDataset as CodesDataset
     from .store import FeatureStore as FeatureStore
 
 

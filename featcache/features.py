@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import FeaturesError
 
-__all__ = ["FeatureSet"]
+__all__ = ["FeatureSet", "text_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +95,7 @@ class FeatureSet:
         return array
 
     def _text(self, name: str, values: Any) -> np.ndarray:
-        array = self._column(name, values)
-        return array if array.dtype.kind == "U" else np.asarray([_word(v) for v in array.tolist()], dtype=np.str_)
+        return text_of(self._column(name, values))
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
@@ -182,6 +181,11 @@ def _array(name: str, values: Any) -> np.ndarray:
         raise FeaturesError(
             f"{name}: expected an array, got {type(values).__name__} ({' '.join(str(error).split())})"
         ) from error
+
+
+def text_of(array: np.ndarray) -> np.ndarray:
+    """Return labels, names or groups as text; "" where there is none."""
+    return array if array.dtype.kind == "U" else np.asarray([_word(v) for v in array.tolist()], dtype=np.str_)
 
 
 def _word(value: Any) -> str:

@@ -3,7 +3,8 @@
 The format is described in docs/file-format.md. Rooms, from the outside inwards: `feature_store` (the public face);
 `check`, `keeping` (retire, gc), `trash`, `pins`, `compacting`, `describe`; `snapshot` (states and commits), `entries`
 and `texts` (the table of a view); `shards` (all rows as one set), `index`, `digests` and `private` (disposable caches),
-`loading` (rows gathered); `container` (reading one file), `writing` (making one), `header` (store.json). h5py and NumPy
+`training`, `access` and `streaming` (a view as a data set and as an array), `blocks` (shuffling), `loading` (rows
+gathered); `container` (reading one file), `writing` (making one), `header` (store.json). h5py and NumPy
 only: no torch, no scikit-learn.
 """
 
@@ -11,6 +12,7 @@ from .check import CheckReport
 from .entries import CONSTANT, FAILED, NO_KEY, OK, Entries
 from .feature_store import FeatureStore
 from .snapshot import Snapshot, check_view_name, parse_state
+from .training import CodesDataset
 
 __all__ = [
     "CONSTANT",
@@ -18,6 +20,7 @@ __all__ = [
     "NO_KEY",
     "OK",
     "CheckReport",
+    "CodesDataset",
     "Entries",
     "FeatureStore",
     "Snapshot",

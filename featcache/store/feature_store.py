@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .check import CheckReport
     from .compacting import CompactReport
     from .keeping import GcReport
+    from .training import CodesDataset
 
 __all__ = ["FeatureStore"]
 
@@ -503,6 +504,56 @@ class FeatureStore:
             fingerprint=self.fingerprint,
             columns=dict(entries.columns),
             name=self.path.name,
+        )
+
+    def dataset(
+        self,
+        view: str = "main",
+        *,
+        node: str | None = None,
+        snapshot: int | None = None,
+        label: str | None = None,
+        group: str | None = None,
+        split: str | None = None,
+        rows: np.ndarray | Sequence[int] | None = None,
+        unlabelled: bool = False,
+    ) -> CodesDataset:
+        """Open a view as a data set to train on, for PyTorch's DataLoader or plain NumPy; nothing is read yet.
+
+        Parameters
+        ----------
+        view : str, default="main"
+            Name of the view; "main@3" names a state, too.
+        node, snapshot, label, group, split
+            As of `load`.
+        rows : array-like, default=None
+            Rows of the view (numbers in the order of `load`, repeats allowed, or a mask); all when not given.
+        unlabelled : bool, default=False
+            Keep rows without a label, as class −1; otherwise they are left out.
+
+        Returns
+        -------
+        CodesDataset
+            Of this very state, whatever is committed later, in this process and in those that it is sent to.
+
+        Raises
+        ------
+        StoreError
+            When the view, node or column does not exist, or no row has a label.
+        DamagedStore
+            When a file that is needed is damaged.
+        """
+        from .training import CodesDataset
+
+        return CodesDataset.of(
+            self,
+            view,
+            node=self._choose_node(node),
+            verify=self._verify,
+            snapshot=snapshot,
+            roles=dict(zip(_ROLES, (label, group, split), strict=True)),
+            rows=rows,
+            unlabelled=unlabelled,
         )
 
     def _choose_node(self, node: str | None) -> str:
