@@ -378,3 +378,28 @@ def test_a_header_that_points_outside_the_file_is_refused(store, tmp_path):
     path.write_bytes(data)
     with pytest.raises(DamagedStore, match="of type 'object'"):
         Container(path)
+
+
+def test_rows_found_stay_right_while_other_threads_publish_and_compact(store):
+    """Numbers of shards do not shift: a compacted shard's name is last, so later ones come in before it."""
+    store.append(keys_for(range(50)), {"flatten": rows_for(range(50))})
+    store.commit(entries_for(range(50)))
+    store.compact()
+    stop, wrong = threading.Event(), []
+
+    def read():
+        rng = np.random.default_rng(threading.get_ident())
+        while not stop.is_set():
+            some = rng.permutation(50)[:20]
+            if not np.array_equal(store.codes(keys_for(some), "flatten"), rows_for(some)):
+                wrong.append(some)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    [t.start() for t in threads]
+    for n in range(50, 75):
+        store.append(keys_for([n]), {"flatten": rows_for([n])})
+        if n % 5 == 0:
+            store.refresh()
+    stop.set()
+    [t.join() for t in threads]
+    assert not wrong and np.array_equal(store.codes(keys_for(range(75)), "flatten"), rows_for(range(75)))

@@ -106,17 +106,13 @@ class FeatureStore:
         self.spec: dict[str, Any] = header["spec"]
         self.fingerprint: str = header["fingerprint"]
         self.locator: dict[str, Any] = header.get("locator") or {}
-        self._shards = self._fresh_shards()
-
-    def _fresh_shards(self) -> ShardSet:
-        return ShardSet(self.path, self.fingerprint, self._verify, self._disk)
+        self._shards = ShardSet(self.path, self.fingerprint, self._verify, self._disk)
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}, fingerprint={self.fingerprint[:12]!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps and indexes are opened afresh in each process: safe with fork, spawn and pickle alike.
-        return {**self.__dict__, "_shards": self._fresh_shards(), "report": None}
+        return {**self.__dict__, "report": None}
 
     # -- opening ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,20 +129,30 @@ class RowIndex:
     ----------
     folder : Path
         The private folder.
-    shards : sequence of Container
-        In the order that breaks ties: of rows with equal keys the last shard's is used.
+    shards : list of Container
+        Grows, and is never reordered, so that a number found stays right whatever other threads do.
+    live : iterable of int
+        Numbers of the shards that count. Of rows with equal keys that of the shard whose name is last is used.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Container]) -> None:
+    def __init__(self, folder: Path, shards: list[Container], live: Iterable[int]) -> None:
         self._folder = folder
-        self.shards = list(shards)
+        self.shards = shards
         #: Damaged parts that look-ups met: name of the shard → reason.
         self.damaged: dict[str, str] = {}
         self._runs: list[_Run] = []
-        self._number = {_identity(shard): i for i, shard in enumerate(self.shards)}
+        self._number = {_identity(shards[n]): n for n in live}
+        self._rank = self._ranks()
         #: Shards some of whose keys could not be read: what is known of them is not kept.
         self._unsound: set[str] = set()
         self._adopt()
+
+    def _ranks(self) -> np.ndarray:
+        """Return the place of each shard among the names of those that count: int64, −1 for the others."""
+        ranks = np.full(len(self.shards), -1, dtype=np.int64)
+        order = sorted(self._number.values(), key=lambda n: self.shards[n].path.name)
+        ranks[order] = np.arange(len(order))
+        return ranks
 
     def _adopt(self) -> None:
         """Take over the runs that were kept, and read the shards that none of them covers."""
@@ -174,13 +184,12 @@ class RowIndex:
         self._read({name: self.shards[number] for name, number in self._number.items()})
         self.save()
 
-    def add(self, shard: Container) -> None:
-        """Take in one more shard."""
-        self.shards.append(shard)
-        # By name again, since the last one counts; another host's clock may be behind.
-        self.shards = sorted(self.shards, key=lambda s: s.path.name)
-        self._number = {_identity(s): i for i, s in enumerate(self.shards)}
-        self._read({_identity(shard): shard})
+    def add(self, number: int) -> None:
+        """Take in one more of the shards."""
+        name = _identity(self.shards[number])
+        self._number[name] = number
+        self._rank = self._ranks()
+        self._read({name: self.shards[number]})  # last: whoever finds the run finds the rest
 
     def save(self) -> None:
         """Keep what is new, and drop the files that no run needs any more."""
@@ -213,19 +222,23 @@ class RowIndex:
         keys = np.ascontiguousarray(keys, dtype="u1").reshape(-1, 32)
         shard, row = np.full(len(keys), -1, dtype=np.int64), np.full(len(keys), -1, dtype=np.int64)
         wanted = _prefixes(keys)
+        best = np.full(len(keys), -1, dtype=np.int64)
         # In order, so that a search finds in the cache what the one before it left there.
         order = np.argsort(wanted)
         keys, wanted = keys[order], wanted[order]
-        for run in list(self._runs):  # another thread may add one meanwhile
+        runs = list(self._runs)  # before the ranks: another thread may add one meanwhile
+        ranks = self._rank
+        for run in runs:
             number = np.asarray([self._number.get(name, -1) for name in run.shards], dtype=np.int64)
             for place, local, rows in run.candidates(wanted):
                 inside = np.flatnonzero(local < len(number))
                 found = number[local[inside]]
-                better = found > shard[place[inside]]
+                better = (found >= 0) & (ranks[found] > best[place[inside]])
                 inside, found = inside[better], found[better]
                 match = self._matches(found, rows[inside], keys[place[inside]], view_number)
                 hit = place[inside[match]]
                 shard[hit], row[hit] = found[match], rows[inside[match]]
+                best[hit] = ranks[shard[hit]]
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return shard[back], row[back]
@@ -247,10 +260,6 @@ class RowIndex:
                 self.damaged[shard.path.name] = str(shard.damage("the checksum of some of its keys does not match"))
             match[mine] = (theirs == keys[mine]).all(axis=1) & (views == view_number) & good & sound
         return match
-
-    def rows_of(self, numbers: Iterable[int]) -> int:
-        """Return how many rows some shards hold."""
-        return sum(int(self.shards[n].region("key")["shape"][0]) for n in numbers)
 
 
 class RequestCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,10 +44,17 @@ class ShardSet:
 
     def __init__(self, root: Path, fingerprint: str, verify: str, disk: Disk | None) -> None:
         self._root, self._fingerprint, self._verify, self._disk = root, fingerprint, verify, disk
-        self._open: dict[str, Container] = {}
+        #: All shards opened so far, also those that have been moved away since: numbers stay what they are.
+        self._numbered: list[Container] = []
+        self._open: dict[str, int] = {}
         self._damaged: dict[str, str] = {}
         self._index: RowIndex | None = None
         self._listed: list[str] = []
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Opened afresh in another process: no handle, map or lock travels.
+        return ShardSet, (self._root, self._fingerprint, self._verify, self._disk)
 
     @property
     def folder(self) -> Path:
@@ -61,27 +69,37 @@ class ShardSet:
 
     def refresh(self) -> None:
         """Look for shards that came, went or were set aside meanwhile."""
+        with self._lock:
+            self._refresh()
+
+    def _refresh(self) -> None:
         names = self.names()
         if self._index is not None and names == self._listed:
             return
-        good = [c for c in map(self.open, names) if c is not None]
+        good = [n for n in map(self._open_shard, names) if n is not None]
         # Somebody may have replaced shards since they were listed: what has gone must be looked for elsewhere.
         while (again := self.names()) != names:
             names = again
-            good = [c for c in map(self.open, names) if c is not None]
+            good = [n for n in map(self._open_shard, names) if n is not None]
         self._listed = names
         self._damaged = {name: reason for name, reason in self._damaged.items() if name in names}
-        self._open = {c.path.name: c for c in good}
-        self._index = RowIndex(self._root / "index", good)
+        self._open = {self._numbered[n].path.name: n for n in good}
+        self._index = RowIndex(self._root / "index", self._numbered, good)
 
     def open(self, name: str) -> Container | None:
-        """Return a shard, None when it is damaged (see `damaged`) or has been moved away."""
+        """Return a shard by name, None when it is damaged (see `damaged`) or has been moved away."""
+        number = self._open_shard(name)
+        return None if number is None else self._numbered[number]
+
+    def _open_shard(self, name: str) -> int | None:
+        """Return a shard's number, None when it is damaged (see `damaged`) or has been moved away."""
         if name not in self._open:
             path = self.folder / name
             try:
                 shard = Container(path, self._verify)
                 _require_shard(shard, self._fingerprint)
-                self._open[name] = shard
+                self._numbered.append(shard)
+                self._open[name] = len(self._numbered) - 1
                 self._damaged.pop(name, None)
             except DamagedStore as error:
                 if path.is_symlink() or path.exists():
@@ -99,7 +117,7 @@ class ShardSet:
 
     @property
     def all(self) -> list[Container]:
-        """The readable shards, oldest first, compacted ones last."""
+        """The readable shards by number: as they were opened, by name, then as they came."""
         return list(self.index.shards)
 
     @property
@@ -188,7 +206,6 @@ class ShardSet:
     ) -> str:
         """Write one shard; when this returns, it survives a crash. Returns its name."""
         name = prefix + unique_name(".h5")
-        index = self.index  # read before the new shard exists, so that it is taken in exactly once
         write_container(
             self._root / "tmp",
             name,
@@ -210,12 +227,18 @@ class ShardSet:
             },
             disk=self._disk,
         )
-        shard = self.open(name)
-        if shard is None:
-            raise DamagedStore(self._damaged.get(name, f"{self.folder / name}: gone as soon as it was written"))
-        index.add(shard)
-        self._listed = sorted([*self._listed, name])
+        self._take_in(name)
         return name
+
+    def _take_in(self, name: str) -> None:
+        """Know a shard that was published just now, unless somebody's refresh was faster."""
+        with self._lock:
+            number = self._open_shard(name)
+            if number is None:
+                raise DamagedStore(self._damaged.get(name, f"{self.folder / name}: gone as soon as it was written"))
+            if self._index is not None and name not in self._listed:
+                self._index.add(number)
+                self._listed = sorted([*self._listed, name])
 
     def require_alike(self, where: Path, keys: np.ndarray, rows: Mapping[str, np.ndarray], flags: np.ndarray) -> None:
         """Refuse rows that readers could not read together with those that are there."""

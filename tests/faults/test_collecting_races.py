@@ -43,7 +43,7 @@ def compact_and_collect(path):
     ids=["load", "has"],
 )
 def test_shards_replaced_between_listing_and_opening(path, monkeypatch, read):
-    meanwhile(monkeypatch, ShardSet, "open", lambda: compact_and_collect(path))
+    meanwhile(monkeypatch, ShardSet, "_open_shard", lambda: compact_and_collect(path))
     assert read(FeatureStore.open(path))
 
 
