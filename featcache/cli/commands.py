@@ -244,50 +244,26 @@ def info(
 def check(
     store: Store,
     deep: Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only structure and sizes.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Save what holds of damaged files, then set them aside; implies --deep.")
+    ] = False,
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="Read a stranger's store in a process of limited memory and time.")
+    ] = False,
     audit: Annotated[int, typer.Option("--audit", min=0, help="Compute so many random rows again.", metavar="N")] = 0,
     source: Annotated[str | None, typer.Option("--source", help="For --audit: where the images are now.")] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="For --audit: where the weights are now.")] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Look for damage; exit status 3 when there is any."""
-    from ..errors import DamagedStore
-    from ..store import FeatureStore
-    from . import show
+    """Look for damage; exit status 3 when there is any, or images must be extracted again."""
+    from .checking import check_store
 
-    try:
-        report = FeatureStore.open(store).check(deep=deep)
-        ok, damaged, checked = report.ok, report.damaged, report.checked
-    except DamagedStore as error:  # store.json itself: without it nothing else can be looked at
-        reason = str(error).removeprefix(f"{error.file}: ")
-        damaged = [{"file": "store.json", "reason": reason, "images": []}]
-        ok, checked = False, {"shards": 0, "snapshots": 0, "bytes": 0, "deep": deep}
-    audited: dict[str, Any] | None = None
-    if audit and ok:
-        from ..extraction.audit import audit as run_audit
-
-        try:
-            audited = run_audit(store, audit, source=source, weights=weights, device=device).as_dict()
-        except DamagedStore as error:  # in the rows that were to be compared
-            damaged, ok = [{"file": Path(error.file).name, "reason": str(error), "images": []}], False
-    if as_json:
-        show.as_json(
-            {
-                "ok": ok and (audited or {}).get("ok", True),
-                "damaged": damaged,
-                **checked,
-                **({"audit": audited} if audited else {}),
-            }
-        )
-    else:
-        looked = f"{checked['shards']} shards, {checked['snapshots']} snapshots"
-        show.say(f"{store}: {'ok' if ok else f'{len(damaged)} damaged files'} ({looked})")
-        for item in damaged:
-            lost = f"; costs {len(item['images'])} images: {', '.join(item['images'][:5])}" if item["images"] else ""
-            show.say(f"  {item['file']}: {item['reason']}{lost}")
-        if audited:
-            show.audit(audited)
-    if not ok or (audited and not audited["ok"]):
+    if untrusted and (repair or audit):
+        raise typer.BadParameter("a store that is not trusted is only read: drop --repair and --audit")
+    options = {"source": source, "weights": weights, "device": device}
+    ask: dict[str, Any] = {"deep": deep, "repair": repair, "untrusted": untrusted, "as_json": as_json}
+    if not check_store(store, audit=audit, audit_options=options, **ask):
         raise typer.Exit(3)
 
 
