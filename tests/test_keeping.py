@@ -361,11 +361,13 @@ def test_two_states_compared(store):
     found = store.diff("main@0", "main")
     assert found["before"] == "main@0" and found["after"] == "main@1"
     assert found["added"] == ["0010.jpg", "0011.jpg"] and found["removed"] == ["0000.jpg", "0001.jpg"]
-    assert found["changed"] == ["0005.jpg"] and found["columns"] == {"label": 1}
+    assert found["moved"] == [] and found["changed"] == ["0005.jpg"] and found["columns"] == {"label": 1}
     assert found["relabelled"] == [{"id": "0002.jpg", "before": "a", "after": "z"}]
     same = store.diff("main", "main@1")
     assert not any(same[k] for k in ("added", "removed", "changed", "relabelled", "columns"))
     assert [row["images"] for row in store.history()] == [10, 10]
+    store.commit(entries_for([30, *range(3, 12)], contents=[2, 3, 4, 15, *range(6, 12)]), roles={"label": "label"})
+    assert store.diff("main@1", "main")["moved"] == [{"before": "0002.jpg", "after": "0030.jpg"}]
     for wrong in ("main@7", "nope", "main@x", "main@-1", "@1", ""):
         with pytest.raises(StoreError):
             store.diff("main", wrong)

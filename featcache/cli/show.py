@@ -165,7 +165,8 @@ def info(info: Mapping[str, Any]) -> None:
 def diff(found: Mapping[str, Any]) -> None:
     """Print how two states differ."""
     counts = [f"{len(found[what])} {what}" for what in ("added", "removed", "changed", "relabelled")]
-    say(f"{found['before']} → {found['after']}: {', '.join(counts)}")
+    moved = f" ({len(found['moved'])} of them moved)" if found["moved"] else ""
+    say(f"{found['before']} → {found['after']}: {', '.join(counts[:2])}{moved}, {', '.join(counts[2:])}")
     for sign, what in (("+", "added"), ("-", "removed"), ("~", "changed")):
         for name in found[what][:10]:
             say(plain(f"  {sign} {name}"))

@@ -110,11 +110,21 @@ def difference(before: Snapshot, after: Snapshot) -> dict[str, Any]:
         "after": after.name,
         "added": b.ids[~common].tolist(),
         "removed": a.ids[~np.isin(a.ids, b.ids)].tolist(),
+        "moved": _moved(a.take(~np.isin(a.ids, b.ids)), b.take(~common)),
         "changed": new.ids[changed].tolist(),
         "relabelled": _relabelled(old, new, before.roles.get("label"), after.roles.get("label")),
         "failed_now": new.ids[~status & ~new.stored].tolist(),
         "columns": columns,
     }
+
+
+def _moved(gone: Entries, come: Entries) -> list[dict[str, str]]:
+    """Pair ids that went with ids that came of the same content, in order."""
+    there: dict[bytes, list[str]] = {}
+    for name, key in zip(gone.ids[gone.stored].tolist(), gone.keys[gone.stored], strict=True):
+        there.setdefault(key.tobytes(), []).append(name)
+    pairs = zip(come.ids[come.stored].tolist(), come.keys[come.stored], strict=True)
+    return [{"before": names.pop(0), "after": new} for new, key in pairs if (names := there.get(key.tobytes()))]
 
 
 def _only(entries: Entries, name: str) -> dict[str, np.ndarray]:

@@ -620,8 +620,9 @@ class FeatureStore:
         Returns
         -------
         dict
-            Ids that were "added", "removed", "changed" (other content); "relabelled" (``{"id", "before", "after"}``);
-            "failed_now"; and "columns": how many values differ in which.
+            Ids that were "added", "removed", "changed" (other content); "moved" (``{"before", "after"}``: ids among
+            them that went and came with the same content); "relabelled" (``{"id", "before", "after"}``); "failed_now";
+            and "columns": how many values differ in which.
 
         Raises
         ------
