@@ -127,9 +127,7 @@ class CodesDataset:
         """Open a data set and look its rows up; see `FeatureStore.dataset`."""
         view, number = parse_state(view)
         if number is not None and snapshot not in (None, number):
-            raise StoreError(
-                f"view {view}@{number}: a state, and snapshot={snapshot} names another one; drop one of them"
-            )
+            raise StoreError(f"view {view}@{number}: snapshot={snapshot} names another state; drop one of them")
         snapshot = snapshot if number is None else number
         state = store.snapshot(view, snapshot)
         if state is None:
