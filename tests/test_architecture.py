@@ -20,7 +20,7 @@ HEAVY = {"torch", "torchvision", "sklearn", "h5py", "PIL", "matplotlib", "rich",
 def import_table():
     """Return module → (own modules it may import, third parties it may import) from ARCHITECTURE.md."""
     text = (REPOSITORY / "ARCHITECTURE.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", text, re.M)
+    rows = re.findall(r"^\| `(\w+)` \|([^|\n]*)\|([^|\n]*)\|", text, re.M)
     assert len(rows) > 10
     return {name: (set(re.findall(r"`(\w+)`", own)), set(re.findall(r"`(\w+)`", third))) for name, own, third in rows}
 

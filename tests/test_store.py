@@ -12,7 +12,7 @@ from featcache.errors import DamagedStore, NotAStore, SpecMismatch, StoreError, 
 from featcache.store import CONSTANT, FAILED, OK, Entries, FeatureStore
 from featcache.store.container import Container
 from featcache.store.header import checksum
-from featcache.store.snapshot import Change
+from featcache.store.snapshot import change_between
 from featcache.store.texts import pack_text, unpack_text
 
 SPEC = {"version": 1, "preprocess": {"crop": 224}, "dtype": "float32"}
@@ -335,12 +335,12 @@ def test_text_round_trips(texts):
 def test_a_change_is_what_turns_one_state_into_the_other(store):
     store.append(keys_for(range(6)), {"flatten": rows_for(range(6))})
     old, new = entries_for([1, 2, 3]), entries_for([2, 3, 4], labels=["c2", "other", "c1"])
-    change = Change.between(store.commit(old), new, keep_old=False)
+    change = change_between(store.commit(old), new, keep_old=False)
     assert change.upserts.ids.tolist() == ["img00003.jpg", "img00004.jpg"] and change.removed.tolist() == [
         "img00001.jpg"
     ]
     assert change.apply(old).ids.tolist() == new.ids.tolist()
-    assert not Change.between(store.commit(new), new, keep_old=False)
+    assert not change_between(store.commit(new), new, keep_old=False)
 
 
 def test_entries_refuse_repeated_ids_and_ragged_columns():

@@ -11,8 +11,9 @@ only: no torch, no scikit-learn.
 from .check import CheckReport
 from .entries import CONSTANT, FAILED, NO_KEY, OK, Entries
 from .feature_store import FeatureStore
-from .snapshot import Snapshot, check_view_name, parse_state
+from .snapshot import Snapshot
 from .training import CodesDataset
+from .views import check_view_name, parse_state
 
 __all__ = [
     "CONSTANT",

@@ -12,8 +12,9 @@ import numpy as np
 from ..errors import StoreError
 from .aside import aside_of
 from .entries import CONSTANT, Entries
-from .snapshot import Snapshot, check_view_name, list_snapshots, read_snapshot, used_numbers
+from .snapshot import Snapshot, read_snapshot
 from .trash import in_trash
+from .views import check_view_name, list_snapshots, used_numbers
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import fingerprint as identity
-from ..errors import DamagedStore, MissingCodes, SpecMismatch, StoreError
+from ..errors import DamagedStore, MissingCodes, StoreError
 from ..features import FeatureSet
-from ..files import DISK, Disk, make_folder, remove_stale
 from . import keeping
-from .container import Container
-from .digests import DigestCache
 from .entries import Entries
-from .header import FOLDERS, check_place, lay_out, read_header, require_own_folders
-from .index import RequestCache
-from .pins import hold_pin
-from .shards import ShardSet
-from .snapshot import (
-    Change,
-    Snapshot,
-    check_view_name,
-    list_snapshots,
-    listed,
-    parse_state,
-    publish_snapshot,
-    read_snapshot,
-    view_names,
-)
+from .row_store import RowStore
+from .snapshot import Snapshot, change_between, publish_snapshot, read_snapshot
+from .views import check_view_name, list_snapshots, listed, parse_state, view_names
 
 if TYPE_CHECKING:
     from .check import CheckReport
@@ -44,20 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["FeatureStore"]
 
 _ROLES = ("label", "group", "split")
-_STALE_SECONDS = 86_400.0
-#: What a process that was killed may leave behind: folder, pattern of the names.
-_LEFTOVERS = (
-    ("tmp", "*"),
-    ("pins", ".*.tmp"),
-    ("index", ".*.tmp"),
-    ("index", "gathered-*"),
-    ("", ".store.json.*.tmp"),
-)
 #: Where another writer holds a snapshot's number (file systems without links), ask again after so long.
 _CLAIMED_SECONDS = 0.05
 
 
-class FeatureStore:
+class FeatureStore(RowStore):
     """A store of CNN codes on disk.
 
     Use `FeatureStore.open` or `FeatureStore.create`. Any number of processes may read and write one store at once;
@@ -93,220 +65,6 @@ class FeatureStore:
     >>> store.has(key).tolist()
     [True]
     """
-
-    def __init__(self, path: str | os.PathLike[str], *, verify: str = "touch", disk: Disk | None = None) -> None:
-        if verify not in ("touch", "always", "off"):
-            raise ValueError(f"verify: expected 'touch', 'always' or 'off', got {verify!r}")
-        self.path = Path(path)
-        self.report: Any = None
-        self._verify = verify
-        self._disk = disk
-        header = read_header(self.path)
-        require_own_folders(self.path)
-        self.spec: dict[str, Any] = header["spec"]
-        self.fingerprint: str = header["fingerprint"]
-        self.locator: dict[str, Any] = header.get("locator") or {}
-        self._shards = ShardSet(self.path, self.fingerprint, self._verify, self._disk)
-
-    def __repr__(self) -> str:
-        return f"FeatureStore({str(self.path)!r}, fingerprint={self.fingerprint[:12]!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "report": None}
-
-    # -- opening ---------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: str = "touch", disk: Disk | None = None) -> FeatureStore:
-        """Open an existing store.
-
-        Raises
-        ------
-        NotAStore
-            When there is none at `path`.
-        StoreTooNew
-            When a newer featcache wrote it.
-        DamagedStore
-            When its store.json is damaged.
-        """
-        return cls(path, verify=verify, disk=disk)
-
-    @classmethod
-    def create(
-        cls,
-        path: str | os.PathLike[str],
-        spec: Mapping[str, Any],
-        *,
-        locator: Mapping[str, Any] | None = None,
-        verify: str = "touch",
-        disk: Disk | None = None,
-    ) -> FeatureStore:
-        """Create a store, or adopt the one that is there when its spec is the same.
-
-        Parameters
-        ----------
-        path : path-like
-            A folder that does not exist, is empty, or is a store.
-        spec : mapping
-            The extraction spec.
-        locator : mapping, default=None
-            Where the weights came from.
-        verify, disk
-            As in the constructor.
-
-        Returns
-        -------
-        FeatureStore
-
-        Raises
-        ------
-        SpecMismatch
-            When the store there holds codes of another spec; the store is untouched.
-        StoreError
-            When the folder holds other things, or cannot be written.
-        """
-        root = Path(path)
-        if not (root / "store.json").exists():
-            lay_out(root, dict(spec), dict(locator or {}), disk)
-        store = cls(root, verify=verify, disk=disk)
-        store.prepare(spec)
-        return store
-
-    @staticmethod
-    def check_place(path: str | os.PathLike[str]) -> None:
-        """Raise StoreError when `create` would for what is at `path`: a file, or a folder that holds other things."""
-        check_place(Path(path))
-
-    def prepare(self, spec: Mapping[str, Any]) -> None:
-        """Make ready for writing codes of `spec`, or raise SpecMismatch; sweep what dead writers left."""
-        self.require(spec)
-        for name in FOLDERS:
-            make_folder(self.path / name, disk=self._disk)
-        # Whoever made the store may have died before syncing it; rows are only as durable as the way to them.
-        for holder in (self.path, self.path.absolute().parent):
-            (self._disk or DISK).fsync_folder(holder)
-        for folder, names in _LEFTOVERS:
-            remove_stale(self.path / folder, _STALE_SECONDS, names=names, disk=self._disk)
-
-    def require(self, spec: Mapping[str, Any]) -> None:
-        """Raise SpecMismatch, with every difference, unless `spec` is this store's."""
-        if identity.fingerprint(spec) != self.fingerprint:
-            difference = "; ".join(identity.describe_difference(self.spec, spec)) or "the form of the spec"
-            raise SpecMismatch(
-                f"{self.path}: the store holds other codes than these would be ({difference}); "
-                "give another store with -o, or the store's own settings"
-            )
-
-    # -- shards ----------------------------------------------------------------------------------------------------
-
-    def refresh(self) -> None:
-        """Look for shards that other writers have published meanwhile."""
-        self._shards.refresh()
-
-    @property
-    def shards(self) -> list[Container]:
-        """The readable shards: oldest first, compacted ones last."""
-        return self._shards.all
-
-    @property
-    def damaged(self) -> dict[str, str]:
-        """Shards that cannot be read, with the reason; their rows count as missing."""
-        return self._shards.damaged
-
-    def has(self, keys: np.ndarray, *, view_number: int = 0) -> np.ndarray:
-        """Tell which content keys have a row of codes.
-
-        Parameters
-        ----------
-        keys : ndarray of uint8 of shape (n, 32)
-            Content keys.
-        view_number : int, default=0
-            0 = the plain image, 1… = augmented views.
-
-        Returns
-        -------
-        ndarray of bool of shape (n,)
-        """
-        return self._shards.find(keys, view_number)[0] >= 0
-
-    def locate(self, keys: np.ndarray, *, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return where each key's row lies: number in `shards` and row, −1 where there is none after a fresh look."""
-        return self._shards.find_all(keys, view_number)
-
-    def status(self, keys: np.ndarray) -> np.ndarray:
-        """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""
-        return self._shards.status(keys)
-
-    def codes(self, keys: np.ndarray, node: str) -> np.ndarray:
-        """Return the stored codes of some keys as float32 of shape (n, *shape); all of them must be there."""
-        shard, row = self._shards.find(keys)
-        if (shard < 0).any():
-            raise StoreError(f"{self.path}: {int((shard < 0).sum())} of {len(keys)} keys have no codes in the store")
-        return self._shards.rows(shard, row, node).gather()
-
-    def append(
-        self,
-        keys: np.ndarray,
-        codes: Mapping[str, np.ndarray],
-        *,
-        constant: np.ndarray | None = None,
-        computed: Mapping[str, Any] | None = None,
-        view_number: int = 0,
-    ) -> str:
-        """Publish rows of codes: when this returns, they survive a crash.
-
-        Parameters
-        ----------
-        keys : ndarray of uint8 of shape (n, 32)
-            Content keys.
-        codes : mapping of str to ndarray of shape (n, *shape)
-            One array per node; stored in the spec's dtype.
-        constant : ndarray of bool of shape (n,), default=None
-            Rows whose codes are all equal: stored, usable, and flagged.
-        computed : mapping, default=None
-            How: device, mode, versions. Recorded, never part of the identity.
-        view_number : int, default=0
-            0 = the plain image, 1… = augmented views.
-
-        Returns
-        -------
-        str
-            Name of the shard.
-
-        Raises
-        ------
-        OSError
-            When the disk refuses; nothing has been published, earlier rows are unharmed.
-        StoreError
-            When the arrays do not belong together or hold NaN or Inf.
-        """
-        keys = np.ascontiguousarray(keys, dtype="u1")
-        rows = {node: self._stored(node, array, len(keys)) for node, array in codes.items()}
-        flags = np.zeros(len(keys), "u1") if constant is None else np.asarray(constant, dtype="u1")
-        self._shards.require_alike(self.path, keys, rows, flags)
-        return self._shards.publish(
-            keys,
-            rows,
-            view_number=np.full(len(keys), view_number),
-            constant=flags,
-            attributes={"computed": dict(computed or {}), **self._about()},
-        )
-
-    def _about(self) -> dict[str, Any]:
-        """What each shard says about the store, so that one shard is enough to know what its codes are."""
-        return {"spec": self.spec, "locator": self.locator}
-
-    def _stored(self, node: str, array: np.ndarray, n: int) -> np.ndarray:
-        array = np.asarray(array)
-        if array.ndim < 2 or len(array) != n:
-            raise StoreError(f"{self.path}: node {node!r}: expected {n} rows of codes, got shape {array.shape}")
-        stored = array.astype(np.dtype(self.spec.get("dtype", "float32")).newbyteorder("<"), copy=False)
-        if not np.isfinite(stored).all():
-            raise StoreError(
-                f"{self.path}: node {node!r}: NaN or Inf among the codes (as {stored.dtype}); "
-                "such images belong in the ledger"
-            )
-        return stored
 
     # -- views and snapshots ---------------------------------------------------------------------------------------
 
@@ -396,7 +154,7 @@ class FeatureStore:
         check_view_name(view)
         self._resolve(entries)
         head = parent if parent is not None else self.snapshot(view)
-        change = Change.between(head, entries, keep_old=keep_old)
+        change = change_between(head, entries, keep_old=keep_old)
         self._shards.index.save()
         while True:
             new_roles = {**(head.roles if head else {}), **(roles or {})}
@@ -438,11 +196,6 @@ class FeatureStore:
         return shard, row
 
     # -- reading ---------------------------------------------------------------------------------------------------
-
-    @property
-    def nodes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one row per node, from the newest shard; empty before the first one."""
-        return self._shards.nodes
 
     def load(
         self,
@@ -757,19 +510,3 @@ class FeatureStore:
         from .compacting import compact_store
 
         return compact_store(self, self._shards, view)
-
-    def pin(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which `gc`, anywhere, moves nothing that this writer may count on."""
-        return hold_pin(self.path, self._disk)
-
-    # -- what the joiners use --------------------------------------------------------------------------------------
-
-    @property
-    def digests(self) -> DigestCache:
-        """A fresh view of the private cache of file digests."""
-        return DigestCache(self.path / "index" / "digests.bin")
-
-    @property
-    def requests(self) -> RequestCache:
-        """A fresh view of the private cache of requests."""
-        return RequestCache(self.path / "index" / "requests.json")

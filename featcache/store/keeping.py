@@ -23,8 +23,9 @@ import numpy as np
 from ..errors import DamagedStore, StoreError
 from ..files import DISK, Disk, make_folder, publish_bytes
 from .pins import file_system_now, live_pins
-from .snapshot import Snapshot, check_view_name, list_snapshots, listed, snapshot_path, used_numbers, view_names
+from .snapshot import Snapshot
 from .trash import empty, throw_away
+from .views import check_view_name, list_snapshots, listed, snapshot_path, used_numbers, view_names
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore

@@ -22,18 +22,9 @@ from .aside import set_aside
 from .entries import FAILED, Entries
 from .layout import Wreck
 from .safely import require_permission
-from .snapshot import (
-    Change,
-    Segment,
-    Snapshot,
-    builds_on,
-    list_snapshots,
-    publish_snapshot,
-    read_snapshot,
-    require_lines,
-    snapshot_path,
-    used_numbers,
-)
+from .segment import Change, Segment, builds_on, require_lines
+from .snapshot import Snapshot, publish_snapshot, read_snapshot
+from .views import list_snapshots, snapshot_path, used_numbers
 
 __all__ = ["mend_view"]
 

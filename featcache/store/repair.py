@@ -71,7 +71,7 @@ def _repair_shards(root: Path, store: FeatureStore, shards: ShardSet, disk: Disk
         return []
     with tempfile.TemporaryDirectory() as scratch:
         # An index of its own: the store's also knows the damaged shards' rows, which would hide the healthy ones.
-        index = RowIndex(Path(scratch), healthy)
+        index = RowIndex(Path(scratch), healthy, range(len(healthy)))
         return [_repair_shard(root, name, store, shards, index, disk) for name in damaged]
 
 
@@ -143,7 +143,8 @@ def _publish(
     )
     new = shards.open(Path(item["saved_as"]).name)
     assert new is not None
-    index.add(new)
+    index.shards.append(new)
+    index.add(len(index.shards) - 1)
 
 
 def _first_of_each(keys: np.ndarray, views: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from ..features import text_of
 from .access import Place, StoredCodes, choose_rows, compact_index
 from .blocks import BLOCK_ROWS, WINDOW, BlockSampler, BlockShuffle, check_batch_size
 from .loading import Rows
-from .snapshot import parse_state
 from .streaming import stream
+from .views import parse_state
 
 if TYPE_CHECKING:
     from .entries import Entries
