@@ -131,7 +131,9 @@ class DamagedStore(StoreError):
     @classmethod
     def at(cls, path: Any, reason: str) -> DamagedStore:
         """Return the error for one file: its path, then what is wrong and what to do."""
-        error = cls(f"{path}: {reason}")
+        # A stranger's file may have a line break in its name; a message has none.
+        name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+        error = cls(f"{name}: {reason}")
         error.file = str(path)
         return error
 

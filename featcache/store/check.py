@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DamagedStore
 from .entries import Entries
-from .snapshot import Snapshot, read_snapshot
+from .snapshot import Segment, Snapshot, read_snapshot
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
@@ -97,9 +97,10 @@ class _SnapshotCheck:
         numbers = self.store.snapshots(view)
         self.count += len(numbers)
         sound: set[Path] = set()
+        opened: dict[int, Segment] = {}
         for number in numbers:
             try:
-                state = self._read(view, number, sound, newest=number == numbers[-1])
+                state = self._read(view, number, sound, opened, newest=number == numbers[-1])
             except DamagedStore as error:
                 reasons.setdefault(Path(error.file).relative_to(self.store.path).as_posix(), str(error))
             else:
@@ -114,9 +115,9 @@ class _SnapshotCheck:
             self.damaged.append({"file": file, "reason": reason, "images": lost})
             lost = []
 
-    def _read(self, view: str, number: int, sound: set[Path], *, newest: bool) -> Snapshot:
+    def _read(self, view: str, number: int, sound: set[Path], opened: dict[int, Segment], *, newest: bool) -> Snapshot:
         """Open a state and compare the checksums of those of its files that have not been looked at."""
-        state = read_snapshot(self.store.path, view, number, self.store.fingerprint)
+        state = read_snapshot(self.store.path, view, number, self.store.fingerprint, opened=opened)
         for segment in reversed(state.segments):
             if segment.container.path not in sound:
                 segment.container.verify()

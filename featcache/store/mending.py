@@ -123,6 +123,7 @@ class _States:
         self.bad: dict[int, tuple[Path, str]] = {}
         self._needed: set[Path] = set()
         self._sound: dict[Path, DamagedStore | None] = {}
+        self._opened: dict[int, Segment] = {}
         for number in self.kept:
             try:
                 self._read(number)
@@ -133,7 +134,7 @@ class _States:
 
     def _read(self, number: int) -> Snapshot:
         """Read a state, with every checksum of each of its files compared once."""
-        state = read_snapshot(self.root, self.view, number, self._fingerprint)
+        state = read_snapshot(self.root, self.view, number, self._fingerprint, opened=self._opened)
         for segment in reversed(state.segments):
             path = segment.container.path
             if path not in self._sound:

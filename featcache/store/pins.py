@@ -7,6 +7,7 @@ again at what it names, and brings back what was collected in spite of everythin
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -99,8 +100,10 @@ def live_pins(root: Path, now: float, disk: Disk | None = None) -> list[dict[str
         try:
             age = now - path.stat().st_mtime
             who = _read(path)
-        except FileNotFoundError:
-            continue
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                continue  # gone meanwhile, or no file: no writer made that
+            who = {}  # another user's: it may be at work
         if age > _DEAD_SECONDS or _is_dead(who):
             with contextlib.suppress(OSError):
                 (disk or DISK).unlink(path)

@@ -30,7 +30,7 @@ from .writing import write_container
 __all__ = ["Snapshot", "change_between", "publish_snapshot", "read_snapshot"]
 
 #: A state lies on at most so many others; ours, on the logarithm of what the view has seen.
-_LONGEST_CHAIN = 256
+_LONGEST_CHAIN = 64
 #: All deltas of a state together hold at most this part of its base; beyond it a new base is written.
 _DELTA_PART = 0.25
 
@@ -184,7 +184,8 @@ class Snapshot:
             change = segments.pop(0).change.followed_by(change)
         pending = len(change) + sum(len(s.change) for s in segments[:-1])
         onto = int(segments[0].attributes["number"])
-        return change, onto if pending <= _DELTA_PART * len(segments[-1]) else None
+        short = len(segments) < _LONGEST_CHAIN // 2
+        return change, onto if short and pending <= _DELTA_PART * len(segments[-1]) else None
 
 
 def change_between(old: Snapshot | None, new: Entries, *, keep_old: bool) -> Change:
@@ -210,8 +211,17 @@ def _search(mine: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return np.where(mine[place] == texts, place, -1)
 
 
-def read_snapshot(root: Path, view: str, number: int, fingerprint: str, verify: str = "touch") -> Snapshot:
+def read_snapshot(
+    root: Path,
+    view: str,
+    number: int,
+    fingerprint: str,
+    verify: str = "touch",
+    opened: dict[int, Segment] | None = None,
+) -> Snapshot:
     """Open one snapshot of a store of the given spec: its file, and those that it builds on.
+
+    Whoever reads many states of a view gives them one `opened`, in which files that they share are kept open.
 
     Raises
     ------
@@ -221,6 +231,10 @@ def read_snapshot(root: Path, view: str, number: int, fingerprint: str, verify: 
     segments: list[Segment] = []
     following: int | None = number
     while following is not None:
+        if opened is not None and following in opened:
+            segments.append(opened[following])
+            following = builds_on(opened[following].container, following)
+            continue
         path = snapshot_path(root, view, following)
         container = Container(path, verify)
         found = {"kind": container.kind, **container.attributes}
@@ -229,6 +243,10 @@ def read_snapshot(root: Path, view: str, number: int, fingerprint: str, verify: 
             raise DamagedStore.at(path, "damaged (another file is in its place); restore the file from a copy")
         require_lines(container)
         segments.append(Segment(container))
+        if opened is not None:
+            while len(opened) >= _LONGEST_CHAIN:
+                del opened[next(iter(opened))]
+            opened[following] = segments[-1]
         following = builds_on(container, following)
         if len(segments) > _LONGEST_CHAIN:
             raise container.damage(f"more than {_LONGEST_CHAIN} states that build on each other")
