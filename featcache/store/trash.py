@@ -61,15 +61,21 @@ def throw_away(root: Path, paths: Sequence[Path], now: float, disk: Disk | None)
         return
     trash = root / "trash"
     make_folder(trash, disk=disk)
-    for path in paths:
-        folder = path.parent.relative_to(root).as_posix().replace("/", "+")
+    targets = {path: trash / _name_of(root, path, now) for path in paths}
+    for path, target in targets.items():
         with contextlib.suppress(FileExistsError, FileNotFoundError):  # another collector was there first
-            link_or_rename(path, trash / f"{math.ceil(now):012d}~{folder}~{path.name}", disk)
+            link_or_rename(path, target, disk)
     disk.fsync_folder(trash)
-    for path in paths:
-        disk.unlink(path)
+    for path, target in targets.items():
+        if target.exists():  # a file that is in no other place yet stays
+            disk.unlink(path)
     for place in sorted({path.parent for path in paths}):
         disk.fsync_folder(place)
+
+
+def _name_of(root: Path, path: Path, now: float) -> str:
+    folder = path.parent.relative_to(root).as_posix().replace("/", "+")
+    return f"{math.ceil(now):012d}~{folder}~{path.name}"
 
 
 def empty(root: Path, due: float, *, dry_run: bool, disk: Disk | None) -> tuple[list[str], int]:
