@@ -7,6 +7,7 @@ import errno
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ _MEMORY_PART = 0.25
 _PIECE_BYTES = 1 << 20
 #: More pieces than this are read in the order of the disk; below, sorting costs more than it saves.
 _SORTED_FROM = 16
+#: Rows of one shard that stand together are copied by themselves where there are so many on average.
+_LONG_RUN = 64
 
 _SHIFT = np.int32(13)
 _MASK = np.array(0x8FFFE000, dtype="<u4").view("<i4")[()]
@@ -171,7 +174,9 @@ class Rows:
             return out
         maps = self._opened()
         order = None if len(row) <= _SORTED_FROM * step else _reading_order(shard, row)
-        # Piece by piece, so that a piece is still in the processor's cache when it is converted.
+        # Piece by piece, so that a piece is still in the processor's cache when it is read again: after verifying it,
+        # or to convert it. What is only copied goes in larger ones.
+        step *= 1 if not maps.whole or out.dtype != self.dtype else _SORTED_FROM
         for start in range(0, len(row), step):
             if order is None:
                 piece = slice(start, start + step)
@@ -225,7 +230,7 @@ class _Maps:
         self._first_group = np.concatenate([[0], np.cumsum(groups)])
         #: Marks of all groups; by now none is known to be sound.
         self._done = np.full(int(self._first_group[-1]), all(shard.verify_mode == "off" for shard in shards))
-        self._whole = bool(self._done.all())
+        self.whole = bool(self._done.all())
         starts = [raw.__array_interface__["data"][0] for raw in self._raw]
         width = max(1, math.prod(shape) * dtype.itemsize)
         lowest = min(starts)
@@ -240,12 +245,18 @@ class _Maps:
 
     def copy(self, shard: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
         """Copy rows to `out`."""
-        first, last = int(row[0]), int(row[-1])
-        if last - first == len(row) - 1 and bool((row[1:] > row[:-1]).all()) and bool((shard == shard[0]).all()):
-            self._verify(shard, row)
-            convert(self._raw[int(shard[0])][first : last + 1], out)
-        else:
+        cuts = [0, *(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(row)]
+        if len(cuts) > 2 + len(row) // _LONG_RUN:
             convert(self.pick(shard, row), out)
+            return
+        for start, stop in pairwise(cuts):
+            number, some = int(shard[start]), row[start:stop]
+            first, last = int(some[0]), int(some[-1])
+            if last - first == len(some) - 1 and bool((some[1:] > some[:-1]).all()):
+                self._verify(shard[start:stop], some)
+                convert(self._raw[number][first : last + 1], out[start:stop])
+            else:
+                convert(self.pick(shard[start:stop], some), out[start:stop])
 
     def pick(self, shard: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Return rows as they are stored: a new array."""
@@ -256,7 +267,7 @@ class _Maps:
 
     def _verify(self, shard: np.ndarray, row: np.ndarray) -> None:
         """Verify the groups of some rows that have not been."""
-        if self._whole and not self._always:
+        if self.whole and not self._always:
             return
         group = self._first_group[shard] + row // self._group_rows[shard]
         open_ = np.unique(group if self._always else group[~self._done[group]])
@@ -267,7 +278,7 @@ class _Maps:
             mine = open_[owner == number]
             self._shards[number].touch(self._name, mine - self._first_group[number])
             self._done[mine] = True
-        self._whole = bool(self._done.all())
+        self.whole = bool(self._done.all())
 
 
 def convert(source: np.ndarray, out: np.ndarray) -> None:

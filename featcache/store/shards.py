@@ -186,6 +186,8 @@ class ShardSet:
         """
         if not len(keys) or (shard != shard[0]).any():
             return False
+        if (np.diff(row) == 1).all():
+            return True
         container, start = self.index.shards[int(shard[0])], int(row[0])
         stop = start + len(keys)
         if stop > container.region("key")["shape"][0]:

@@ -39,20 +39,21 @@ def stream(
                 if filled == len(places):
                     left, filled = left - len(places), 0
                     yield (X, y[places], places) if with_index else (X, y[places])
-            del codes  # before the next window is asked for: two of them are in memory, not three
 
 
 def _read_ahead(rows: Rows, blocks: BlockShuffle) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
     """Yield (codes as stored, places, order of use) window by window, while a thread reads the next one."""
+    size = min(blocks.block_rows * blocks.window, len(rows))
+    room = [np.empty((size, *rows.shape), rows.dtype) for _ in range(2)]
 
-    def read(places: np.ndarray, mixed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return rows.gather(index=places, dtype=rows.dtype), places, mixed
+    def read(number: int, places: np.ndarray, mixed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return rows.gather(room[number % 2][: len(places)], places), places, mixed
 
     with ThreadPoolExecutor(1, "featcache-read-ahead") as pool:
-        ahead: list[Future[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
-        for window in chain(blocks.windows(), [None]):
-            ready = [ahead.pop().result()] if ahead else []
-            if window is not None:
-                ahead.append(pool.submit(read, *window))
-            if ready:
-                yield ready.pop()  # popped, so that this frame does not hold it while it is used
+        ahead: Future[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+        for number, window in enumerate(chain(blocks.windows(), [None])):
+            ready = None if ahead is None else ahead.result()
+            # Whoever asks for a window is done with the one before, whose room is taken for the one after.
+            ahead = None if window is None else pool.submit(read, number, *window)
+            if ready is not None:
+                yield ready
