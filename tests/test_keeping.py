@@ -109,6 +109,16 @@ def test_a_commit_that_needs_what_was_collected_gets_it_back(store):
     assert np.array_equal(FeatureStore.open(store.path).load("late").X, rows_for(range(50, 55)))
 
 
+def test_whoever_asks_for_a_row_in_the_trash_gets_it_back(store):
+    committed(store, range(3))
+    add(store, range(50, 55))
+    other = FeatureStore.open(store.path)
+    store.gc(grace_days=0)
+    assert not other.has(keys_for([77])).any() and len(trash(store)) == 1
+    assert other.has(keys_for([52, 77])).tolist() == [True, False] and trash(store) == []
+    assert np.array_equal(other.codes(keys_for([52]), "x"), rows_for([52]))
+
+
 def test_a_commit_of_what_is_gone_for_good_is_refused(store):
     committed(store, range(3))
     add(store, range(50, 55))
@@ -260,7 +270,9 @@ def test_retired_states_are_not_listed_and_what_only_they_need_goes(store):
     assert np.array_equal(store.load().X, rows_for(range(10, 20)))
     store.gc(grace_days=0)
     fresh = FeatureStore.open(store.path)
-    assert not fresh.has(keys_for(range(5))).any() and fresh.has(keys_for(range(10, 20))).all()
+    assert len(trash(store)) == 4 and fresh.has(keys_for(range(10, 20))).all()
+    store.gc(grace_days=0)
+    assert not fresh.has(keys_for(range(5))).any()
     assert [row["kept"] for row in store.history()] == [False, False, True]
 
 

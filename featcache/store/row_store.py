@@ -169,7 +169,7 @@ class RowStore:
         -------
         ndarray of bool of shape (n,)
         """
-        return self._shards.find(keys, view_number)[0] >= 0
+        return self._shards.find_anywhere(keys, view_number)[0] >= 0
 
     def locate(self, keys: np.ndarray, *, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return where each key's row lies: number in `shards` and row, −1 where there is none after a fresh look."""

@@ -18,7 +18,7 @@ from .container import Container
 from .entries import CONSTANT, FAILED, OK
 from .index import RowIndex
 from .loading import Rows
-from .trash import bring_back
+from .trash import TrashedKeys, bring_back
 from .writing import RowSource, write_container
 
 __all__ = ["ShardSet"]
@@ -51,6 +51,7 @@ class ShardSet:
         self._index: RowIndex | None = None
         self._listed: list[str] = []
         self._lock = threading.RLock()
+        self._trashed = TrashedKeys(root)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Opened afresh in another process: no handle, map or lock travels.
@@ -135,6 +136,15 @@ class ShardSet:
     def find(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return (shard, row) of each key; −1 where it has none."""
         return self.index.find(keys, view_number)
+
+    def find_anywhere(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Look keys up among the known shards and in the trash: what somebody asks for is no garbage."""
+        shard, row = self.find(keys, view_number)
+        missing = shard < 0
+        if missing.any() and self._trashed.any_of(keys[missing]):
+            self._bring_back(keys[missing])
+            shard, row = self.find(keys, view_number)
+        return shard, row
 
     def find_all(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Look keys up among the shards that are there now; before any is called missing, look everywhere."""

@@ -18,7 +18,7 @@ from ..errors import StoreError
 from ..files import DISK, Disk, link_or_rename, make_folder
 from .container import Container
 
-__all__ = ["Trashed", "bring_back", "empty", "in_trash", "throw_away"]
+__all__ = ["Trashed", "TrashedKeys", "bring_back", "empty", "in_trash", "throw_away"]
 
 #: ``<second when it was moved>~<folder>~<name>``, where a slash of the folder is written as "+".
 _NAME = re.compile(r"([0-9]{12})~(shards|snapshots\+[A-Za-z0-9][A-Za-z0-9._-]{0,99})~([A-Za-z0-9-]+\.h5)")
@@ -107,7 +107,7 @@ def bring_back(root: Path, keys: np.ndarray, disk: Disk | None) -> list[str]:
         The layer to use.
     """
     disk = disk or DISK
-    wanted = np.sort(np.ascontiguousarray(keys[:, :8]).view("<u8").ravel())
+    wanted = np.ascontiguousarray(keys[:, :8]).view("<u8").ravel()
     done = []
     for item in in_trash(root):
         if item.origin.parent.name != "shards" or not _holds_any(item.path, wanted):
@@ -122,11 +122,35 @@ def bring_back(root: Path, keys: np.ndarray, disk: Disk | None) -> list[str]:
     return done
 
 
+class TrashedKeys:
+    """Which keys the shards in the trash hold, read once per shard.
+
+    Parameters
+    ----------
+    root : Path
+        The store's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[str, np.ndarray] = {}
+
+    def any_of(self, keys: np.ndarray) -> bool:
+        """Tell whether a trashed shard has a key that begins like one of some: uint8 of shape (n, 32)."""
+        there = {item.path.name: item.path for item in in_trash(self._root) if item.origin.parent.name == "shards"}
+        self._known = {name: self._known[name] if name in self._known else _prefixes(p) for name, p in there.items()}
+        wanted = np.ascontiguousarray(keys[:, :8]).view("<u8").ravel()
+        return any(bool(np.isin(wanted, known).any()) for known in self._known.values())
+
+
 def _holds_any(path: Path, wanted: np.ndarray) -> bool:
-    """Tell whether a shard has a key that begins like one of some; a damaged one has none that counts."""
+    """Tell whether a shard has a key that begins like one of some."""
+    return bool(np.isin(_prefixes(path), wanted).any())
+
+
+def _prefixes(path: Path) -> np.ndarray:
+    """Return the first eight bytes of a shard's keys; a damaged one has none that counts."""
     with contextlib.suppress(StoreError, OSError, KeyError), contextlib.closing(Container(path)) as shard:
         count = shard.region("key")["shape"][0]
-        theirs = np.ascontiguousarray(shard.read_rows("key", np.arange(count))[0][:, :8]).view("<u8").ravel()
-        place = np.minimum(np.searchsorted(wanted, theirs), len(wanted) - 1)
-        return bool(len(wanted)) and bool((wanted[place] == theirs).any())
-    return False
+        return np.ascontiguousarray(shard.read_rows("key", np.arange(count))[0][:, :8]).view("<u8").ravel()
+    return np.zeros(0, "<u8")
