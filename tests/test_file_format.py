@@ -14,10 +14,25 @@ from conftest import REPOSITORY
 
 from featcache import fingerprint as identity
 from featcache.errors import DamagedStore, StoreTooNew
-from featcache.store import FAILED, OK, Entries, FeatureStore, container, header, safely, snapshot, trash, views
+from featcache.extraction.pipeline import key_by_version
+from featcache.store import (
+    FAILED,
+    OK,
+    Entries,
+    FeatureStore,
+    container,
+    header,
+    safely,
+    shards,
+    snapshot,
+    trash,
+    views,
+    writing,
+)
 from featcache.store.container import HEADER, MAGIC, Container
 
 PAGE = (REPOSITORY / "docs" / "file-format.md").read_text(encoding="utf-8")
+WORDS = " ".join(PAGE.split())
 
 
 def module_at(path):
@@ -169,7 +184,7 @@ def test_numbers_of_the_page_are_those_of_the_code():
     assert container._LARGEST_HEADER == safely._LARGEST_TEXT == 16 << 20
     assert (container._GROUP_SIZES[0], container._GROUP_SIZES[-1]) == (16, 65535) and "16 to 65535" in text
     assert set(re.findall(r"\w+\d", table("Any .h5 file", "field", 1)["dtype"][1])) == container._DTYPES
-    assert f"(at most {snapshot._LONGEST_CHAIN} files" in PAGE and f"a chain\n{snapshot._LONGEST_CHAIN};" in PAGE
+    assert f"(at most {snapshot._LONGEST_CHAIN} files" in WORDS and f"a chain {snapshot._LONGEST_CHAIN};" in WORDS
     assert views._VIEW.pattern in section("The folder") and container.FORMAT_VERSION == 1
     assert trash._NAME.fullmatch("001795324848~snapshots+main~00000001.h5")
 
@@ -181,7 +196,7 @@ def test_the_example_of_the_page_is_true():
     lines = re.findall(r"^[0-9a-f]{8}: ((?:[0-9a-f]{4} ){8})", PAGE, re.M)
     data = bytes.fromhex("".join(lines))
     magic, version, length, _ = HEADER.unpack(data[:24])
-    assert (magic, version) == (MAGIC, 1) and f"{length - len(data[24:])} more bytes" in PAGE
+    assert (magic, version) == (MAGIC, 1) and f"{length - len(data[24:])} more bytes" in WORDS
     assert xxhash.xxh3_128_hexdigest(b"") in PAGE
     assert xxhash.xxh3_128_digest(b"").hex() == xxhash.xxh3_128_hexdigest(b"")
 
@@ -202,13 +217,16 @@ def test_statements_on_text_and_numbers():
     lines = Entries(np.asarray(names), np.zeros((6, 32), "u1"), np.zeros(6, "u1"), np.full(6, ""))
     assert lines.ids.tolist() == by_rule
     assert by_rule != sorted(names, key=lambda t: t.encode("utf-8", "surrogateescape"))
-    assert "U+DC00 + `b`" in PAGE and b"\xe9".decode("utf-8", "surrogateescape") == "\udce9"
+    assert "U+DC00 + `b`" in WORDS and b"\xe9".decode("utf-8", "surrogateescape") == "\udce9"
 
 
 def test_statements_on_keys_and_weights():
     assert identity.digest_bytes(b"jpeg") == hashlib.sha256(b"jpeg").digest()
     said = hashlib.sha256(b'["featcache-pixels-1","RGB",[2,3],"uint8"]\n' + b"abcdef").digest()
     assert identity.digest_pixels("RGB", (2, 3), "uint8", b"abcdef") == said
+    assert '"featcache-version-1"`, version, id] in UTF-8 with a space behind each comma' in WORDS
+    said = hashlib.sha256('["featcache-version-1", "v1", "é"]'.encode()).digest()
+    assert key_by_version("v1", "é") == said
     tensor = np.zeros((2, 1), "<f4")
     line = json.dumps(["a", "float32", [2, 1], hashlib.sha256(tensor.tobytes()).hexdigest()]).encode() + b"\n"
     said = "sha256:" + hashlib.sha256(b"featcache-tensors-1\n" + line).hexdigest()
@@ -399,3 +417,19 @@ def test_what_may_come_without_a_new_version_is_passed_over(tmp_path):
     data = FeatureStore.open(store.path).load()
     assert np.array_equal(data.X, expected.X) and FeatureStore.open(store.path).check(deep=True).ok
     require_same(FeatureStore.open(store.path))
+
+
+def test_more_datasets_and_attributes_are_passed_over(tmp_path, monkeypatch):
+    """As a later featcache may write them."""
+    real = writing.write_container
+
+    def later(*place, attributes, datasets, **rest):
+        extra = {"later/x": np.arange(3, dtype="<i8")}
+        return real(*place, attributes={**attributes, "later": [1]}, datasets={**datasets, **extra}, **rest)
+
+    for module in (shards, snapshot):
+        monkeypatch.setattr(module, "write_container", later)
+    store = FeatureStore.open(maker.make_plain(tmp_path / "a.features").path)
+    assert all("later/x" in shard and "later" in shard.attributes for shard in store.shards)
+    assert store.check(deep=True).ok
+    require_same(store)
