@@ -25,6 +25,8 @@ __all__ = ["ShardSet"]
 
 #: Shards that `compact` made: their names come last, and of several rows of a key the last shard's counts.
 COMPACTED = "compact-"
+#: So many keys at least are compared with a compacted shard's before they are searched one by one.
+_WORTH_A_GUESS = 64
 
 
 class ShardSet:
@@ -149,6 +151,8 @@ class ShardSet:
     def find_all(self, keys: np.ndarray, view_number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Look keys up among the shards that are there now; before any is called missing, look everywhere."""
         self.refresh()
+        if not view_number and (at := self._compacted_place(keys)) is not None:
+            return np.full(len(keys), at[0]), at[1] + np.arange(len(keys))
         shard, row = self.find(keys, view_number)
         if view_number:
             return shard, row
@@ -160,6 +164,30 @@ class ShardSet:
             self._bring_back(keys[shard < 0])
             shard, row = self.find(keys)
         return shard, row
+
+    def _compacted_place(self, keys: np.ndarray) -> tuple[int, int] | None:
+        """Return (shard, first row) where a compacted shard holds just these rows in this order, without a search."""
+        if len(keys) < _WORTH_A_GUESS:
+            return None
+        known = self._open  # replaced, never changed in place, but by another thread's shard
+        for name in sorted(known, reverse=True):
+            number = known[name]
+            starts = self._numbered[number].attributes.get("views")
+            if not isinstance(starts, dict):
+                continue
+            for start in {s for s in starts.values() if type(s) is int and s >= 0}:
+                if self._holds(number, start, keys[:1]) and self._holds(number, start, keys):
+                    return number, start
+        return None
+
+    def _holds(self, number: int, start: int, keys: np.ndarray) -> bool:
+        """Tell whether the plain images of these keys lie in a shard from one row on."""
+        container, stop = self._numbered[number], start + len(keys)
+        if stop > container.region("key")["shape"][0]:
+            return False
+        theirs, good = container.read_rows("key", np.arange(start, stop))
+        views, sound = container.read_rows("view_number", np.arange(start, stop))
+        return bool((good & sound).all()) and not views.any() and np.array_equal(theirs, keys)
 
     def _bring_back(self, keys: np.ndarray) -> None:
         """Take shards out of the trash that hold what is missing; where nothing can be written, it stays missing."""
@@ -198,13 +226,7 @@ class ShardSet:
             return False
         if (np.diff(row) == 1).all():
             return True
-        container, start = self.index.shards[int(shard[0])], int(row[0])
-        stop = start + len(keys)
-        if stop > container.region("key")["shape"][0]:
-            return False
-        theirs, good = container.read_rows("key", np.arange(start, stop))
-        views, sound = container.read_rows("view_number", np.arange(start, stop))
-        return bool((good & sound).all()) and not views.any() and np.array_equal(theirs, keys)
+        return self._holds(int(shard[0]), int(row[0]), keys)
 
     def publish(
         self,
