@@ -151,6 +151,12 @@ def _link_new(temporary: Path, target: Path, disk: Disk) -> None:
         _claim_and_rename(temporary, target, disk)
 
 
+def _is_same(source: Path, target: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return source.samefile(target)
+    return False
+
+
 def _claim_and_rename(temporary: Path, target: Path, disk: Disk) -> None:
     """Do without links: creating a claim file exclusively stands for the link's "only if the name is free"."""
     claim = target.with_name(target.name + ".claim")

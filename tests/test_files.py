@@ -139,3 +139,18 @@ def test_only_old_leftovers_are_swept(tmp_path):
 def test_unique_names_sort_by_time():
     names = [files.unique_name() for _ in range(50)]
     assert len(set(names)) == 50 and sorted(names)[0].split("-")[0] <= names[-1].split("-")[0]
+
+
+def test_a_link_that_a_file_server_made_and_denied_counts(tmp_path):
+    class AskedTwice(Disk):
+        def link(self, source, target):
+            super().link(source, target)
+            super().link(source, target)
+
+    temporary, target = make(tmp_path)
+    publish(temporary, target, disk=AskedTwice())
+    assert target.read_bytes() == b"new" and not temporary.exists()
+    temporary, _ = make(tmp_path, b"other")
+    with pytest.raises(FileExistsError):
+        publish(temporary, target, disk=AskedTwice())
+    assert target.read_bytes() == b"new"
