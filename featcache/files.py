@@ -146,6 +146,8 @@ def _link_new(temporary: Path, target: Path, disk: Disk) -> None:
     try:
         disk.link(temporary, target)
     except OSError as error:
+        if isinstance(error, FileExistsError) and _is_same(temporary, target):
+            return  # a file server that was asked twice, since its first answer was lost, says so of its own link
         if isinstance(error, FileExistsError) or error.errno not in _NO_LINKS:
             raise
         _claim_and_rename(temporary, target, disk)

@@ -453,3 +453,15 @@ def test_an_extraction_holds_a_pin(image_folder, tmp_path, monkeypatch):
     )
     store = fc.extract(image_folder, make_tiny_backbone(), tmp_path / "s", workers=0, progress=False)
     assert len(seen[0]) == 1 and not list((store.path / "pins").iterdir()) and store.check(deep=True).ok
+
+
+def test_nothing_is_collected_while_a_view_has_lost_its_newest_state(store):
+    committed(store, range(3))
+    committed(store, range(10, 15), view="other")
+    (store.path / "snapshots" / "other" / "00000000.lost").write_text("{}")
+    with pytest.raises(StoreError, match="newest state of view 'other' was lost"):
+        store.gc(grace_days=0)
+    store.commit(entries_for(range(10, 12)), view="other")
+    assert store.gc(grace_days=0).trashed == []
+    (store.path / "snapshots" / "other" / "00000001.lost").write_text("{}")
+    assert store.retire("other") == [0, 1] and len(store.gc(grace_days=0).trashed) == 3

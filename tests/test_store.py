@@ -403,3 +403,45 @@ def test_rows_found_stay_right_while_other_threads_publish_and_compact(store):
     stop.set()
     [t.join() for t in threads]
     assert not wrong and np.array_equal(store.codes(keys_for(range(75)), "flatten"), rows_for(range(75)))
+
+
+def test_two_first_states_of_a_view_are_merged(store, monkeypatch):
+    """Both writers see an empty view; the slower one must not replace the other's lines."""
+    from featcache.store import feature_store
+
+    for n in (0, 5):
+        store.append(keys_for(range(n, n + 5)), {"flatten": rows_for(range(n, n + 5))})
+    real = feature_store.change_between
+
+    def meanwhile(*args, **options):
+        monkeypatch.setattr(feature_store, "change_between", real)
+        FeatureStore.open(store.path).commit(entries_for(range(5)), keep_old=True)
+        return real(*args, **options)
+
+    monkeypatch.setattr(feature_store, "change_between", meanwhile)
+    state = store.commit(entries_for(range(5, 10)), keep_old=True)
+    assert state.number == 1 and len(state) == 10
+    assert np.array_equal(store.load().X, rows_for(range(10)))
+
+
+def test_an_image_copied_ten_thousand_times_is_found_at_once(store):
+    import time
+
+    store.append(keys_for([1, 2]), {"flatten": rows_for([1, 2])})
+    n = 10_000
+    ids = np.asarray([f"copy{i:05d}.jpg" for i in range(n)], np.str_)
+    store.commit(Entries(ids, keys_for([1] * (n - 1) + [2]), np.zeros(n, "u1"), np.full(n, "", "U1")))
+    assert store.compact().rows == n
+    start = time.perf_counter()
+    fresh = FeatureStore.open(store.path)
+    assert fresh.has(keys_for([1] * n)).all() and len(fresh.load()) == n
+    assert time.perf_counter() - start < 2
+
+
+def test_a_view_is_mapped_from_a_store_that_cannot_be_written(store, monkeypatch):
+    import os
+
+    fill(store, [5, 3, 4])
+    monkeypatch.setattr(os, "access", lambda *args, **options: False)
+    data = FeatureStore.open(store.path).load(in_memory=False)
+    assert np.array_equal(data.X, rows_for([3, 4, 5])) and not data.X.flags.writeable

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class _Run:
         number = np.repeat(np.arange(len(keys), dtype="<u4"), [len(k) for k in keys])
         row = np.concatenate([np.zeros(0, "<u4"), *(np.arange(len(k), dtype="<u4") for k in keys)])
         order = np.argsort(prefix, kind="stable")
+        order = order[~_repeated(list(shards.values()), keys, prefix[order], number[order], row[order])]
         unsound = {name for name, (_, good) in read.items() if not good.all()}
         return cls(list(shards), prefix[order], number[order], row[order]), unsound
 
@@ -112,6 +113,24 @@ class _Run:
             yield open_, self.shard[at], self.row[at]
             place[open_] += 1
             open_ = open_[place[open_] < len(self.prefix)]
+
+
+def _repeated(
+    shards: Sequence[Container], keys: list[np.ndarray], prefix: np.ndarray, number: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """Return a mask of the rows, sorted, that repeat the one before: a compacted shard holds a copied image's twice.
+
+    They need not be found, and a hundred thousand of one key would be a hundred thousand steps of each search.
+    """
+    repeated = np.zeros(len(prefix), dtype=bool)
+    alike = np.flatnonzero((prefix[1:] == prefix[:-1]) & (number[1:] == number[:-1])) + 1
+    for one in np.unique(number[alike]).tolist():
+        mine = alike[number[alike] == one]
+        before, here = row[mine - 1], row[mine]
+        views = shards[one].read_rows("view_number", np.concatenate([before, here]))[0]
+        same_view = views[: len(mine)] == views[len(mine) :]
+        repeated[mine] = (keys[one][before] == keys[one][here]).all(axis=1) & same_view
+    return repeated
 
 
 def _identity(shard: Container) -> str:

@@ -25,7 +25,7 @@ from ..files import DISK, Disk, make_folder, publish_bytes
 from .pins import file_system_now, live_pins
 from .snapshot import Snapshot
 from .trash import empty, throw_away
-from .views import check_view_name, list_snapshots, listed, snapshot_path, used_numbers, view_names
+from .views import check_view_name, list_snapshots, listed, marks_of, snapshot_path, used_numbers, view_names
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
@@ -83,7 +83,7 @@ def retire(root: Path, view: str, numbers: Sequence[int] | None, *, undo: bool, 
     kept, used = list_snapshots(root, view), used_numbers(root, view)
     if not used:
         raise StoreError(f"{root}: no view {view!r}; it has {', '.join(view_names(root)) or 'none yet'}")
-    every = used if undo else kept
+    every = used if undo else [n for n in used if n in kept or "lost" in marks_of(root, view)[n]]
     done = [
         n for n in sorted(set(every if numbers is None else numbers)) if _mark(root, view, n, kept, numbers, undo, disk)
     ]
@@ -105,12 +105,13 @@ def _mark(
         if asked is None:
             return False
         raise StoreError(f"{root}: {view}@{number} is not retired, or has been collected; see `featcache info`")
+    lost = asked is None and "lost" in marks_of(root, view)[number]
     if number not in kept and mark.exists():  # once more, since the one who made the mark may not have synced it
         (disk or DISK).fsync_folder(mark.parent)
         return False
-    if number not in kept:
+    if number not in kept and not lost:
         raise StoreError(f"{root}: view {view!r} keeps no snapshot {number}; it keeps {listed(kept)}")
-    if number == kept[-1] and asked is not None:
+    if asked is not None and number == kept[-1]:
         raise StoreError(
             f"{root}: {view}@{number} is the newest state of the view; to drop the view as a whole, retire {view!r} "
             "without a number"
@@ -208,6 +209,7 @@ class Needs:
         self.root = store.path
         self.store = type(store)(store.path, disk=disk)
         self.states = _states(self.root)
+        self._require_no_lost_states()
         self._files: set[Path] = set()
         self._used: set[str] = set()
         before = set(_shard_names(self.root))
@@ -219,6 +221,18 @@ class Needs:
         if self.store.damaged:
             reason = next(iter(self.store.damaged.values()))
             raise DamagedStore(f"{reason}; nothing is collected before that is mended (featcache check --repair)")
+
+    def _require_no_lost_states(self) -> None:
+        """Refuse while a view has lost its newest state: nobody knows any more what that one named."""
+        folder = self.root / "snapshots"
+        for place in sorted(folder.iterdir()) if folder.is_dir() else []:
+            marks = marks_of(self.root, place.name)
+            newest = max((n for n, found in marks.items() if "retired" not in found), default=None)
+            if newest is not None and "lost" in marks[newest]:
+                raise StoreError(
+                    f"{self.root}: the newest state of view {place.name!r} was lost ({place.name}@{newest}); nothing "
+                    f"is collected before extract has made a new one, or the view is retired (featcache retire)"
+                )
 
     def _live_keys(self) -> Iterator[np.ndarray]:
         """Yield the keys that kept states name; of states that share a base, the base's only once."""

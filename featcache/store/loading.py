@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -190,8 +192,7 @@ class Rows:
 
     def mapped(self, dtype: np.dtype, folder: Path) -> np.ndarray:
         """Return all rows as a read-only map of a private file that they are copied to."""
-        path = folder / f"gathered-{unique_name('.npy')}"
-        folder.mkdir(exist_ok=True)
+        path = _room_for(folder)
         try:
             out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self.row), *self.shape))
             _reserve(path)
@@ -287,6 +288,14 @@ def convert(source: np.ndarray, out: np.ndarray) -> None:
         _widen(source, out)
     else:
         out[...] = source
+
+
+def _room_for(folder: Path) -> Path:
+    """Return a name for a private file in a folder, or where the store cannot be written, among the temporary files."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+    place = folder if os.access(folder, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    return place / f"gathered-{unique_name('.npy')}"
 
 
 def _reserve(path: Path) -> None:

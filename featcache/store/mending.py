@@ -197,6 +197,7 @@ class _States:
                 source=about["source"],
                 fingerprint=self._fingerprint,
                 disk=disk,
+                after=self.kept[-1],
             )
         return saved
 

@@ -127,7 +127,8 @@ class RowStore:
         # Whoever made the store may have died before syncing it; rows are only as durable as the way to them.
         for holder in (self.path, self.path.absolute().parent):
             (self._disk or DISK).fsync_folder(holder)
-        for folder, names in _LEFTOVERS:
+        views = [(f"snapshots/{p.name}", ".*.tmp") for p in (self.path / "snapshots").iterdir() if not p.is_symlink()]
+        for folder, names in (*_LEFTOVERS, *views):
             remove_stale(self.path / folder, _STALE_SECONDS, names=names, disk=self._disk)
 
     def require(self, spec: Mapping[str, Any]) -> None:

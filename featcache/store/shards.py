@@ -143,7 +143,7 @@ class ShardSet:
         """Look keys up among the known shards and in the trash: what somebody asks for is no garbage."""
         shard, row = self.find(keys, view_number)
         missing = shard < 0
-        if missing.any() and self._trashed.any_of(keys[missing]):
+        if not view_number and missing.any() and self._trashed.any_of(keys[missing]):
             self._bring_back(keys[missing])
             shard, row = self.find(keys, view_number)
         return shard, row

@@ -266,8 +266,11 @@ def publish_snapshot(
     source: Mapping[str, Any],
     fingerprint: str,
     disk: Disk | None = None,
+    after: int = -1,
 ) -> int:
     """Publish the state that follows `parent`, and return its number.
+
+    Without a parent `change` is everything, and `after` the newest state that is known of, should it be unreadable.
 
     Raises
     ------
@@ -277,8 +280,9 @@ def publish_snapshot(
         When the disk refuses; nothing has been published.
     """
     used = used_numbers(root, view)
-    if parent is not None and any(n > parent.number for n in list_snapshots(root, view)):
-        raise FileExistsError(f"{view}: a newer state than {parent.number} is there")
+    newer = [n for n in list_snapshots(root, view) if n > (after if parent is None else parent.number)]
+    if newer:
+        raise FileExistsError(f"{view}: state {newer[-1]} is there by now")
     number = (used[-1] if used else -1) + 1
     written, onto = (change, None) if parent is None else parent.building_on(change)
     if parent is not None and onto is None:

@@ -21,7 +21,7 @@ from .container import Container
 __all__ = ["Trashed", "TrashedKeys", "bring_back", "empty", "in_trash", "throw_away"]
 
 #: ``<second when it was moved>~<folder>~<name>``, where a slash of the folder is written as "+".
-_NAME = re.compile(r"([0-9]{12})~(shards|snapshots\+[A-Za-z0-9][A-Za-z0-9._-]{0,99})~([A-Za-z0-9-]+\.h5)")
+_NAME = re.compile(r"([0-9]{12})~(shards|snapshots\+[A-Za-z0-9][A-Za-z0-9._-]{0,99})~([^/~]+\.h5)")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ __all__ = [
     "check_view_name",
     "list_snapshots",
     "listed",
+    "marks_of",
     "parse_state",
     "snapshot_path",
     "used_numbers",
@@ -48,7 +49,7 @@ def view_names(root: Path) -> list[str]:
     return sorted(name for name in names if list_snapshots(root, name))
 
 
-def _numbers(root: Path, view: str) -> dict[int, set[str]]:
+def marks_of(root: Path, view: str) -> dict[int, set[str]]:
     """Return what there is of each number: "h5", and the marks "retired" and "lost"."""
     folder = root / "snapshots" / view
     found: dict[int, set[str]] = {}
@@ -63,7 +64,7 @@ def _numbers(root: Path, view: str) -> dict[int, set[str]]:
 
 def list_snapshots(root: Path, view: str) -> list[int]:
     """Return the numbers of a view's snapshots that are kept, oldest first."""
-    return sorted(number for number, marks in _numbers(root, view).items() if marks == {"h5"})
+    return sorted(number for number, marks in marks_of(root, view).items() if marks == {"h5"})
 
 
 def listed(numbers: Sequence[int]) -> str:
@@ -74,7 +75,7 @@ def listed(numbers: Sequence[int]) -> str:
 
 def used_numbers(root: Path, view: str) -> list[int]:
     """Return all numbers that were ever given to a state of the view and are not wholly forgotten."""
-    return sorted(_numbers(root, view))
+    return sorted(marks_of(root, view))
 
 
 def snapshot_path(root: Path, view: str, number: int) -> Path:
