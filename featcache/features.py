@@ -11,7 +11,11 @@ import numpy as np
 
 from .errors import FeaturesError
 
-__all__ = ["FeatureSet", "text_of"]
+__all__ = ["FeatureSet", "is_text", "is_thrifty", "text_of", "texts_of"]
+
+#: NumPy gives each text the room of the longest. That is allowed up to so many bytes, or so many times the texts.
+_ROOM = 1 << 26
+_WASTE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +189,31 @@ def _array(name: str, values: Any) -> np.ndarray:
 
 def text_of(array: np.ndarray) -> np.ndarray:
     """Return labels, names or groups as text; "" where there is none."""
-    return array if array.dtype.kind == "U" else np.asarray([_word(v) for v in array.tolist()], dtype=np.str_)
+    return array if array.dtype.kind == "U" else texts_of([_word(v) for v in array.tolist()])
+
+
+def is_thrifty(width: int, n: int, held: int) -> bool:
+    """Tell whether n texts, the longest of `width` characters, may become an array of fixed width.
+
+    `held` is how many characters (or bytes) the distinct ones have: where many lines point to one long text, an array
+    of fixed width would hold it many times.
+    """
+    return 4 * width * n <= max(_ROOM, _WASTE * (8 * n + held))
+
+
+def texts_of(values: Sequence[str]) -> np.ndarray:
+    """Return texts as an array of fixed width or, where one of them would make that absurd, of objects (all str)."""
+    n, width = len(values), max(map(len, values), default=0)
+    if is_thrifty(width, n, 0) or is_thrifty(width, n, sum(map(len, set(values)))):
+        return np.asarray(values, dtype=np.str_).reshape(n)
+    out = np.empty(n, dtype=object)
+    out[:] = [value.rstrip("\0") for value in values]  # as an array of fixed width, which cannot end in NUL, has them
+    return out
+
+
+def is_text(array: np.ndarray) -> bool:
+    """Tell whether an array holds nothing but texts, of fixed width or as objects."""
+    return array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(v, str) for v in array.ravel()))
 
 
 def _word(value: Any) -> str:

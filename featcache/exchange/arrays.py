@@ -142,7 +142,7 @@ def _finished(name: str, array: np.ndarray, stored: int) -> np.ndarray:
     """Return numbers as they are, and bytes as text."""
     if array.dtype.kind != "S":
         return array
-    return text_array(name, array.reshape(-1).tolist(), stored)
+    return text_array(array.reshape(-1).tolist())
 
 
 @contextlib.contextmanager

@@ -325,6 +325,6 @@ def _text_part(file_size: int, place: str, dataset: Any) -> Part:
             total += sum(map(len, block))
             check_size(place, total, file_size)  # a hostile file can point a million times to one long text
             found += block
-        return text_array(place, found, file_size, errors)
+        return text_array(found, errors)
 
     return Part(place, shape, _TEXT, read, lambda: iter([read()]))

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from ..errors import ExchangeError
-from ..features import FeatureSet
+from ..features import FeatureSet, is_text, texts_of
 
 __all__ = ["Contents", "Draft", "Part", "block_rows", "check_size", "text_array", "text_bytes"]
 
@@ -133,7 +133,7 @@ class Draft:
     def of(cls, data: FeatureSet, dtype: np.dtype, roles: Mapping[str, str], places: Mapping[str, str]) -> Draft:
         """Check everything before anything is written, and describe it."""
         for name, column in data.columns.items():
-            if column.dtype.kind not in "Ubiuf" or (column.dtype.kind != "U" and column.dtype.itemsize > 8):
+            if not is_text(column) and (column.dtype.kind not in "biuf" or column.dtype.itemsize > 8):
                 raise ExchangeError(
                     f"columns[{name!r}]: expected text, truth values, whole numbers or floats, got {column.dtype}; "
                     "convert it, or leave it out"
@@ -161,9 +161,14 @@ class Draft:
         for role in ("ids", "y", "groups", "splits"):
             values = getattr(self.data, role)
             if values is not None:
-                yield self.roles[role], values
+                yield self.roles[role], _thrifty(values)
         for name, column in self.data.columns.items():
-            yield self.places[name], column
+            yield self.places[name], _thrifty(column)
+
+
+def _thrifty(values: np.ndarray) -> np.ndarray:
+    """Return texts that are objects in fixed width where that is no waste: of a few lines it mostly is none."""
+    return texts_of(values.tolist()) if values.dtype.kind == "O" else values
 
 
 def describe(draft: Draft, digest: str) -> dict[str, str]:
@@ -287,7 +292,7 @@ def raw(array: np.ndarray) -> memoryview:
 def add_lines(digest: Any, lines: Iterable[np.ndarray]) -> None:
     """Add columns to a checksum, whatever their form in the file."""
     for array in lines:
-        text = array.dtype.kind == "U"
+        text = array.dtype.kind in "UO"
         digest.update("\0".join(array.tolist()).encode("utf-8", "surrogatepass") if text else raw(array))
         digest.update(b"\xff")
 
@@ -309,9 +314,7 @@ def text_bytes(values: np.ndarray) -> tuple[list[bytes], str]:
     return [text.encode("utf-8", "surrogatepass") for text in texts], "surrogatepass"
 
 
-def text_array(name: str, values: Iterable[str | bytes | None], stored: int, errors: str = "surrogateescape") -> Any:
-    """Return texts as one array ("" for none); `stored` as for `check_size`."""
+def text_array(values: Iterable[str | bytes | None], errors: str = "surrogateescape") -> np.ndarray:
+    """Return texts as one array ("" for none), which never takes far more memory than they do."""
     texts = ["" if v is None else v.decode("utf-8", errors) if isinstance(v, bytes) else str(v) for v in values]
-    width = max(map(len, texts), default=0)
-    check_size(name, 4 * width * len(texts), stored)
-    return np.array(texts, dtype=f"<U{max(width, 1)}")
+    return texts_of(texts)

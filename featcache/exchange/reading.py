@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from ..errors import ExchangeError, FeatcacheError, FeaturesError
-from ..features import FeatureSet
+from ..features import FeatureSet, texts_of
 from . import arrays, hdf5, table
 from .parts import Contents, Part, add_lines, check_finite, count_bytes, machine_memory, raw, understand
 
@@ -299,7 +299,7 @@ def _lines(path: Path, argument: str, n: int) -> np.ndarray:
         values = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
     if len(values) != n:
         raise ExchangeError(f"{path}: expected {n} {argument}, one a line, got {len(values)}; check the file")
-    return np.array(values, dtype=np.str_)
+    return texts_of(values)
 
 
 # --------------------------------------------------------------------------------------------------- the matrix

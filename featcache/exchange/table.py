@@ -90,7 +90,7 @@ class _Line:
 
     @classmethod
     def of(cls, pa: Any, values: np.ndarray) -> _Line:
-        if values.dtype.kind != "U":
+        if values.dtype.kind not in "UO":
             native = values.astype(values.dtype.newbyteorder("="), copy=False)
             return cls(pa, native, pa.from_numpy_dtype(native.dtype), None)
         encoded, errors = text_bytes(values)
@@ -175,7 +175,7 @@ class _Reader:
             total += sum(len(v) for v in values if isinstance(v, (str, bytes)))
             check_size(name, total, self.size)
             found += values
-        return text_array(name, found, self.size, errors)
+        return text_array(found, errors)
 
     def _numbers(self, name: str) -> np.ndarray:
         columns = list(self._batches(name))

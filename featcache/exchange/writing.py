@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from ..errors import ExchangeError
-from ..features import FeatureSet
+from ..features import FeatureSet, is_text, texts_of
 from ..files import DISK, Disk, publish, remove_stale, unique_name
 from ..store import FeatureStore
 from . import arrays, hdf5, table
@@ -93,6 +93,8 @@ def export(
             f"X: expected codes of float16, float32, float64 or whole numbers, got shape {found.X.shape} of {dtype}; "
             "convert them first"
         )
+    if writer is not table:
+        _require_fixed(path, found)
     draft = Draft.of(found, dtype, writer.ROLES, writer.places(found.columns))
     _publish(path, writer, draft, overwrite, disk or DISK)
     return path
@@ -108,6 +110,18 @@ def _check_target(path: Path, overwrite: bool) -> None:
     # A store's own files end in .h5 too, and nothing but featcache may write there.
     if any((folder / "store.json").exists() for folder in list(path.absolute().parents)[:3]):
         raise ExchangeError(f"{path}: lies inside a store, where only featcache's own files belong; write it elsewhere")
+
+
+def _require_fixed(path: Path, data: FeatureSet) -> None:
+    """Refuse texts that a format of fixed width would blow up: one long one takes its room in every row."""
+    lists = {name: getattr(data, name) for name in ("ids", "y", "groups", "splits")}
+    for name, values in {**lists, **{f"columns[{n!r}]": column for n, column in data.columns.items()}}.items():
+        if values is not None and is_text(values) and texts_of(values.tolist()).dtype.kind == "O":
+            longest = max(map(len, values.tolist()))
+            raise ExchangeError(
+                f"{path}: {name}: expected texts of like lengths, since {path.suffix} gives each row the room of the "
+                f"longest, got one of {longest} characters among {len(values)}; write .parquet, or leave it out"
+            )
 
 
 def _set_of(data: Any, choice: dict[str, Any]) -> tuple[FeatureSet, np.dtype]:

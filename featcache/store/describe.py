@@ -139,8 +139,12 @@ def _as(old: Entries, new: Entries, name: str) -> Entries:
 
 def _relabelled(old: Entries, new: Entries, before: str | None, after: str | None) -> list[dict[str, str]]:
     a, b = (
-        e.columns[c].astype(np.str_) if c is not None and c in e.columns else np.full(len(e), "", "U1")
+        _as_text(e.columns[c]) if c is not None and c in e.columns else np.full(len(e), "", "U1")
         for e, c in ((old, before), (new, after))
     )
     places = np.flatnonzero(a != b).tolist()
     return [{"id": str(new.ids[i]), "before": str(a[i]), "after": str(b[i])} for i in places]
+
+
+def _as_text(column: np.ndarray) -> np.ndarray:
+    return column if column.dtype.kind in "UO" else column.astype(np.str_)

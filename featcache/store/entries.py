@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import StoreError
-from .texts import pack_text
+from ..features import is_text
+from .texts import ids_fit, pack_text
 
 __all__ = ["CONSTANT", "FAILED", "NO_KEY", "OK", "Entries"]
 
@@ -16,6 +17,8 @@ __all__ = ["CONSTANT", "FAILED", "NO_KEY", "OK", "Entries"]
 OK, FAILED, CONSTANT = 0, 1, 2
 #: The key of an image whose bytes could not even be read.
 NO_KEY = b"\0" * 32
+#: Texts of two tables are brought to one width while that takes no more bytes, or twice what they take already.
+_ROOM = 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,7 @@ class Entries:
     Parameters
     ----------
     ids : ndarray of text of shape (n,)
-        Unique; sorted by their UTF-8 bytes (the constructor sorts all columns along).
+        Unique; sorted by code points, as NumPy sorts text (the constructor sorts all columns along).
     keys : ndarray of uint8 of shape (n, 32)
         Content key of each image; zeros when it could not be read.
     status : ndarray of uint8 of shape (n,)
@@ -33,7 +36,8 @@ class Entries:
     errors : ndarray of text of shape (n,)
         Why an image failed; "" otherwise.
     columns : mapping of str to ndarray
-        Text ("" = missing), int64, float64 (NaN = missing) or bool, each of length n.
+        Text ("" = missing), int64, float64 (NaN = missing) or bool, each of length n. Text is of fixed width or, where
+        one long text would make that absurd, objects that are all str; so are `errors`.
     """
 
     ids: np.ndarray
@@ -52,7 +56,7 @@ class Entries:
             object.__setattr__(self, name, np.asarray(getattr(self, name)))
         object.__setattr__(self, "columns", {name: np.asarray(column) for name, column in self.columns.items()})
         object.__setattr__(self, "ids", ids)
-        # Code-point order of str equals the byte order of its UTF-8 form, so NumPy's own sort is the one we promise.
+        # By code points; that is the order of the UTF-8 bytes, too, unless undecodable bytes stand in names.
         if n > 1 and not bool(np.all(ids[1:] > ids[:-1])):
             order = np.argsort(ids, kind="stable")
             if bool(np.any(ids[order][1:] == ids[order][:-1])):
@@ -131,12 +135,12 @@ class Entries:
         for name in sorted(self.columns.keys() | other.columns.keys()):
             either = self.columns.get(name, other.columns.get(name))
             a, b = (t.columns.get(name, missing_like(either, len(t))) for t in (self, other))
-            columns[name] = np.concatenate(_same_type(a, b))
+            columns[name] = _chained(*_same_type(a, b))
         return Entries.trusted(
-            np.concatenate([self.ids, other.ids]),
+            _chained_ids(self.ids, other.ids),
             np.concatenate([self.keys, other.keys]),
             np.concatenate([self.status, other.status]),
-            np.concatenate([self.errors, other.errors]),
+            _chained(self.errors, other.errors),
             columns,
         )
 
@@ -156,7 +160,7 @@ def _both_nan(a: np.ndarray, b: np.ndarray) -> np.ndarray | bool:
 def missing_like(column: np.ndarray | None, n: int) -> np.ndarray:
     """Return n missing values of a column's type."""
     kind = "U" if column is None else column.dtype.kind
-    if kind == "U":
+    if kind in "UO":
         return np.full(n, "", dtype="U1")
     return np.full(n, np.nan)
 
@@ -167,7 +171,23 @@ def _same_type(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return a, b
     if {a.dtype.kind, b.dtype.kind} <= set("biuf"):
         return a.astype("f8"), b.astype("f8")
-    return a.astype(np.str_), b.astype(np.str_)
+    first, second = (x if x.dtype.kind in "UO" else x.astype(np.str_) for x in (a, b))
+    return first, second
+
+
+def _chained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return two columns of one type one after the other, texts without giving each the room of a far longer one."""
+    kinds, held = {a.dtype.kind, b.dtype.kind}, a.nbytes + b.nbytes
+    wide = kinds == {"U"} and max(a.itemsize, b.itemsize) * (len(a) + len(b)) > max(_ROOM, 2 * held)
+    return np.concatenate([a.astype(object), b.astype(object)] if wide or "O" in kinds else [a, b])
+
+
+def _chained_ids(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    n, width = len(a) + len(b), max(a.itemsize, b.itemsize) // 4
+    # Up to four bytes a character: what was committed by its bytes is not refused by its characters.
+    if not ids_fit(width, n, 0) and not ids_fit(width, n, 4 * int(sum(np.char.str_len(x).sum() for x in (a, b)))):
+        raise StoreError(f"entries: an id of {width} characters among {n}, each of which takes its room; shorten it")
+    return np.concatenate([a, b])
 
 
 def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,9 +203,12 @@ def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def column_datasets(name: str, column: np.ndarray) -> dict[str, np.ndarray]:
     """Return the datasets that hold one column: text as codes into its distinct values, numbers as they are."""
     prefix = f"column/{name}/"
-    if column.dtype.kind == "U":
+    if is_text(column):
         values, codes = distinct(column)
-        offsets, blob = pack_text(values)
+        try:
+            offsets, blob = pack_text(values)
+        except ValueError as error:
+            raise StoreError(f"column {name!r}: {error}; give it in valid Unicode") from None
         return {
             prefix + "code": codes,
             prefix + "offsets": offsets,

@@ -174,9 +174,7 @@ class _States:
     def _save(self, number: int, disk: Disk | None) -> _Saved:
         segments = self._wrecks(number)
         saved = _Saved()
-        parts = [
-            (_lines(s, saved.lost), s.texts("removed").array() if s is not segments[0] else None) for s in segments
-        ]
+        parts = [(_lines(s, saved.lost), s.removed if s is not segments[0] else None) for s in segments]
         entries = Entries.empty()
         for lines, removed in parts:
             columns = {name: column for name, column in lines.columns.items() if name not in saved.lost}
@@ -228,7 +226,7 @@ def _lines(segment: Segment, lost: list[str]) -> Entries:
         When ids, keys or status are damaged.
     """
     container, n = segment.container, len(segment)
-    ids, status = segment.ids.array(), np.array(container.array("status"))
+    ids, status = segment.ids.array(fixed=True), np.array(container.array("status"))
     keys, good = container.read_rows("key", np.arange(n))
     if not good.all():
         raise container.damage("the checksum of some of its keys does not match")

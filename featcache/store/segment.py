@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import StoreError
+from ..features import is_thrifty
 from .container import Container
 from .entries import Entries, column_datasets, distinct
-from .texts import Texts, pack_text
+from .texts import Texts, ids_fit, pack_text
 
 __all__ = ["Change", "Segment", "builds_on", "require_lines", "segment_datasets"]
-
-#: A column of text takes at most so many bytes, and so many for each line.
-_LARGEST_COLUMN, _WIDEST = 1 << 27, 1 << 13
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +60,27 @@ class Segment:
     @cached_property
     def ids(self) -> Texts:
         """The ids of its lines, sorted."""
-        ids = self.texts("id")
+        ids = self._names("id")
         if len(ids) != len(self):
             raise self.container.damage(f"{len(ids)} ids for {len(self)} lines")
         return ids
 
+    def _names(self, name: str) -> Texts:
+        """Return packed ids, once they may be an array of fixed width."""
+        found = self.texts(name)
+        if not ids_fit(longest := found.longest(), len(found), found.held):
+            raise self.container.damage(f"an id of {longest} characters among {len(found)}")
+        return found
+
     @cached_property
     def change(self) -> Change:
         """All of it, in memory."""
-        return Change(self.take(None), self.texts("removed").array())
+        return Change(self.take(None), self.removed)
+
+    @property
+    def removed(self) -> np.ndarray:
+        """The ids that it drops."""
+        return self._names("removed").array(fixed=True)
 
     def take(self, places: np.ndarray | None) -> Entries:
         """Return some lines, or all."""
@@ -86,7 +97,7 @@ class Segment:
         ids = self.ids
         try:
             return Entries.trusted(
-                ids.array() if every else ids.take(np.asarray(places)),
+                ids.array(fixed=True) if every else ids.take(np.asarray(places)),
                 keys,
                 container.array("status")[rows],
                 self.errors(rows),
@@ -106,6 +117,11 @@ class Segment:
             raise ValueError(f"column {name!r} of {column.ndim} axes")
         return column
 
+    def stored_form(self, name: str) -> str:
+        """Return the form in which a column is stored: "code", "int", "float" or "bool"; "absent" where it is not."""
+        forms = (form for form in ("code", "bool", "int", "float") if f"column/{name}/{form}" in self.container)
+        return next(forms, "absent") if name in self.attributes["columns"] else "absent"
+
     def _stored_column(self, name: str, rows: Any) -> np.ndarray:
         container, prefix = self.container, f"column/{name}/"
         if prefix + "code" in container:
@@ -122,9 +138,9 @@ def _pick(values: Texts, codes: np.ndarray) -> np.ndarray:
     if not len(values):
         return np.zeros(len(codes), "U1")
     texts = values.array()
-    # NumPy gives each line the room of the longest text: one of a megabyte, a million times, is no column of ours.
-    if len(codes) * texts.dtype.itemsize > _LARGEST_COLUMN + _WIDEST * len(codes):
-        raise ValueError(f"a text of {texts.dtype.itemsize // 4} characters for {len(codes)} lines")
+    # In fixed width each line has the room of the longest text; as objects, many lines share one.
+    if texts.dtype.kind == "U" and not is_thrifty(texts.dtype.itemsize // 4, len(codes), values.held):
+        texts = texts.astype(object)
     return texts[codes]
 
 
@@ -169,7 +185,7 @@ def builds_on(container: Container, number: int) -> int | None:
 
 
 def segment_datasets(change: Change) -> dict[str, np.ndarray]:
-    """Return the datasets that hold a change, keys excepted."""
+    """Return the datasets that hold a change, keys excepted; StoreError for what they cannot hold."""
     entries = change.upserts
     reasons, codes = distinct(entries.errors)
     datasets: dict[str, np.ndarray] = {
@@ -177,7 +193,10 @@ def segment_datasets(change: Change) -> dict[str, np.ndarray]:
         "error/code": codes,
     }
     for name, texts in (("id", entries.ids), ("error", reasons), ("removed", change.removed)):
-        offsets, blob = pack_text(texts)
+        try:
+            offsets, blob = pack_text(texts)
+        except ValueError as error:
+            raise StoreError(f"entries: {name} {error}; give it in valid Unicode") from None
         datasets |= {f"{name}/offsets": offsets, f"{name}/bytes": blob}
     for name, column in entries.columns.items():
         datasets |= column_datasets(name, np.asarray(column))
