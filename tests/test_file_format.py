@@ -180,7 +180,7 @@ def test_every_name_in_a_store_is_named_by_the_page(tmp_path):
 def test_numbers_of_the_page_are_those_of_the_code():
     text = " ".join(section("Any .h5 file").split())
     assert f"more than {safely._MOST_BRACKETS} brackets or {safely._MOST_ITEMS} commas" in text
-    assert container._LARGEST_REST == 64 << 20 and "no more than 64 MiB" in text
+    assert container.LARGEST_REST == 64 << 20 and "no more than 64 MiB" in text
     assert container._LARGEST_HEADER == safely._LARGEST_TEXT == 16 << 20
     assert (container._GROUP_SIZES[0], container._GROUP_SIZES[-1]) == (16, 65535) and "16 to 65535" in text
     assert set(re.findall(r"\w+\d", table("Any .h5 file", "field", 1)["dtype"][1])) == container._DTYPES

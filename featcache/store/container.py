@@ -33,7 +33,17 @@ import xxhash
 from ..errors import DamagedStore, StoreError, StoreTooNew
 from .safely import open_regular, parse_json, read_at, with_descriptors
 
-__all__ = ["FORMAT_VERSION", "GROUP_ROWS", "HEADER", "MAGIC", "Container", "checksum", "checksum_of_rest", "group_sum"]
+__all__ = [
+    "FORMAT_VERSION",
+    "GROUP_ROWS",
+    "HEADER",
+    "LARGEST_REST",
+    "MAGIC",
+    "Container",
+    "checksum",
+    "checksum_of_rest",
+    "group_sum",
+]
 
 FORMAT_VERSION = 1
 GROUP_ROWS = 256
@@ -41,7 +51,7 @@ MAGIC = b"FEATCACH"
 HEADER = struct.Struct("<8sIIQ")
 _LARGEST_HEADER = 1 << 24
 #: HDF5's own bytes and the room between regions; more of them would only keep a reader busy.
-_LARGEST_REST = 1 << 26
+LARGEST_REST = 1 << 26
 _LONGEST_REASON = 400
 _GROUP_SIZES = range(16, 1 << 16)
 _DTYPES = {"uint8", "uint16", "uint32", "uint64", "int32", "int64", "float16", "float32", "float64"}
@@ -201,7 +211,7 @@ class Container:
         spans = sorted((r["offset"], r["offset"] + r["bytes"]) for r in regions if r["bytes"])
         if any(first < stop for (_, stop), (first, _) in zip(spans, spans[1:], strict=False)):
             raise self.damage("regions that overlap")
-        if sum(stop - first for first, stop in gaps(regions, block, size)) > _LARGEST_REST:
+        if sum(stop - first for first, stop in gaps(regions, block, size)) > LARGEST_REST:
             raise self.damage("too many bytes that belong to no region")
 
     def _check_region(self, region: dict[str, Any], block: int, size: int) -> None:

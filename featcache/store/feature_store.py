@@ -14,6 +14,7 @@ from . import keeping
 from .entries import Entries
 from .row_store import RowStore
 from .snapshot import Snapshot, change_between, publish_snapshot, read_snapshot
+from .storable import plain_source, require_columns, require_fit, roles_of
 from .views import check_view_name, list_snapshots, listed, parse_state, view_names
 
 if TYPE_CHECKING:
@@ -148,17 +149,23 @@ class FeatureStore(RowStore):
         ------
         MissingCodes
             When keys have no row.
+        StoreError
+            When columns, ids, roles or the source are such that they could not be read again; nothing is written.
         OSError
             When the disk refuses; the view is as it was.
         """
         check_view_name(view)
+        require_columns(self.path, entries)
+        given = None if source is None else plain_source(self.path, source)
         self._resolve(entries)
         head = parent if parent is not None else self.snapshot(view)
         change = change_between(head, entries, keep_old=keep_old)
         self._shards.index.save()
         while True:
-            new_roles = {**(head.roles if head else {}), **(roles or {})}
-            new_source = dict(source or (head.source if head else {}))
+            replaces = not keep_old and len(change.upserts) == len(entries)
+            new_roles = roles_of(self.path, head, entries, roles, replaces=replaces)
+            require_fit(self.path, head, change)
+            new_source = dict(given or (head.source if head else {}))
             if head is not None and not change and new_roles == head.roles and new_source == head.source:
                 return head
             try:

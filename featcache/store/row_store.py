@@ -19,6 +19,7 @@ from .header import FOLDERS, check_place, lay_out, read_header, require_own_fold
 from .index import RequestCache
 from .pins import hold_pin
 from .shards import ShardSet
+from .storable import require_names, view_numbers
 
 __all__ = ["RowStore"]
 
@@ -221,16 +222,18 @@ class RowStore:
         OSError
             When the disk refuses; nothing has been published, earlier rows are unharmed.
         StoreError
-            When the arrays do not belong together or hold NaN or Inf.
+            When the arrays do not belong together or hold NaN or Inf, or a name or view number cannot be stored.
         """
         keys = np.ascontiguousarray(keys, dtype="u1")
+        numbers = view_numbers(self.path, view_number, len(keys))
         rows = {node: self._stored(node, array, len(keys)) for node, array in codes.items()}
         flags = np.zeros(len(keys), "u1") if constant is None else np.asarray(constant, dtype="u1")
         self._shards.require_alike(self.path, keys, rows, flags)
+        require_names(self.path, "node", rows)
         return self._shards.publish(
             keys,
             rows,
-            view_number=np.full(len(keys), view_number),
+            view_number=numbers,
             constant=flags,
             attributes={"computed": dict(computed or {}), **self._about()},
         )

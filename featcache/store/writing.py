@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from ..errors import DamagedStore
+from ..errors import DamagedStore, StoreError
 from ..files import DISK, Disk, publish
 from .container import (
     FORMAT_VERSION,
     GROUP_ROWS,
     HEADER,
+    LARGEST_REST,
     MAGIC,
     Container,
     checksum,
@@ -30,6 +31,7 @@ from .container import (
     gaps,
     group_sum,
 )
+from .safely import parse_json
 
 __all__ = ["RowSource", "write_container"]
 
@@ -88,6 +90,8 @@ def write_container(
 
     Raises
     ------
+    StoreError
+        When the header would be one that no reader takes; nothing has been written.
     FileExistsError
         When `target` exists.
     OSError
@@ -152,10 +156,17 @@ class _Image:
                 else {"xxh3": checksum(plain[name])}
             )
             regions.append(region | how)
+        _require_header(kind, attributes, regions)
         self._block = _block_size(kind, attributes, regions)
         self._skeleton = _Sparse()
         offsets = _write_hdf5(self._skeleton, self._block, kind, attributes, self._arrays)
         self._regions = [{"name": r["name"], "offset": offsets[r["name"]], **r} for r in regions]
+        rest = sum(stop - first for first, stop in self._gaps())
+        if rest > LARGEST_REST:
+            raise StoreError(
+                f"{kind}: expected at most {LARGEST_REST >> 20} MiB that HDF5 takes for itself, got {rest >> 20} MiB "
+                f"for {len(regions)} datasets; give fewer columns or nodes"
+            )
         self._header = _pack(self._describe(kind, attributes), self._block)
 
     def _describe(self, kind: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +254,28 @@ class _Sparse(io.RawIOBase):
                 out[done : done + length] = self._pages[page][place : place + length]
             done += length
         return bytes(out)
+
+
+def _require_header(kind: str, attributes: Mapping[str, Any], regions: list[dict[str, Any]]) -> None:
+    """Refuse a header that no reader takes, before the disk sees anything of it: the disk is not to blame."""
+    sizes = {}
+    for name, value in attributes.items():
+        try:
+            sizes[name] = len(json.dumps(value, ensure_ascii=False).encode())
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise StoreError(f"{kind}: {name}: expected JSON values in valid Unicode, got others ({reason})") from None
+    longest = [{**region, "offset": 1 << 62} for region in regions]
+    text = json.dumps([dict(attributes), longest, "0" * 200], ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        parse_json(text)
+    except (ValueError, RecursionError) as error:
+        largest = max(sizes, key=lambda name: sizes[name], default="")
+        raise StoreError(
+            f"{kind}: expected a header of at most 16 MiB and 2**20 values, got {len(text)} bytes ({error}): "
+            f"{len(regions)} datasets, and {sum(sizes.values())} bytes of attributes, most of them "
+            f"{largest!r}; give fewer columns, or record less"
+        ) from None
 
 
 def _block_size(kind: str, attributes: Mapping[str, Any], regions: list[dict[str, Any]]) -> int:
