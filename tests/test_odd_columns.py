@@ -172,6 +172,13 @@ def test_view_numbers_that_do_not_exist_are_refused(store, number):
     assert not store.has(keys_for([1])).any()
 
 
+@pytest.mark.parametrize("numbers", [[65536, 0], [0, -1], [0.0, 1.0], [0], [[0], [1]]])
+def test_arrays_of_view_numbers_are_not_wrapped(store, numbers):
+    rows = {"constant": np.zeros(2, "u1"), "view_number": np.asarray(numbers), "attributes": {"computed": {}}}
+    codes = {"flatten": rows_for([1, 2])}
+    refused(store, "view_number: ", lambda: store._shards.publish(keys_for([1, 2]), codes, **rows))
+
+
 def test_the_largest_view_number(store):
     store.append(keys_for([1]), {"flatten": rows_for([1])}, view_number=np.int64(65535))
     assert store.has(keys_for([1]), view_number=65535).all() and not store.has(keys_for([1])).any()

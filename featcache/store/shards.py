@@ -18,6 +18,7 @@ from .container import Container
 from .entries import CONSTANT, FAILED, OK
 from .index import RowIndex
 from .loading import Rows
+from .storable import view_numbers
 from .trash import TrashedKeys, bring_back
 from .writing import RowSource, write_container
 
@@ -255,7 +256,7 @@ class ShardSet:
             datasets={},
             grouped={
                 "key": np.ascontiguousarray(keys, dtype="u1"),
-                "view_number": np.ascontiguousarray(view_number, dtype="<u2"),
+                "view_number": view_numbers(self._root, view_number, len(keys)),
                 "constant": np.ascontiguousarray(constant, dtype="u1"),
                 **{"x/" + node: rows for node, rows in codes.items()},
             },

@@ -401,7 +401,7 @@ def another_shape(path):
     store._shards.publish(
         np.full((1, 32), 9, "u1"),
         {"flatten": np.ones((1, 3), "f4")},
-        view_number=np.zeros(1),
+        view_number=np.zeros(1, "u2"),
         constant=np.zeros(1),
         attributes={"computed": {}},
     )
