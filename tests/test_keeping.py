@@ -465,3 +465,48 @@ def test_nothing_is_collected_while_a_view_has_lost_its_newest_state(store):
     assert store.gc(grace_days=0).trashed == []
     (store.path / "snapshots" / "other" / "00000001.lost").write_text("{}")
     assert store.retire("other") == [0, 1] and len(store.gc(grace_days=0).trashed) == 3
+
+
+# -- beside others, and many of them -----------------------------------------------------------------------------------
+
+
+def test_states_that_are_retired_while_gc_and_compact_look_are_passed_over(store, monkeypatch):
+    for n in (5, 6, 7):
+        committed(store, range(n))
+    committed(store, range(50, 60), view="other")
+    real = FeatureStore.snapshots
+
+    def listed_then_retired(self, view="main"):
+        numbers = real(self, view)
+        if view == "other" and numbers:
+            FeatureStore.open(self.path).retire("other") if not marks.append(view) and len(marks) == 2 else None
+        return numbers
+
+    for work in (lambda: FeatureStore.open(store.path).compact(), lambda: FeatureStore.open(store.path).gc()):
+        marks: list[str] = []
+        store.retire("other", undo=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(FeatureStore, "snapshots", listed_then_retired)
+            work()
+        assert len(store.load("main")) == 7
+
+
+def test_of_many_states_on_one_base_only_the_base_is_asked_which_rows_it_needs(store, monkeypatch):
+    add(store, range(120))
+    for n in range(100, 121):
+        store.commit(entries_for(range(n)), roles={"label": "label"})
+    asked = []
+    real = fc.store.snapshot.Snapshot.live_keys
+    monkeypatch.setattr(fc.store.snapshot.Snapshot, "live_keys", lambda self: asked.append(self.number) or real(self))
+    assert store.gc(grace_days=0).trashed == [] and asked == [0]
+    asked.clear()
+    store.retire("main", [0])
+    assert store.gc(grace_days=0).trashed == [] and asked == list(range(1, 21))
+
+
+def test_without_a_view_compact_says_so(store):
+    with pytest.raises(StoreError, match="no view to compact; it has none yet: run extract"):
+        store.compact()
+    committed(store, range(3))
+    with pytest.raises(StoreError, match="no view ''; it has main"):
+        store.compact("")

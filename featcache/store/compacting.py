@@ -14,7 +14,9 @@ import numpy as np
 
 from ..errors import StoreError
 from .container import Container
+from .keeping import kept_states
 from .shards import COMPACTED, ShardSet
+from .snapshot import live_keys
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
@@ -118,9 +120,10 @@ def _regions(shard: Container) -> list[str]:
 def _in_order(store: FeatureStore, view: str | None) -> list[str]:
     """Return the views, the one that is to lie first in front."""
     views = store.views
-    first = view or ("main" if "main" in views else views[0] if views else None)
+    first = view if view is not None else ("main" if "main" in views else views[0] if views else None)
     if first is None or first not in views:
-        raise StoreError(f"{store.path}: no view {first or 'to compact'!r}; it has {', '.join(views) or 'none yet'}")
+        asked = "view to compact" if first is None else f"view {first!r}"
+        raise StoreError(f"{store.path}: no {asked}; it has {', '.join(views) or 'none yet: run extract'}")
     return [first, *(v for v in views if v != first)]
 
 
@@ -132,15 +135,11 @@ def _keys_of(store: FeatureStore, views: Sequence[str]) -> tuple[np.ndarray, dic
     """
     order = _Order()
     for view in views:
-        state = store.snapshot(view)
-        assert state is not None
-        order.add_view(view, state.entries.keys[state.entries.stored])
+        for state in kept_states(store, view, store.snapshots(view)[-1:]):
+            order.add_view(view, state.entries.keys[state.entries.stored])
     for view in views:
-        for number in store.snapshots(view):
-            state = store.snapshot(view, number)
-            assert state is not None
-            alive, newer = state.live_keys()
-            order.add(np.concatenate([state.base_keys()[alive], newer]))
+        for keys in live_keys(kept_states(store, view, store.snapshots(view))):
+            order.add(keys)
     return order.keys, order.firsts
 
 

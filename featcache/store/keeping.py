@@ -23,14 +23,14 @@ import numpy as np
 from ..errors import DamagedStore, StoreError
 from ..files import DISK, Disk, make_folder, publish_bytes
 from .pins import file_system_now, live_pins
-from .snapshot import Snapshot
+from .snapshot import Snapshot, live_keys
 from .trash import empty, throw_away
 from .views import check_view_name, list_snapshots, listed, marks_of, snapshot_path, used_numbers, view_names
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
 
-__all__ = ["GcReport", "collect", "retire"]
+__all__ = ["GcReport", "collect", "kept_states", "retire"]
 
 _DAY = 86_400.0
 #: Keys are looked up in portions of so many.
@@ -189,6 +189,19 @@ def _states(root: Path) -> dict[str, list[int]]:
     return {view: list_snapshots(root, view) for view in view_names(root)}
 
 
+def kept_states(store: FeatureStore, view: str, numbers: Sequence[int]) -> Iterator[Snapshot]:
+    """Yield states of a view, but those that somebody has retired since their numbers were listed."""
+    for number in numbers:
+        try:
+            state = store.snapshot(view, number)
+        except StoreError:
+            if number in store.snapshots(view):
+                raise
+            continue
+        assert state is not None
+        yield state
+
+
 class Needs:
     """Which files the kept states of a store need. What they miss is brought back from the trash on the way.
 
@@ -235,21 +248,14 @@ class Needs:
                 )
 
     def _live_keys(self) -> Iterator[np.ndarray]:
-        """Yield the keys that kept states name; of states that share a base, the base's only once."""
+        """Yield the keys that kept states name."""
         for view, numbers in self.states.items():
-            bases: dict[Path, tuple[Snapshot, np.ndarray]] = {}
-            for number in numbers:
-                state = self.store.snapshot(view, number)
-                assert state is not None
-                self._files.update(state.files)
-                alive, newer = state.live_keys()
-                base = state.files[-1]
-                if base in bases:
-                    alive = alive | bases[base][1]
-                bases[base] = (state, alive)
-                yield newer
-            for state, alive in bases.values():
-                yield state.base_keys()[alive]
+            yield from live_keys(self._opened(view, numbers))
+
+    def _opened(self, view: str, numbers: Sequence[int]) -> Iterator[Snapshot]:
+        for state in kept_states(self.store, view, numbers):
+            self._files.update(state.files)
+            yield state
 
     def _look_up(self, keys: np.ndarray) -> None:
         """Find the shards that rows are read from, of the plain images and of augmented views."""

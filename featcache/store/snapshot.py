@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .texts import Texts, pack_text
 from .views import list_snapshots, snapshot_path, used_numbers
 from .writing import write_container
 
-__all__ = ["Snapshot", "change_between", "publish_snapshot", "read_snapshot"]
+__all__ = ["Snapshot", "change_between", "live_keys", "publish_snapshot", "read_snapshot"]
 
 #: A state lies on at most so many others; ours, on the logarithm of what the view has seen.
 _LONGEST_CHAIN = 64
@@ -158,7 +158,12 @@ class Snapshot:
         alive = base.container.array("status") != FAILED
         above = base.ids.find(np.concatenate([change.upserts.ids, change.removed]))
         alive[above[above >= 0]] = False
-        return alive, change.upserts.keys[change.upserts.stored]
+        return alive, self.newer_keys()
+
+    def newer_keys(self) -> np.ndarray:
+        """Return the keys of the lines above the base that have a row: uint8 of shape (k, 32)."""
+        lines = self._changes.upserts
+        return lines.keys[lines.stored]
 
     def lines_after(self, change: Change) -> int:
         """Return how many lines the state would have after a change."""
@@ -186,6 +191,28 @@ class Snapshot:
         onto = int(segments[0].attributes["number"])
         short = len(segments) < _LONGEST_CHAIN // 2
         return change, onto if short and pending <= _DELTA_PART * len(segments[-1]) else None
+
+
+def live_keys(states: Iterable[Snapshot]) -> Iterator[np.ndarray]:
+    """Yield the keys of the rows that states of one view name; of states that share a base, the base's only once.
+
+    Where the base is one of the states, all its rows are needed, and which of its lines the others replace is not
+    asked: with hundreds of states on one base that would take minutes.
+    """
+    bases: dict[Path, tuple[Snapshot, np.ndarray]] = {}
+    whole: set[Path] = set()
+    for state in states:
+        base = state.files[-1]
+        if base in whole:
+            yield state.newer_keys()
+            continue
+        alive, newer = state.live_keys()
+        bases[base] = (state, alive | bases[base][1] if base in bases else alive)
+        if not state.chain:
+            whole.add(base)
+        yield newer
+    for state, alive in bases.values():
+        yield state.base_keys()[alive]
 
 
 def change_between(old: Snapshot | None, new: Entries, *, keep_old: bool) -> Change:
