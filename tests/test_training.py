@@ -551,3 +551,12 @@ def test_a_head_trained_from_batches_is_as_good_as_in_memory(tmp_path):
     first, second = accuracy(in_memory), accuracy(from_disk)
     assert first > 0.7 and abs(first - second) < 0.02
     assert store.check().ok
+
+
+def test_two_indices_are_refused_rather_than_taken_for_two_rows(tmp_path):
+    store, codes = make_store(tmp_path / "s", 30)
+    data = store.dataset()
+    for index in ((0, 1), (0, slice(None)), (Ellipsis, 0), (slice(None), None)):
+        with pytest.raises(IndexError, match="by row, with one index, not 2; load the rows first"):
+            data.codes[index]
+    assert np.array_equal(data.codes[(3,)], data.codes[3]) and np.array_equal(data.codes[()], data.codes[:])

@@ -200,6 +200,8 @@ class StoredCodes:
             index = slice(None)
         if isinstance(index, tuple) and len(index) == 1:
             index = index[0]
+        elif isinstance(index, tuple):
+            raise IndexError(f"codes are indexed by row, with one index, not {len(index)}; load the rows first")
         if isinstance(index, slice):
             return self.rows.gather(index=index, dtype=self.dtype)
         if not isinstance(index, np.ndarray | list | tuple | bool | np.bool_ | None):
