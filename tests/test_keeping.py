@@ -510,3 +510,32 @@ def test_without_a_view_compact_says_so(store):
     committed(store, range(3))
     with pytest.raises(StoreError, match="no view ''; it has main"):
         store.compact("")
+
+
+def test_a_dry_run_needs_no_right_to_write(store, monkeypatch):
+    committed(store, range(3))
+    spare = "shards/" + add(store, range(100, 103))
+    monkeypatch.setattr(fc.store.keeping, "file_system_now", refuse)
+    assert store.gc(grace_days=0, dry_run=True).trashed == [spare]
+    with pytest.raises(PermissionError):
+        store.gc(grace_days=0)
+
+
+def refuse(*_):
+    raise PermissionError(13, "Permission denied", "tmp")
+
+
+def test_a_store_without_the_folder_of_snapshots_is_repaired_as_one_of_no_view(store):
+    add(store, range(3))
+    (store.path / "snapshots").rmdir()
+    assert store.check(repair=True).ok
+
+
+def test_names_with_control_characters_never_reach_a_terminal(tmp_path, capsys):
+    assert run(["gc", str(tmp_path / "a\x1b[31m")]) == 1
+    assert "\\x1b[31m: no such store" in (said := capsys.readouterr().err) and "\x1b" not in said
+    made = FeatureStore.create(tmp_path / "a\nb", SPEC)
+    committed(made, range(3))
+    for words in (["gc"], ["compact"], ["retire", "main"], ["info"]):
+        assert run([words[0], str(made.path), *words[1:]]) == 0
+        assert "a\\nb" in capsys.readouterr().out.splitlines()[0]

@@ -73,7 +73,9 @@ def _prepare_streams() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"featcache: {' '.join(message.split())}\n")
+    from .show import plain
+
+    sys.stderr.write(f"featcache: {plain(' '.join(message.split()))}\n")
     return status
 
 

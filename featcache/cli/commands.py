@@ -319,7 +319,7 @@ def retire(
     if as_json:
         show.as_json({"kept" if undo else "retired": done})
     else:
-        show.say(f"{store}: {'kept again' if undo else 'retired'}: {', '.join(done) or 'nothing'}")
+        show.say(f"{show.plain(str(store))}: {'kept again' if undo else 'retired'}: {', '.join(done) or 'nothing'}")
 
 
 @app.command(epilog="Example: featcache fit flowers.features --head logreg -o flowers.head")

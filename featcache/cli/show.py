@@ -71,7 +71,7 @@ def failures(failed: Sequence[Mapping[str, str]], limit: int = 10) -> None:
 def extraction(report: Any) -> None:
     """Print what an extraction did."""
     say(
-        f"{report.store}: {report.images} images: {report.computed} computed, {report.reused} reused, "
+        f"{plain(str(report.store))}: {report.images} images: {report.computed} computed, {report.reused} reused, "
         f"{len(report.failed)} failed" + (f", {report.gone} gone from the view" if report.gone else "")
     )
     if report.computed:
@@ -146,13 +146,13 @@ def info(info: Mapping[str, Any]) -> None:
         ("nodes", ", ".join(f"{n} {tuple(s)}" for n, s in info["nodes"].items()) + f", {info['dtype']}"),
         ("preprocess", f"resize {recipe.get('resize')}, crop {recipe.get('crop')}, {recipe.get('interpolation')}"),
         ("precision", f"{info['spec'].get('precision', {}).get('class')} (mode {info['computed'].get('mode', '?')})"),
-        ("view", f"{info['view']} (of {', '.join(info['views'])}), snapshot {info['snapshot']}"),
+        ("view", f"{info['view']} (of {', '.join(info['views']) or 'none'}), snapshot {info['snapshot']}"),
         ("source", str(info["source"].get("location", ""))),
         ("states", _states(info["snapshots"])),
         ("size", f"{size(info['bytes'])} in {info['shards']} shards" + _trash(info["trash"])),
         ("spec", info["fingerprint"]),
     ]
-    say(info["store"])
+    say(plain(info["store"]))
     for name, value in rows:
         say(plain(f"  {name:<11}{value}"))
     if info["failed"]:
@@ -185,7 +185,7 @@ def collected(store: str, report: Any) -> None:
     would = "would move" if report.dry_run else "moved"
     delete = "would delete" if report.dry_run else "deleted"
     say(
-        f"{store}: {would} {len(report.trashed)} files ({size(report.bytes_trashed)}) to the trash, {delete} "
+        f"{plain(store)}: {would} {len(report.trashed)} files ({size(report.bytes_trashed)}) to the trash, {delete} "
         f"{len(report.deleted)} ({size(report.bytes_deleted)}) from it"
     )
     if report.waiting:
@@ -201,9 +201,9 @@ def collected(store: str, report: Any) -> None:
 def compacted(store: str, report: Any) -> None:
     """Print what was compacted."""
     if not report.shard:
-        say(f"{store}: nothing to do, the rows lie in order")
+        say(f"{plain(store)}: nothing to do, the rows lie in order")
         return
-    say(f"{store}: {report.rows} rows of {report.merged} shards now lie in one of {size(report.bytes)}")
+    say(f"{plain(store)}: {report.rows} rows of {report.merged} shards now lie in one of {size(report.bytes)}")
     note("the old shards stay until featcache gc drops them, 14 days from when they were written")
 
 

@@ -44,7 +44,7 @@ def repair_store(store: FeatureStore, disk: Disk | None) -> CheckReport:
     with hold_pin(root, disk):
         shards = ShardSet(root, store.fingerprint, "touch", disk)
         entries = _repair_shards(root, store, shards, disk)
-        for place in sorted(p for p in (root / "snapshots").iterdir() if p.is_dir() and not p.is_symlink()):
+        for place in sorted(p for p in (root / "snapshots").glob("*") if p.is_dir() and not p.is_symlink()):
             for item in mend_view(root, place.name, store.fingerprint, disk):
                 entries.append((item, np.zeros((0, 32), "u1"), False))
     report = check_store(store, deep=True)
