@@ -611,3 +611,8 @@ def test_options_have_the_names_and_defaults_of_the_library():
     shared = set(options) & set(library)
     assert shared == {"out", "view", "node", "label", "group", "split", "overwrite"}
     assert all(options[name].default == library[name].default for name in shared)
+
+
+def test_a_store_json_of_another_program_is_no_store(tmp_path):
+    (tmp_path / "store.json").write_text("{}")
+    assert fc.export(fc.FeatureSet(np.eye(3, dtype="f4")), tmp_path / "x.npz").is_file()

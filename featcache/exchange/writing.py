@@ -108,7 +108,9 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if os.path.lexists(path) and not overwrite:
         raise ExchangeError(f"{path}: exists already; give another name, or allow replacing it (overwrite)")
     # A store's own files end in .h5 too, and nothing but featcache may write there.
-    if any((folder / "store.json").exists() for folder in list(path.absolute().parents)[:3]):
+    # (A store.json alone may be anybody's.)
+    near = list(path.absolute().parents)[:3]
+    if any((folder / "store.json").exists() and (folder / "shards").is_dir() for folder in near):
         raise ExchangeError(f"{path}: lies inside a store, where only featcache's own files belong; write it elsewhere")
 
 
