@@ -445,3 +445,18 @@ def test_a_view_is_mapped_from_a_store_that_cannot_be_written(store, monkeypatch
     monkeypatch.setattr(os, "access", lambda *args, **options: False)
     data = FeatureStore.open(store.path).load(in_memory=False)
     assert np.array_equal(data.X, rows_for([3, 4, 5])) and not data.X.flags.writeable
+
+
+def test_a_reader_opened_before_the_first_shard_sees_what_comes(store):
+    reader = FeatureStore.open(store.path)
+    assert reader.nodes == {} and not reader.has(keys_for([1])).any()
+    fill(store, [1, 2])
+    assert len(reader.load()) == 2
+
+
+def test_files_that_begin_with_a_dot_are_other_programs(store):
+    fill(store, [1, 2])
+    for name in (".h5", "._x.h5"):
+        (store.path / "shards" / name).write_bytes(b"junk")
+    fresh = FeatureStore.open(store.path)
+    assert fresh.check(deep=True).ok and fresh.gc(grace_days=0).trashed == [] and len(fresh.load()) == 2

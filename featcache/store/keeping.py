@@ -179,7 +179,7 @@ def _sizes(paths: Sequence[Path]) -> tuple[list[Path], int]:
 
 
 def _shard_names(root: Path) -> list[str]:
-    return [path.name for path in (root / "shards").iterdir() if path.suffix == ".h5"]
+    return [path.name for path in (root / "shards").glob("[!.]*.h5")]
 
 
 def _since(path: Path) -> float:

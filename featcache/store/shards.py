@@ -68,7 +68,8 @@ class ShardSet:
     def names(self) -> list[str]:
         """Return the names of all shard files, sorted: the order that decides between rows of one key."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
-            return sorted(e.name for e in entries if e.name.endswith(".h5"))
+            # Names that begin with a dot are other programs' (macOS puts ._x.h5 beside x.h5).
+            return sorted(e.name for e in entries if e.name.endswith(".h5") and not e.name.startswith("."))
         return []
 
     def refresh(self) -> None:
@@ -132,6 +133,8 @@ class ShardSet:
     @property
     def nodes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one row per node, from the newest shard; empty before the first one."""
+        if not self.index.shards:
+            self.refresh()  # somebody may have published the first one since
         for shard in reversed(self.index.shards):
             return {n: tuple(shard.region("x/" + n)["shape"][1:]) for n in shard.attributes["nodes"]}
         return {}
