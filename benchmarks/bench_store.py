@@ -104,6 +104,7 @@ def scan(array: Any, dtype: str = "f2") -> None:
         # What a map gives is no copy yet; bytes that nobody reads cost nothing and show nothing.
         if isinstance(found, np.memmap) or not found.flags.owndata or found.dtype != dtype:
             np.array(found, dtype=dtype)
+        del found  # every copy is let go before the next is made, whoever made it
 
 
 def ratio(theirs: float, mine: float) -> float:

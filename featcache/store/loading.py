@@ -167,6 +167,8 @@ class Rows:
         """
         shard, row = (self.shard, self.row) if index is None else (self.shard[index], self.row[index])
         step = max(1, _PIECE_BYTES // self._width)
+        if out is None and dtype == self.dtype and len(row) and self._opened().trusted and _are_neighbours(shard, row):
+            return self._opened().span(int(shard[0]), int(row[0]), int(row[-1]) + 1)
         if 0 < len(row) <= _SORTED_FROM * step and out is None and dtype == self.dtype:
             return self._opened().pick(shard, row)
         out = np.empty((len(row), *self.shape), dtype=dtype) if out is None else out
@@ -178,7 +180,7 @@ class Rows:
         order = None if len(row) <= _SORTED_FROM * step else _reading_order(shard, row)
         # Piece by piece, so that a piece is still in the processor's cache when it is read again: after verifying it,
         # or to convert it. What is only copied goes in larger ones.
-        step *= 1 if not maps.whole or out.dtype != self.dtype else _SORTED_FROM
+        step = len(row) if order is None and maps.trusted and out.dtype == self.dtype else step
         for start in range(0, len(row), step):
             if order is None:
                 piece = slice(start, start + step)
@@ -205,6 +207,13 @@ class Rows:
         if os.name == "posix":
             path.unlink()  # the map keeps the bytes until the last reader lets go; nothing is left behind
         return mapped
+
+
+def _are_neighbours(shard: np.ndarray, row: np.ndarray) -> bool:
+    """Tell whether rows lie one after the other in one shard."""
+    if int(row[-1]) - int(row[0]) != len(row) - 1 or shard[0] != shard[-1]:
+        return False
+    return bool((row[1:] > row[:-1]).all()) and bool((shard == shard[0]).all())
 
 
 def _places(shard: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -253,11 +262,20 @@ class _Maps:
         for start, stop in pairwise(cuts):
             number, some = int(shard[start]), row[start:stop]
             first, last = int(some[0]), int(some[-1])
-            if last - first == len(some) - 1 and bool((some[1:] > some[:-1]).all()):
+            if _are_neighbours(shard[start:stop], some):
                 self._verify(shard[start:stop], some)
                 convert(self._raw[number][first : last + 1], out[start:stop])
             else:
                 convert(self.pick(shard[start:stop], some), out[start:stop])
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing needs to be verified any more."""
+        return self.whole and not self._always
+
+    def span(self, shard: int, first: int, stop: int) -> np.ndarray:
+        """Return neighbouring rows, all of them verified before, as they are stored: a new array."""
+        return np.array(self._raw[shard][first:stop])
 
     def pick(self, shard: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Return rows as they are stored: a new array."""
@@ -268,7 +286,7 @@ class _Maps:
 
     def _verify(self, shard: np.ndarray, row: np.ndarray) -> None:
         """Verify the groups of some rows that have not been."""
-        if self.whole and not self._always:
+        if self.trusted:
             return
         group = self._first_group[shard] + row // self._group_rows[shard]
         open_ = np.unique(group if self._always else group[~self._done[group]])
