@@ -101,7 +101,11 @@ def sequence(rng: np.random.Generator, length: int) -> list[str]:
     """Names of operations in a random order, writing more often than cleaning, starting with what a store needs."""
     names = list(OPERATIONS)
     weights = np.asarray([{"append": 4, "commit": 4, "compact": 2, "gc": 3, "retire": 1}[n] for n in names], "f8")
-    return ["append", "commit", *rng.choice(names, size=length - 2, p=weights / weights.sum()).tolist()]
+    drawn = rng.choice(names, size=length - 2, p=weights / weights.sum()).tolist()
+    if "compact" in OPERATIONS:
+        at = int(rng.integers(len(drawn) + 1))
+        drawn[at:at] = ["append", "commit", "compact"]  # which has something to do only after new rows
+    return ["append", "commit", *drawn]
 
 
 def prepared(path: Path, disk: Disk | None = None) -> Expected:

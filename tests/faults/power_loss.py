@@ -20,6 +20,8 @@ from featcache.store import FeatureStore
 #: How much of what is uncertain reached the disk: nothing, some of it, or all.
 CHANCES = (0.0, 0.1, 0.5, 0.5, 0.9, 1.0)
 NAME = "a.features"
+#: Part of the states in which the store is being made.
+_CREATING = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,28 @@ def _require_complete(disk: RecordingDisk, root: Path) -> None:
     assert replayed == real, f"written past the disk layer: {sorted(replayed.keys() ^ real.keys())}"
 
 
+def _calls_by_operation(log: list[tuple[Any, ...]]) -> dict[str, list[int]]:
+    """Return the places of the calls that each kind of operation makes."""
+    found: dict[str, list[int]] = {}
+    name = ""
+    for place, (call, *rest) in enumerate(log):
+        if call == "begin":
+            name = rest[0]
+        elif call != "acknowledged":
+            found.setdefault(name, []).append(place)
+    return found
+
+
 def states_of(recording: Recording, count: int, seed: int):
     """Draw crash states: yields what was going on, what was acknowledged before, what would be after, and the tree."""
     rng = np.random.default_rng(seed)
     log = recording.log
-    calls = [i for i, (call, *_) in enumerate(log) if call not in ("begin", "acknowledged")]
+    calls = _calls_by_operation(log)
+    # As often in each kind of operation, though making a store takes many calls and compacting one few.
+    kinds = [name for name in calls if name != "create"] or ["create"]
     for _ in range(count):
-        moment = int(rng.choice(calls)) + 1  # this many calls were completed
+        kind = "create" if rng.random() < _CREATING else str(rng.choice(kinds))
+        moment = int(rng.choice(calls[kind])) + 1  # this many calls were completed
         if rng.random() < 0.15:
             # The moment at which a call has just returned and the caller was told.
             moment = int(rng.choice([i for i, (call, *_) in enumerate(log) if call == "acknowledged"])) + 1
