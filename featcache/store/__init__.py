@@ -1,11 +1,7 @@
 """FeatureStore: a folder of immutable HDF5 shards (codes by content key) and snapshots (which image has which key).
 
-The format is described in docs/file-format.md. Rooms, from the outside inwards: `feature_store` (the public face);
-`check`, `keeping` (retire, gc), `trash`, `pins`, `compacting`, `describe`; `snapshot` (states and commits), `entries`
-and `texts` (the table of a view); `shards` (all rows as one set), `index`, `digests` and `private` (disposable caches),
-`training`, `access` and `streaming` (a view as a data set and as an array), `blocks` (shuffling), `loading` (rows
-gathered); `container` (reading one file), `writing` (making one), `header` (store.json). h5py and NumPy
-only: no torch, no scikit-learn.
+The format is described in docs/file-format.md; the rooms, from the outside inwards, in ARCHITECTURE.md ("How a store
+lives"). h5py and NumPy only: no torch, no scikit-learn.
 """
 
 from .check import CheckReport

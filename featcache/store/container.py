@@ -1,4 +1,4 @@
-"""One immutable HDF5 file whose every byte is accounted for: reading.
+"""One immutable HDF5 file, all of it checksummed but the zeros that fill the user block up: reading.
 
 A container is an ordinary HDF5 file (any HDF5 program reads it) behind a user block that featcache itself reads::
 
