@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from featcache import images
 from featcache.errors import ImageError
 from featcache.fingerprint import digest_pixels
-from featcache.images import EXTENSIONS, FORMATS, HEAD_BYTES, looks_like_image, open_rgb, pixel_identity
+from featcache.images import (
+    EXTENSIONS,
+    FORMATS,
+    HEAD_BYTES,
+    decoding,
+    formats,
+    looks_like_image,
+    open_rgb,
+    pixel_identity,
+)
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:
@@ -69,7 +77,7 @@ def test_heic_without_the_extra_names_it(brand, monkeypatch):
 
 
 def test_avif_with_a_generic_brand_is_no_heic():
-    assert images._sniff(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif") == "AVIF"
+    assert formats.sniff(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif") == "AVIF"
 
 
 def test_extensions_are_lower_case_with_a_dot():
@@ -195,7 +203,7 @@ def test_exif_orientation(form, orientation):
     exif[0x0112] = orientation
     options = {"quality": 100} if form in ("JPEG", "AVIF") else {"lossless": True} if form == "WEBP" else {}
     data = encoded(image, form, exif=exif, **options)
-    upright = image.transpose(images._UPRIGHT[orientation]) if orientation > 1 else image
+    upright = image.transpose(decoding.UPRIGHT[orientation]) if orientation > 1 else image
     assert np.abs(np.asarray(open_rgb(data)).astype(int) - np.asarray(upright)).max() < 40
     assert np.abs(np.asarray(open_rgb(data, exif=False)).astype(int) - corners).max() < 40
 
@@ -253,12 +261,12 @@ def test_pillows_own_limit_does_not_refuse_what_ours_allows(monkeypatch):
 
 
 def test_large_images_do_not_warn():
-    header = images._parse(bomb(10_000, 9_000))  # 90 million: Pillow would warn
+    header = decoding.parse(bomb(10_000, 9_000))  # 90 million: Pillow would warn
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images._parse(bomb(10_000, 9_000))
+        decoding.parse(bomb(10_000, 9_000))
     with warnings.catch_warnings(record=True) as seen:
-        images._check_size(*header.size)
+        decoding.check_size(*header.size)
         Image._decompression_bomb_check(header.size)
     assert not seen
 
