@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from featcache.errors import ImageError, PreprocessError
-from featcache.preprocess import INTERPOLATIONS, MAX_RESIZED_SIDE, Preprocess
-from featcache.preprocess import recipe as recipe_module
+from featcache.preprocess import INTERPOLATIONS, MAX_RESIZED_SIDE, Preprocess, resizing
 from featcache.preprocess.resampling import resize_window
 
 #: Square, ordinary, tiny, one pixel wide, very elongated; (width, height).
@@ -113,7 +112,7 @@ def test_elongated_image_by_its_window_equals_the_whole(interpolation, monkeypat
     recipe = Preprocess(64, 48, interpolation)
     whole = recipe.pixels(image)
     assert len(np.unique(whole)) > 1
-    monkeypatch.setattr(recipe_module, "_MAX_RESIZED_PIXELS", 1)
+    monkeypatch.setattr(resizing, "_MAX_RESIZED_PIXELS", 1)
     assert np.array_equal(recipe.pixels(image), whole)
 
 
@@ -241,7 +240,8 @@ def test_unknown_and_missing_fields():
         ({"exif": 1}, "exif"),
         ({"alpha": "red"}, "alpha"),
         ({"resampling": "fast"}, "resampling"),
-        ({"decoder": "turbo"}, "decoder"),
+        ({"decoder": "fastest"}, "decoder"),
+        ({"resampling": "torch", "interpolation": "lanczos"}, "only bilinear and bicubic"),
         ({"channels": 4}, "channels"),
         ({"channels": 1}, "mean: expected 1 finite"),
     ],

@@ -31,13 +31,14 @@ Everything here is safe to call from several threads, each with its own payload.
 
 from .decoding import MAX_PIXELS, Payload, open_rgb
 from .formats import EXTENSIONS, FORMATS, HEAD_BYTES, looks_like_image
-from .header import decoding_bytes
+from .header import decoding_bytes, size_of
 from .identity import pixel_identity
-from .jpeg import Picture, open_picture
+from .jpeg import DECODERS, Picture, open_picture, scale_for
 from .levels import ALPHAS
 
 __all__ = [
     "ALPHAS",
+    "DECODERS",
     "EXTENSIONS",
     "FORMATS",
     "HEAD_BYTES",
@@ -49,4 +50,6 @@ __all__ = [
     "open_picture",
     "open_rgb",
     "pixel_identity",
+    "scale_for",
+    "size_of",
 ]

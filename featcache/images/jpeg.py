@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from .decoding import Payload, check_size, in_channels, open_rgb, orientation_of, parse, turn_upright, unreadable
+from .decoding import (
+    UPRIGHT,
+    Payload,
+    check_size,
+    in_channels,
+    open_rgb,
+    orientation_of,
+    parse,
+    turn_upright,
+    unreadable,
+)
 from .header import jpeg_frame
 from .levels import flatten
 
@@ -68,6 +78,11 @@ class Picture:
         size = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[1], pixels.shape[0])
         return cls(pixels, size, (0, 0, *size))
 
+    @property
+    def scaled(self) -> bool:
+        """Whether the pixels are fewer than those of the file."""
+        return self.box != (0, 0, *self.size)
+
     @functools.cached_property
     def image(self) -> Image.Image:
         """The pixels as an image."""
@@ -87,6 +102,7 @@ def open_picture(
     channels: int = 3,
     decoder: str = "pillow",
     least: Least | None = None,
+    arrays: bool = False,
 ) -> Picture:
     """Decode one image by the policy of this package with a given decoder.
 
@@ -100,6 +116,9 @@ def open_picture(
         `least` is then still there.
     least : callable, optional
         (width, height) of the upright image → the least (width, height) that must be left of it, or None.
+    arrays : bool, default False
+        Whether pixels are rather wanted as an array. Where they are not, Pillow decodes: giving it pixels takes longer
+        than "turbo" saves.
 
     Returns
     -------
@@ -112,13 +131,13 @@ def open_picture(
     """
     if decoder != "pillow" and isinstance(payload, (bytes, bytearray, memoryview)) and payload[:3] == b"\xff\xd8\xff":
         try:
-            return _open_jpeg(bytes(payload), exif, alpha, channels, least if decoder == "scaled" else None)
+            return _open_jpeg(bytes(payload), exif, alpha, channels, least if decoder == "scaled" else None, arrays)
         except Exception as error:  # as in open_rgb
             raise unreadable(error) from error
     return Picture.whole(open_rgb(payload, exif=exif, alpha=alpha, channels=channels))
 
 
-def _open_jpeg(data: bytes, exif: bool, alpha: str, channels: int, least: Least | None) -> Picture:
+def _open_jpeg(data: bytes, exif: bool, alpha: str, channels: int, least: Least | None, arrays: bool) -> Picture:
     image = parse(data)
     check_size(*image.size)
     orientation = orientation_of(image) if exif else 1
@@ -126,7 +145,7 @@ def _open_jpeg(data: bytes, exif: bool, alpha: str, channels: int, least: Least 
     scale = 1 if least is None else scale_for(stored, orientation, least)
     if scale > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
         image.draft(None, (stored[0] // scale, stored[1] // scale))
-    elif orientation not in range(2, 9):  # Pillow turns faster than NumPy
+    elif arrays and orientation not in UPRIGHT:  # Pillow turns faster than NumPy
         pixels = _turbo(data, image, channels)
         if pixels is not None:
             return Picture.whole(pixels)

@@ -1,62 +1,32 @@
 """The exact recipe from an image to the numbers that a network takes, as plain data.
 
-`Preprocess` needs Pillow and NumPy only, so the same object serves extraction (where torch is at hand) and a fitted
-head (where it may not be). With ``resampling="reference"`` it gives, bit for bit, what the ``ImageClassification``
-preset of torchvision gives for the same PIL image; tests hold it to that over random sizes.
+`Preprocess` needs Pillow and NumPy only, and torch where its fields ask for it, so the same object serves extraction and
+a fitted head. With ``resampling="reference"`` it gives, bit for bit, what the ``ImageClassification`` preset of torchvision
+gives for the same PIL image; tests hold it to that over random sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import ImageError, PreprocessError
-from ..images import ALPHAS, Payload, open_rgb
-from .resampling import resize_window
+from ..images import ALPHAS, DECODERS, Payload, Picture, decoding_bytes, open_picture, scale_for, size_of
+from .fields import choice, numbers, one_or_two, sides
+from .resizing import INTERPOLATIONS, RESAMPLINGS, resized_crop, window_of
+from .torch_kernel import TORCH_KERNELS
+from .views import view_of
 
-__all__ = [
-    "DECODERS",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "INTERPOLATIONS",
-    "MAX_RESIZED_SIDE",
-    "MAX_SIDE",
-    "RESAMPLINGS",
-    "Preprocess",
-]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MAX_RESIZED_SIDE", "Preprocess"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-#: Interpolations by the names that torchvision gives them.
-INTERPOLATIONS: dict[str, Image.Resampling] = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
-
-#: How resize and crop are combined: two steps as torchvision does, or one call of Pillow's resize with a box.
-RESAMPLINGS: tuple[str, ...] = ("reference", "fused")
-
-#: Decoder families; one so far.
-DECODERS: tuple[str, ...] = ("pillow",)
-
-#: Longest side that `resize` and `crop` may ask for, in pixels.
-MAX_SIDE = 8192
-
 #: Longest side that an image may have after a resize of its shorter edge. 2^24 is an aspect ratio of 65,536 at 256.
 MAX_RESIZED_SIDE = 2**24
-
-# An image that is enlarged beyond this many pixels is computed only where the crop keeps it (see .resampling).
-_MAX_RESIZED_PIXELS = MAX_SIDE * MAX_SIDE
 
 # Fields that a spec may leave out: they were not there, or not thought of, when it was written.
 _OPTIONAL = frozenset(("exif", "alpha", "resampling", "decoder", "channels"))
@@ -82,12 +52,33 @@ class Preprocess:
         Turn images upright as EXIF says.
     alpha : {"white", "black", "drop"}, default "white"
         What transparency is composited on.
-    resampling : {"reference", "fused"}, default "reference"
-        "fused" resizes and crops in one call, faster and about one grey level off in 2 % of the bytes.
-    decoder : {"pillow"}, default "pillow"
-        Decoder family.
+    resampling : {"reference", "fused", "torch"}, default "reference"
+        How resize and crop are computed, see below.
+    decoder : {"pillow", "turbo", "scaled"}, default "pillow"
+        Decoder family, see below.
     channels : {3, 1}, default 3
         RGB, or grey.
+
+    Notes
+    -----
+    Every value below follows the same rules for sizes, crops, orientation, transparency and broken files. "reference"
+    with "pillow" is what torchvision's presets do, bit for bit; the others are for the precision class "tolerance".
+
+    ============= ============ ===================================================================================
+    field         value        what it computes
+    ============= ============ ===================================================================================
+    `resampling`  "reference"  Pillow's resize, then the crop
+    `resampling`  "fused"      one call of Pillow's resize for the cropped part: about one grey level off in 2 % of
+                               the bytes
+    `resampling`  "torch"      PyTorch's antialiased resize of bytes, then the crop; "bilinear" and "bicubic" only: one
+                               grey level off (rarely two) in less than 1 % of the bytes
+    `decoder`     "pillow"     Pillow's decoders
+    `decoder`     "turbo"      torchvision's for plain upright JPEG files (the same pixels), Pillow's for all others; no
+                               effect but with "torch", since Pillow's resizes take Pillow's images
+    `decoder`     "scaled"     as "turbo", but JPEG files of which 1/2, 1/4 or 1/8 is at least twice what `resize` asks
+                               for are decoded at that size; smaller ones have the same pixels as ever. No effect with
+                               ``resize=None``
+    ============= ============ ===================================================================================
 
     Raises
     ------
@@ -117,20 +108,25 @@ class Preprocess:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        _choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
-        _choice("alpha", self.alpha, ALPHAS)
-        _choice("resampling", self.resampling, RESAMPLINGS)
-        _choice("decoder", self.decoder, DECODERS)
-        _choice("exif", self.exif, (True, False))
-        _choice("channels", self.channels, (3, 1))
-        self._set("resize", _sides("resize", self.resize))
-        crop = _sides("crop", self.crop)
+        choice("interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        choice("alpha", self.alpha, ALPHAS)
+        choice("resampling", self.resampling, RESAMPLINGS)
+        choice("decoder", self.decoder, DECODERS)
+        choice("exif", self.exif, (True, False))
+        choice("channels", self.channels, (3, 1))
+        self._set("resize", sides("resize", self.resize))
+        crop = sides("crop", self.crop)
         # A square pair and a number mean the same crop, so they must have the same spec.
         self._set("crop", crop[0] if isinstance(crop, tuple) and crop[0] == crop[1] else crop)
-        self._set("mean", _numbers("mean", self.mean, self.channels))
-        self._set("std", _numbers("std", self.std, self.channels))
+        self._set("mean", numbers("mean", self.mean, self.channels))
+        self._set("std", numbers("std", self.std, self.channels))
         if any(np.float32(value) == 0 for value in self.std):
             raise PreprocessError(f"preprocess.std: expected no zeros, got {list(self.std)}; give 1.0 for no scaling")
+        if self.resampling == "torch" and self.interpolation not in TORCH_KERNELS:
+            raise PreprocessError(
+                f"preprocess.resampling: expected another than 'torch' for {self.interpolation!r}, as PyTorch has only "
+                f"{' and '.join(TORCH_KERNELS)}; choose reference or fused"
+            )
         if self.crop is None and not isinstance(self.resize, tuple):
             raise PreprocessError(
                 f"preprocess: expected a crop, or resize=(height, width), got crop=None and resize={self.resize}: "
@@ -167,6 +163,26 @@ class Preprocess:
         """
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
+
+    def fast_variants(self) -> list[Preprocess]:
+        """Return recipes that may stand in for this one where a tolerance allows it.
+
+        Returns
+        -------
+        list of Preprocess
+            The fastest first. Empty for "nearest", which has no tolerance, and for a recipe that names a resampling or
+            decoder other than the defaults: that has been decided.
+
+        Examples
+        --------
+        >>> [(fast.decoder, fast.resampling) for fast in Preprocess().fast_variants()]
+        [('scaled', 'torch'), ('turbo', 'torch')]
+        """
+        if (self.resampling, self.decoder) != ("reference", "pillow") or self.interpolation == "nearest":
+            return []
+        resampling = "torch" if self.interpolation in TORCH_KERNELS else "fused"
+        decoders = ("scaled", "turbo" if resampling == "torch" else "pillow")
+        return [dataclasses.replace(self, resampling=resampling, decoder=decoder) for decoder in decoders]
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Preprocess:
@@ -232,8 +248,8 @@ class Preprocess:
                 f"{missing[0]}; give Preprocess(resize=…, crop=…, interpolation=…, mean=…, std=…) instead"
             )
         return cls(
-            resize=_one_or_two(preset.resize_size),
-            crop=_one_or_two(preset.crop_size),
+            resize=one_or_two(preset.resize_size),
+            crop=one_or_two(preset.crop_size),
             interpolation=str(getattr(preset.interpolation, "value", preset.interpolation)),
             mean=tuple(preset.mean),
             std=tuple(preset.std),
@@ -259,12 +275,107 @@ class Preprocess:
         ImageError
             When the image cannot be read, or is so elongated that its longer side would exceed 2^24 pixels.
         """
-        image = open_rgb(payload, exif=self.exif, alpha=self.alpha, channels=self.channels)
-        size = self._resized(image.size)
+        return self._centre(self._open(payload))
+
+    def views(self, payload: Payload, key: bytes, count: int) -> np.ndarray:
+        """Decode one image and return augmented views of it, by the rule `VIEWS_RECIPE`.
+
+        Parameters
+        ----------
+        payload : bytes, PIL.Image.Image or numpy.ndarray
+            As for `pixels`.
+        key : bytes
+            Names the image: the same key gives the same views, on every machine.
+        count : int
+            How many views beside the image itself; view k is the same whatever their number.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8 (1 + count, H, W, C). Row 0 is what `pixels` gives, row 1 its mirror image. Each further row is a
+            random crop of 0.35 to 1 of the image's area, with an aspect of 3/4 to 4/3, resized to `shape` (see
+            `featcache.preprocess.views`), every other one mirrored. A crop of a very elongated image keeps the aspect
+            and has less area.
+
+        Raises
+        ------
+        ImageError
+            As `pixels` does.
+        PreprocessError
+            For a key that is no bytes or a negative count.
+
+        Examples
+        --------
+        >>> Preprocess(8, 4).views(np.zeros((10, 20, 3), np.uint8), b"key", 3).shape
+        (4, 4, 4, 3)
+        """
+        if not isinstance(key, bytes) or not isinstance(count, (int, np.integer)) or count < 0:
+            raise PreprocessError(
+                f"views: expected a key of bytes and a count from 0, got {type(key).__name__} and {count!r}; give e.g. "
+                "the digest of the image and count=4"
+            )
+        picture = self._open(payload)
+        out = np.empty((1 + count, *self.shape), np.uint8)
+        out[0] = self._centre(picture)
+        out[1:2] = out[:1, :, ::-1]
+        for number in range(2, 1 + count):
+            view = view_of(picture.size, key, number)
+            levels = resized_crop(picture, view.box, self.shape[1::-1], self.interpolation, self.resampling)
+            out[number] = (levels[:, ::-1] if view.mirrored else levels).reshape(self.shape)
+        return out
+
+    def memory_of(self, payload: Payload) -> int:
+        """Return about how much memory decoding an image will take, by its header alone.
+
+        Parameters
+        ----------
+        payload : bytes, PIL.Image.Image or numpy.ndarray
+            As for `pixels`.
+
+        Returns
+        -------
+        int
+            Bytes, beside those of the payload itself; 0 where the header does not say it. Meant for bounding how many
+            images are in flight, not a guarantee.
+        """
+        size = size_of(payload)
+        if size is None or min(size) < 1:
+            return 0
+        scale = 1
+        if self.decoder == "scaled" and isinstance(payload, bytes) and payload[:3] == b"\xff\xd8\xff":
+            try:  # the orientation takes longer to find: whichever leaves more
+                scale = min(scale_for(size, orientation, self._least) for orientation in (1, 6))
+            except ImageError:  # too elongated; it will be refused after its header
+                return 0
+        # PyTorch takes an array, which Pillow makes by way of a string.
+        arrays = 6 * size[0] * size[1] // scale**2 if self.resampling == "torch" else 0
+        return decoding_bytes(payload, scale) + arrays
+
+    def _open(self, payload: Payload) -> Picture:
+        return open_picture(
+            payload,
+            exif=self.exif,
+            alpha=self.alpha,
+            channels=self.channels,
+            decoder=self.decoder,
+            least=self._least,
+            arrays=self.resampling == "torch",
+        )
+
+    def _least(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return what a scaled decoder must leave of an image: twice what it is resized to."""
+        if self.resize is None:
+            return None
+        width, height = self._resized(size)
+        return 2 * width, 2 * height
+
+    def _centre(self, picture: Picture) -> np.ndarray:
+        """Resize and crop."""
+        size = self._resized(picture.size)
         crop = self._crop or (size[1], size[0])
         rows, top = _window(size[1], crop[0])
         columns, left = _window(size[0], crop[1])
-        kept = self._resample(image, size, columns, rows)
+        kept = window_of(picture, size, columns, rows, self.interpolation, self.resampling)
         out = np.zeros((crop[0], crop[1], self.channels), np.uint8)
         out[top : top + len(rows), left : left + len(columns)] = kept.reshape(len(rows), len(columns), self.channels)
         return out
@@ -284,17 +395,6 @@ class Preprocess:
                 f"shorter edge of {self.resize}, got {long // short}; cut the image into pieces or leave it out"
             )
         return (self.resize, longer) if width <= height else (longer, self.resize)
-
-    def _resample(self, image: Image.Image, size: tuple[int, int], columns: range, rows: range) -> np.ndarray:
-        """Return the window `rows` x `columns` of the image resized to `size`."""
-        method = INTERPOLATIONS[self.interpolation]
-        if size == image.size:
-            return np.asarray(image)[rows.start : rows.stop, columns.start : columns.stop]
-        if self.resampling == "fused":
-            return np.asarray(image.resize((len(columns), len(rows)), method, _box(image.size, size, columns, rows)))
-        if size[0] * size[1] > max(_MAX_RESIZED_PIXELS, image.width * image.height):
-            return resize_window(np.asarray(image), size, columns, rows, self.interpolation)
-        return np.asarray(image.resize(size, method))[rows.start : rows.stop, columns.start : columns.stop]
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Scale to [0, 1], subtract `mean`, divide by `std`, and put channels first.
@@ -352,64 +452,3 @@ def _window(length: int, wanted: int) -> tuple[range, int]:
         return range(length), (wanted - length) // 2
     start = round((length - wanted) / 2.0)  # to even, as in torchvision
     return range(start, start + wanted), 0
-
-
-def _box(
-    source: tuple[int, int], size: tuple[int, int], columns: range, rows: range
-) -> tuple[float, float, float, float]:
-    """Return the part of the source that the window of the resized image shows."""
-    across, down = source[0] / size[0], source[1] / size[1]
-    return (
-        columns.start * across,
-        rows.start * down,
-        min(columns.stop * across, source[0]),
-        min(rows.stop * down, source[1]),
-    )
-
-
-def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if not any(value is item or (type(value) is type(item) and value == item) for item in allowed):
-        listed = ", ".join(map(str, allowed))
-        raise PreprocessError(f"preprocess.{name}: expected one of {listed}, got {value!r}; choose one of them")
-
-
-def _side(name: str, value: Any) -> int:
-    number = _integer(value)
-    if number is None or not 1 <= number <= MAX_SIDE:
-        raise PreprocessError(
-            f"preprocess.{name}: expected whole pixels from 1 to {MAX_SIDE}, got {value!r}; give e.g. {name}=224 or "
-            f"{name}=(224, 224)"
-        )
-    return number
-
-
-def _integer(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else None
-
-
-def _sides(name: str, value: Any) -> int | tuple[int, int] | None:
-    if value is None:
-        return None
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise PreprocessError(f"preprocess.{name}: expected (height, width), got {list(value)!r}; give two numbers")
-        return _side(name, value[0]), _side(name, value[1])
-    return _side(name, value)
-
-
-def _one_or_two(value: Any) -> Any:
-    """Torchvision keeps a single size as a list of one; everything else is checked by the constructor."""
-    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
-
-
-def _numbers(name: str, values: Any, channels: int) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != channels or not all(math.isfinite(value) for value in numbers):
-        raise PreprocessError(
-            f"preprocess.{name}: expected {channels} finite numbers, one per channel, got {values!r}; give e.g. "
-            f"{name}={(0.5,) * channels}"
-        )
-    return numbers
