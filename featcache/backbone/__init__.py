@@ -2,12 +2,15 @@
 
 Importing this package, constructing a `Backbone` and asking for its ``request()`` import neither torch nor torchvision.
 
-* ``frozen``: `Backbone`, light until it is used, and the two listings
+* ``frozen``: `Backbone`, light until it is used, and the two listings; ``working``: what it does then
 * ``arguments``: what its arguments mean
 * ``zoo``: torchvision's architectures, recipes and weights enums
 * ``weights``: reading, fetching and matching tensors
 * ``cut``: cutting a network at nodes, pooling
-* ``network``: the loaded network, its digest and its forward pass (``crew``: the threads it runs in)
+* ``network``: the loaded network, its digest and its forward pass (``crew``: the threads it runs in; ``normalise``:
+  pixels as its input)
+* ``engines``: what runs a network, and proof that it computes what it should; ``fused``: layers fused and packed for a
+  CPU, dtypes per layer (``packing``: one layer)
 * ``own``: a user's own network instead of torchvision's
 * ``recorded``: the backbone of a store or a head, found again by what these recorded
 """

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +18,12 @@ from ..errors import BackboneError, SpecError, WeightsError, WeightsUnavailable
 from ..fingerprint import canonical, describe_difference
 
 __all__ = [
+    "ENGINES",
     "MODES",
     "POOLINGS",
     "Kind",
+    "Mode",
+    "check_engine",
     "check_mode",
     "check_pixels",
     "check_same",
@@ -32,6 +36,7 @@ __all__ = [
     "embedded_file",
     "located",
     "module_label",
+    "parse_mode",
     "sha256_of",
     "version_of",
 ]
@@ -39,8 +44,12 @@ __all__ = [
 #: What `pooling` may be.
 POOLINGS = ("avg", "max", "gem", "cls", "none")
 
-#: What `mode` may be.
+#: What `mode` may be; the low ones also with layers left out: "bf16-except:features.0.0,features.1.conv.0.0".
 MODES = ("fp32", "bf16", "fp16")
+_EXCEPT = "-except:"
+
+#: What `engine` may be.
+ENGINES = ("auto", "eager", "fused", "compiled")
 
 #: Where weights come from; the locator's "kind".
 Kind = Literal["enum", "file", "url", "random", "embedded", "state_dict", "module"]
@@ -153,10 +162,47 @@ def checked_kwargs(kwargs: Any) -> dict[str, Any]:
     return given
 
 
+@dataclass(frozen=True)
+class Mode:
+    """A precision mode, read.
+
+    Attributes
+    ----------
+    base : str
+        One of `MODES`.
+    kept : tuple of str
+        Layers computed in float32 although the others are not, in the order given.
+    """
+
+    base: str
+    kept: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.base + (_EXCEPT + ",".join(self.kept) if self.kept else "")
+
+
+def parse_mode(mode: Any) -> Mode:
+    """Return what a mode says; BackboneError for an unknown one. Whether its layers exist the network knows."""
+    text = mode if isinstance(mode, str) else ""
+    base, mixed, names = text.partition(_EXCEPT)
+    kept = tuple(dict.fromkeys(names.split(","))) if mixed else ()
+    if base not in MODES or (mixed and (base == "fp32" or not all(kept))):
+        raise BackboneError(
+            f"mode: expected one of {', '.join(MODES)}, or 'bf16-except:LAYER,LAYER', got {mode!r}; 'fp32' is the "
+            "default"
+        )
+    return Mode(base, kept)
+
+
 def check_mode(mode: Any) -> None:
     """Raise BackboneError for an unknown precision mode."""
-    if mode not in MODES:
-        raise BackboneError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}; 'fp32' is the default")
+    parse_mode(mode)
+
+
+def check_engine(engine: Any) -> None:
+    """Raise BackboneError for an unknown engine."""
+    if engine not in ENGINES:
+        raise BackboneError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}; 'auto' is the default")
 
 
 def check_pixels(pixels: Any, shape: tuple[int, int, int]) -> None:

@@ -277,7 +277,7 @@ class Cut(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return node → codes, for normalised images `x` (N, C, H, W)."""
-        return _pool_all(self.trunk(x), self.poolings, self.axes)
+        return pool_all(self.trunk(x), self.poolings, self.axes)
 
 
 class HookCut(nn.Module):
@@ -291,7 +291,7 @@ class HookCut(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return node → codes, for normalised images `x` (N, C, H, W)."""
         found = run_with_hooks(self.model, x, list(self.poolings))
-        return _pool_all([found[n] for n in self.poolings], self.poolings, self.axes)
+        return pool_all([found[n] for n in self.poolings], self.poolings, self.axes)
 
 
 def run_with_hooks(model: nn.Module, x: Tensor, nodes: Sequence[str]) -> dict[str, Any]:
@@ -324,6 +324,7 @@ def _cut_graph(traced: Traced, nodes: Sequence[str]) -> fx.GraphModule:
         if node not in kept and node.op != "placeholder":
             continue
         copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node].meta["row"] = traced.shapes.get(traced.names.get(node, ""))  # what `fused` goes by
         if traced.names.get(node) in nodes:
             used_further = any(user in kept for user in node.users)
             # An in-place operation further down (ReLU, +=) would overwrite what is to be returned.
@@ -333,7 +334,7 @@ def _cut_graph(traced: Traced, nodes: Sequence[str]) -> fx.GraphModule:
     return fx.GraphModule(traced.root, graph, class_name="Trunk").eval()
 
 
-def _pool_all(
+def pool_all(
     values: Sequence[Tensor], poolings: Mapping[str, str], axes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     return {n: pool(v, poolings[n], axes[n]) for n, v in zip(poolings, values, strict=True)}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError, SpecError, WeightsError
 from . import arguments
+from .working import Working
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from ..preprocess import Preprocess
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Backbone", "list_backbones", "list_nodes"]
 
 
-class Backbone:
+class Backbone(Working):
     """A frozen network with its weights, the nodes it is cut at, and the preprocessing that belongs to it.
 
     Nothing is loaded until the first property that needs it.
@@ -259,73 +259,6 @@ class Backbone:
         import copy
 
         return copy.deepcopy(self._network.module)
-
-    # -- at work ------------------------------------------------------------------------------------------------------
-
-    def encode(self, pixels: np.ndarray, *, mode: str = "fp32", device: str = "cpu") -> dict[str, np.ndarray]:
-        """Compute the codes of a batch.
-
-        Parameters
-        ----------
-        pixels : ndarray of uint8, shape (N, H, W, C)
-            What `preprocess.pixels` gives, stacked; N may be 0.
-        mode : {"fp32", "bf16", "fp16"}, default "fp32"
-            Precision of weights and activations; pooling of maps and the result are float32 always.
-        device : str, default "cpu"
-            As torch names it.
-
-        Returns
-        -------
-        dict of str to ndarray of float32
-            Node → codes: N rows of shape ``output_shapes[node]``.
-
-        Raises
-        ------
-        BackboneError
-            For pixels of another shape or dtype, an unknown mode, a device or mode that this machine does not have.
-
-        Notes
-        -----
-        Normalises as torchvision does, then runs in eval and inference mode, 8 images at a time on each core that torch
-        may use (64 on a GPU); the last chunk is padded with copies of its last image. On one machine a row's bits
-        depend neither on its neighbours nor on the batch size nor on the number of cores.
-        Global settings of torch (threads, random state, TF32, default dtype) are as before when it returns.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> codes = Backbone("squeezenet1_1", weights="random").encode(np.zeros((2, 224, 224, 3), np.uint8))
-        >>> codes["features.12.cat"].shape
-        (2, 512)
-        """
-        arguments.check_mode(mode)
-        recipe = self.preprocess
-        arguments.check_pixels(pixels, recipe.shape)
-        return self._network.encode(pixels, recipe.mean, recipe.std, mode=mode, device=device)
-
-    @staticmethod
-    def check_device(device: str) -> None:
-        """Raise BackboneError unless this machine can compute on a device ("cpu", "cuda", "cuda:1", …)."""
-        from .network import usable_device
-
-        usable_device(device)
-
-    @staticmethod
-    def usual_device() -> str:
-        """Return the device that "auto" stands for: the first GPU, else the CPU. Imports torch."""
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    @staticmethod
-    def usual_threads() -> int:
-        """Return how many threads should read and decode: one per core that this process may use, at most 8."""
-        return min(arguments.cores(), 8)
-
-    @staticmethod
-    def usual_batch(device: str = "cpu") -> int:
-        """Return a batch size that keeps a device busy: 16 images per core (at least 32) on a CPU, else 256."""
-        return max(32, 16 * arguments.cores()) if device == "cpu" else 256
 
     # -- loading ------------------------------------------------------------------------------------------------------
 

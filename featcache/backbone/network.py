@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,21 +17,15 @@ from torch import Tensor, nn
 from ..errors import BackboneError, WeightsError
 from ..fingerprint import digest_tensors
 from . import cut, weights, zoo
+from .arguments import Mode
 from .crew import crew
+from .engines import Engines, describe
+from .normalise import normalised, normalised_on
 
 if TYPE_CHECKING:
     from ..preprocess import Preprocess
 
-__all__ = ["MODES", "Network", "from_architecture", "node_table", "usable_device"]
-
-#: Precision modes and their dtypes.
-MODES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-#: The forward pass always sees exactly this many images, the last chunk padded: the same kernels run whatever the batch
-#: size, so a row's bits depend neither on it nor on the neighbours. MobileNetV2 on a CPU gives other bits for 8 than
-#: for 16 or 32 images at once, and 8 fit the cache best.
-_CHUNK = {"cpu": 8}
-_CHUNK_ELSEWHERE = 64
+__all__ = ["Network", "from_architecture", "node_table", "usable_device"]
 
 _NAMES_SHOWN = 4  # in a message
 
@@ -72,30 +66,55 @@ class Network:
     kwargs: dict[str, Any]
     tensors: tuple[str, ...]
     channels_last: bool = False
-    _copies: dict[tuple[str, str], nn.Module] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
+    _engines: Engines | None = field(default=None, repr=False)
+
+    @property
+    def engines(self) -> Engines:
+        """What runs this network."""
+        with self._lock:
+            if self._engines is None:
+                self._engines = Engines(self.module, self.channels_last)
+            return self._engines
 
     def encode(
-        self, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], *, mode: str, device: str
+        self,
+        pixels: np.ndarray,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        mode: Mode,
+        device: str,
+        engine: str = "auto",
     ) -> dict[str, np.ndarray]:
         """Return node → float32 codes for uint8 pixels (N, H, W, C); see `Backbone.encode`."""
         target = usable_device(device)
-        module = self._on(mode, target)
-        codes = {n: np.empty((len(pixels), *self.shapes[n]), np.float32) for n in self.nodes}
-        size = _CHUNK.get(target.type, _CHUNK_ELSEWHERE)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        n, height, width, channels = pixels.shape
+        codes = {node: np.empty((n, *self.shapes[node]), np.float32) for node in self.nodes}
+        runner = self.engines.runner(mode, target, engine, (channels, height, width))
+        if not n:
+            return codes
+
+        def normal(start: int, dtype: torch.dtype) -> Tensor:
+            chunk = _padded(pixels[start : start + runner.chunk], runner.chunk)
+            if target.type == "cpu":
+                x = normalised(chunk, mean, std, dtype)
+            else:
+                x = _on_device(chunk, mean, std, dtype, target)
+            return x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+
+        if not runner.proven:
+            runner = self.engines.proven(mode, target, engine, lambda dtype: normal(0, dtype))
 
         def run(start: int) -> None:
-            chunk = pixels[start : start + size]
-            x = _normalised(_padded(chunk, size), mean, std, target).to(MODES[mode]).contiguous(memory_format=layout)
             with torch.inference_mode(), torch.autocast(target.type, enabled=False), _exact(target):
-                rows = _run(module, x, mode)
+                rows = _run(runner.module, normal(start, runner.dtype), str(mode))
             for node, out in codes.items():
-                out[start : start + len(chunk)] = rows[node][: len(chunk)].float().cpu().numpy()
+                part = out[start : start + runner.chunk]
+                part[...] = rows[node][: len(part)].float().cpu().numpy()
 
-        starts = range(0, len(pixels), size)
-        # Hooks find their results through shared names, so such a network runs in one thread only.
-        if target.type == "cpu" and isinstance(module, cut.Cut):
+        starts = range(0, n, runner.chunk)
+        if runner.parallel:
             for _ in crew(torch.get_num_threads()).map(run, starts):
                 pass
         else:
@@ -103,20 +122,9 @@ class Network:
                 run(start)
         return codes
 
-    def _on(self, mode: str, device: torch.device) -> nn.Module:
-        """Return the copy of the network for a mode and a device, made on first use; always in eval mode."""
-        with self._lock:
-            key = (mode, str(device))
-            if key not in self._copies:
-                self._copies[key] = self._copy(mode, device)
-            return self._copies[key].eval()
-
-    def _copy(self, mode: str, device: torch.device) -> nn.Module:
-        if device.type == "cuda" and mode == "bf16" and not torch.cuda.is_bf16_supported():
-            raise BackboneError(f"mode 'bf16' on {device}: this GPU cannot compute in it; use mode='fp16' or 'fp32'")
-        original = mode == "fp32" and device.type == "cpu"
-        module = self.module if original else copy.deepcopy(self.module).to(device=device, dtype=MODES[mode])
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+    def report_of(self, mode: Mode, device: str, engine: str, row: tuple[int, int, int]) -> dict[str, Any]:
+        """Return what runs a mode; see `Backbone.engine_report`."""
+        return describe(self.engines.runner(mode, usable_device(device), engine, row), engine)
 
 
 def _run(module: nn.Module, x: Tensor, mode: str) -> dict[str, Tensor]:
@@ -151,13 +159,12 @@ def _padded(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([pixels, np.repeat(pixels[-1:], surplus, axis=0)]) if surplus else pixels
 
 
-def _normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
-    """uint8 (N, H, W, C) → float32 (N, C, H, W), in torchvision's order of operations, so equal bit for bit."""
-    array = np.ascontiguousarray(pixels)
-    x = torch.from_numpy(array if array.flags.writeable else array.copy()).to(device).permute(0, 3, 1, 2)
-    mean_ = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-    std_ = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
-    return x.to(torch.float32).div_(255).sub_(mean_).div_(std_)
+def _on_device(
+    pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
+    mean_, std_ = (torch.tensor(v, dtype=torch.float32, device=device).view(-1, 1, 1) for v in (mean, std))
+    return normalised_on(x, mean_, std_, dtype)
 
 
 @contextlib.contextmanager
@@ -392,7 +399,10 @@ def _stem_channels(report: weights.LoadReport) -> int | None:
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor], fill: Mapping[str, Tensor] | None) -> None:
     """Put tensors into a skeleton; what is neither given nor filled stays on the meta device, downstream of the cut."""
-    model.load_state_dict({**(fill or {}), **tensors}, strict=False, assign=True)
+    state: OrderedDict[str, Tensor] = OrderedDict({**(fill or {}), **tensors})
+    # They were matched with this very skeleton; without the versions in its metadata MNASNet refuses them.
+    state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=False, assign=True)
 
 
 def check_finite(model: nn.Module, names: Sequence[str], label: str) -> None:

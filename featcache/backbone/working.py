@@ -1,0 +1,124 @@
+"""What a `Backbone` does once it is loaded: encode pixels, and tell how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import arguments
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..preprocess import Preprocess
+    from .network import Network
+
+__all__ = ["Working"]
+
+
+class Working:
+    """The part of `Backbone` that computes; the rest says what is to be computed."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def preprocess(self) -> Preprocess:
+            """The recipe from an image to this network's input."""
+
+        @property
+        def _network(self) -> Network: ...
+
+    def encode(
+        self, pixels: np.ndarray, *, mode: str = "fp32", device: str = "cpu", engine: str = "auto"
+    ) -> dict[str, np.ndarray]:
+        """Compute the codes of a batch.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8, shape (N, H, W, C)
+            What `preprocess.pixels` gives, stacked; N may be 0.
+        mode : {"fp32", "bf16", "fp16"} or str, default "fp32"
+            Precision of weights and activations; pooling of maps and the result are float32 always.
+            "bf16-except:features.0.0,features.1.conv.0.0" keeps those convolutions and linear layers in float32.
+        device : str, default "cpu"
+            As torch names it.
+        engine : {"auto", "fused", "compiled", "eager"}, default "auto"
+            What runs the network: "eager" is the module as PyTorch runs it, "fused" its layers fused and packed for a
+            CPU, "compiled" a package made by a compiler (and kept) on first use. "auto" is "fused" on a CPU where the
+            network could be traced, else "eager". `engine_report` tells what is really used, and why.
+
+        Returns
+        -------
+        dict of str to ndarray of float32
+            Node → codes: N rows of shape ``output_shapes[node]``.
+
+        Raises
+        ------
+        BackboneError
+            For pixels of another shape or dtype, an unknown mode, a device or mode that this machine does not have.
+
+        Notes
+        -----
+        Normalises as torchvision does, then runs in eval and inference mode, a few images at a time on each core that
+        torch may use (4 in float32, 8 in a low precision; 64 on a GPU); the last chunk is padded with copies of its
+        last image. On one machine and with one engine a row's bits depend neither on its neighbours nor on the batch
+        size nor on the number of cores.
+        Global settings of torch (threads, random state, TF32, default dtype) are as before when it returns.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> codes = Backbone("squeezenet1_1", weights="random").encode(np.zeros((2, 224, 224, 3), np.uint8))
+        >>> codes["features.12.cat"].shape
+        (2, 512)
+        """
+        parsed, recipe = arguments.parse_mode(mode), self.preprocess
+        arguments.check_engine(engine)
+        arguments.check_pixels(pixels, recipe.shape)
+        return self._network.encode(pixels, recipe.mean, recipe.std, mode=parsed, device=device, engine=engine)
+
+    def engine_report(self, mode: str = "fp32", device: str = "cpu", engine: str = "auto") -> dict[str, Any]:
+        """Tell what really runs the network, and why it is not what was asked for.
+
+        Parameters
+        ----------
+        mode, device, engine
+            As for `encode`. What was not used yet is made ready.
+
+        Returns
+        -------
+        dict
+            "engine" that is used, "asked", "reason" (empty when there is nothing to explain), "chunk" (images per
+            forward pass), and for a fused network "fused" and "kept": how many of its layers are.
+
+        Examples
+        --------
+        >>> Backbone("squeezenet1_1", weights="random").engine_report(engine="eager")["engine"]
+        'eager'
+        """
+        parsed, (height, width, channels) = arguments.parse_mode(mode), self.preprocess.shape
+        arguments.check_engine(engine)
+        return self._network.report_of(parsed, device, engine, (channels, height, width))
+
+    @staticmethod
+    def check_device(device: str) -> None:
+        """Raise BackboneError unless this machine can compute on a device ("cpu", "cuda", "cuda:1", …)."""
+        from .network import usable_device
+
+        usable_device(device)
+
+    @staticmethod
+    def usual_device() -> str:
+        """Return the device that "auto" stands for: the first GPU, else the CPU. Imports torch."""
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @staticmethod
+    def usual_threads() -> int:
+        """Return how many threads should read and decode: one per core that this process may use, at most 8."""
+        return min(arguments.cores(), 8)
+
+    @staticmethod
+    def usual_batch(device: str = "cpu") -> int:
+        """Return a batch size that keeps a device busy: 16 images per core (at least 32) on a CPU, else 256."""
+        return max(32, 16 * arguments.cores()) if device == "cpu" else 256
