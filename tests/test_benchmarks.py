@@ -70,3 +70,60 @@ def test_claims_without_a_place_of_this_machine(render):
     import measuring
 
     assert measuring.without_places({"a": ["x /tmp/q/codes y", 3]}, {"/tmp/q": "TMP"}) == {"a": ["x TMP/codes y", 3]}
+
+
+@pytest.fixture
+def extraction(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import bench_extraction
+
+    return bench_extraction
+
+
+def test_parts_of_the_extraction_benchmark_are_merged(extraction, tmp_path):
+    out = tmp_path / "extraction.json"
+    claims = [{"claim": "fast", "measured": 2, "holds": True}]
+    figures = extraction.assembled({"limit": {"about": {}, "claims": claims, "n": 1}})
+    assert figures == {"claims": [{"part": "limit", **claims[0]}], "limit": {"about": {}, "n": 1}}
+    out.write_text(json.dumps({"figures": figures}))
+    again = extraction.known_figures(out)
+    assert again == {"limit": {"about": {}, "claims": claims, "n": 1}}
+    both = extraction.assembled({"jobs_300": {"claims": claims}, **again})
+    assert [line["part"] for line in both["claims"]] == ["jobs_300", "limit"]
+    assert extraction.known_figures(tmp_path / "absent.json") == {}
+
+
+def test_parts_of_the_extraction_benchmark_are_chosen_by_how_they_begin(extraction):
+    assert extraction.chosen("limit,jobs", False) == ["jobs_300", "jobs_1343", "jobs_20000", "limit"]
+    assert extraction.chosen(None, False) == list(extraction.PARTS)
+    assert set(extraction.TINY) <= set(extraction.PARTS)
+    with pytest.raises(SystemExit, match="got nothing"):
+        extraction.chosen("nothing", False)
+
+
+def test_copies_of_a_photo_differ_in_their_bytes_only(extraction):
+    import io
+
+    import numpy as np
+    from extraction.case import with_comment
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.arange(768, dtype="u1").reshape(16, 16, 3)).save(file, "JPEG")
+    copies = [with_comment(file.getvalue(), str(i)) for i in range(3)]
+    assert len({file.getvalue(), *copies}) == 4
+    assert len({np.asarray(Image.open(io.BytesIO(c))).tobytes() for c in (file.getvalue(), *copies)}) == 1
+
+
+def test_claims_compare_equal_arithmetic(extraction):
+    from extraction.speed import job_claims, steady_claims
+
+    def line(who, rate):
+        return {"who": who, "images_per_second": rate, "steady_images_per_second": rate}
+
+    lines = [line("featcache auto", 40), line("featcache fp32", 20), line("tutorial loop", 10)]
+    lines += [line("tuned loop, fp32", 15), line("tuned loop, bf16", 30)]
+    measured = [c["measured"] for c in job_claims(lines, 300)]
+    assert measured == [round(40 / 30, 2), round(20 / 15, 2)] * 2
+    ratios = [(c["measured"], c["holds"]) for c in steady_claims("mobilenet_v2", "auto", lines)]
+    assert ratios == [(4.0, True), (1.33, True), (2.0, False), (1.33, True)]

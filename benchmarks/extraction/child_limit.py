@@ -1,0 +1,88 @@
+"""One extraction between two measurements of what bounds it: decoding alone, and the forward pass alone.
+
+All in one process and on the same photos. The forward pass is run by the very encoder that the extraction used, in the
+mode and with the engine that it chose.
+"""
+
+import argparse
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORWARD_IMAGES = 128
+LEAST_SECONDS = 2.0
+
+
+def decode_rate(pixels_of: Any, payloads: list[bytes]) -> float:
+    """Return images per second of decoding by one thread a core; the bytes are in memory, nothing else runs."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        start = time.perf_counter()
+        for _ in pool.map(pixels_of, payloads):
+            pass
+        return len(payloads) / (time.perf_counter() - start)
+
+
+def forward_rate(encode: Any, pixels: np.ndarray, least: float) -> float:
+    encode(pixels[:16])
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < least or not done:
+        encode(pixels)
+        done += len(pixels)
+    return done / (time.perf_counter() - start)
+
+
+def extraction(source: Path, backbone: Any, store: Path, precision: str) -> tuple[dict[str, Any], Any]:
+    """Run one extraction; return its report and its encoder."""
+    from featcache.extraction.run import Extraction
+    from featcache.extraction.settings import Settings
+    from featcache.sources import ImageSource
+
+    run = Extraction(ImageSource.open(source), backbone, store, Settings(precision=precision), False)
+    return run.run().report.as_dict(), run.encoder
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--arch", required=True)
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--resize", type=int, default=256)
+    parser.add_argument("--crop", type=int, default=224)
+    parser.add_argument("--least", type=float, default=LEAST_SECONDS)
+    args = parser.parse_args(argv)
+    from featcache import Backbone, Preprocess
+
+    seed = {"init_seed": 0} if args.weights == "random" else {}
+    backbone = Backbone(
+        args.arch, weights=args.weights, preprocess=Preprocess(resize=args.resize, crop=args.crop), **seed
+    )
+    payloads = [p.read_bytes() for p in sorted(args.images.rglob("*.jpg"))]
+    _, encoder = extraction(args.images, backbone, args.work / "first", args.precision)  # builds and warms whatever
+    pixels = np.stack([encoder.preprocess.pixels(p) for p in payloads[:FORWARD_IMAGES]])
+
+    def parts() -> tuple[float, float]:
+        forward = forward_rate(lambda some: encoder.encode(some, encoder.mode), pixels, args.least)
+        return decode_rate(encoder.preprocess.pixels, payloads), forward
+
+    before = parts()
+    report, _ = extraction(args.images, backbone, args.work / "second", args.precision)
+    after = parts()
+    return {
+        "mode": report["precision"]["mode"],
+        "achieved": report["steady_images_per_second"],
+        "decode": [round(before[0], 1), round(after[0], 1)],
+        "forward": [round(before[1], 1), round(after[1], 1)],
+        "shares": report.get("shares"),
+        "engine": report.get("engine"),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
