@@ -159,7 +159,7 @@ def _per_pixel(payload: bytes | Image.Image | np.ndarray) -> int:
     if isinstance(payload, np.ndarray):
         return _PLAIN if payload.dtype == np.uint8 else _ROUNDABOUT + 16  # floats are scaled in 64 bits
     name = sniff(bytes(payload[:HEAD_BYTES]))
-    plain_png = name == "PNG" and payload[24] <= 8 and payload[25] in (0, 2, 3)
+    plain_png = name == "PNG" and payload[24:25] <= b"\x08" and payload[25:26] in (b"\0", b"\2", b"\3")
     return _PLAIN if plain_png or name in _SIMPLE else _ROUNDABOUT
 
 

@@ -212,7 +212,10 @@ def _decoder() -> Callable[[bytes, bool], Any] | None:
     """Return torchvision's decoder as a function of bytes, None where it was built without."""
     try:
         import torch
-        from torchvision.io import ImageReadMode, decode_jpeg
+        from torchvision.io import ImageReadMode
+
+        # Not torchvision.io.decode_jpeg: it warns at every call that some release will be without it.
+        decode_jpeg = torch.ops.image.decode_jpeg
     except Exception:  # whatever keeps a binary package from loading, Pillow is there
         return None
 
@@ -220,6 +223,6 @@ def _decoder() -> Callable[[bytes, bool], Any] | None:
         # A copy, as PyTorch has no read-only tensors; it is small beside the pixels.
         coded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         mode = ImageReadMode.GRAY if grey else ImageReadMode.RGB
-        return decode_jpeg(coded, mode=mode).permute(1, 2, 0).numpy()
+        return decode_jpeg(coded, mode.value, False).permute(1, 2, 0).numpy()
 
     return decode

@@ -1,8 +1,8 @@
 """The exact recipe from an image to the numbers that a network takes, as plain data.
 
-`Preprocess` needs Pillow and NumPy only, and torch where its fields ask for it, so the same object serves extraction and
-a fitted head. With ``resampling="reference"`` it gives, bit for bit, what the ``ImageClassification`` preset of torchvision
-gives for the same PIL image; tests hold it to that over random sizes.
+`Preprocess` needs Pillow and NumPy only, and torch where its fields ask for it, so the same object serves extraction
+and a fitted head. With ``resampling="reference"`` it gives, bit for bit, what the ``ImageClassification`` preset of
+torchvision gives for the same PIL image; tests hold it to that over random sizes.
 """
 
 from __future__ import annotations
@@ -59,31 +59,31 @@ class Preprocess:
     channels : {3, 1}, default 3
         RGB, or grey.
 
+    Raises
+    ------
+    PreprocessError
+        For a field that makes no sense, or when images of different sizes would stay different.
+
     Notes
     -----
     Every value below follows the same rules for sizes, crops, orientation, transparency and broken files. "reference"
     with "pillow" is what torchvision's presets do, bit for bit; the others are for the precision class "tolerance".
 
-    ============= ============ ===================================================================================
+    ============= ============ =========================================================================================
     field         value        what it computes
-    ============= ============ ===================================================================================
+    ============= ============ =========================================================================================
     `resampling`  "reference"  Pillow's resize, then the crop
     `resampling`  "fused"      one call of Pillow's resize for the cropped part: about one grey level off in 2 % of
                                the bytes
-    `resampling`  "torch"      PyTorch's antialiased resize of bytes, then the crop; "bilinear" and "bicubic" only: one
-                               grey level off (rarely two) in less than 1 % of the bytes
+    `resampling`  "torch"      PyTorch's antialiased resize of bytes, then the crop; "bilinear" and "bicubic" only: of
+                               photos, one grey level off in about 1 % of the bytes or less
     `decoder`     "pillow"     Pillow's decoders
     `decoder`     "turbo"      torchvision's for plain upright JPEG files (the same pixels), Pillow's for all others; no
                                effect but with "torch", since Pillow's resizes take Pillow's images
     `decoder`     "scaled"     as "turbo", but JPEG files of which 1/2, 1/4 or 1/8 is at least twice what `resize` asks
                                for are decoded at that size; smaller ones have the same pixels as ever. No effect with
                                ``resize=None``
-    ============= ============ ===================================================================================
-
-    Raises
-    ------
-    PreprocessError
-        For a field that makes no sense, or when images of different sizes would stay different.
+    ============= ============ =========================================================================================
 
     Examples
     --------

@@ -120,8 +120,9 @@ def resized_crop(
 
 
 def _scaled_crop(picture: Picture, crop: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return the nearest whole pixels of a scaled picture, at least one each way."""
     left, upper, right, lower = picture.box
     across, down = (right - left) / picture.size[0], (lower - upper) / picture.size[1]
-    start, top = int(left + crop[0] * across), int(upper + crop[1] * down)
-    stop, bottom = int(left + crop[2] * across), int(upper + crop[3] * down)
+    start, top = int(left + crop[0] * across + 0.5), int(upper + crop[1] * down + 0.5)
+    stop, bottom = int(left + crop[2] * across + 0.5), int(upper + crop[3] * down + 0.5)
     return start, top, max(stop, start + 1), max(bottom, top + 1)
