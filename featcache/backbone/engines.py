@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,6 +85,7 @@ class Engines:
     def __init__(self, module: nn.Module, channels_last: bool) -> None:
         self.module, self.channels_last = module, channels_last
         self._runners: dict[tuple[str, str, str], Runner] = {}
+        self._references: dict[str, Runner] = {}
         self._lock = threading.RLock()
 
     def runner(self, mode: Mode, device: torch.device, engine: str, row: tuple[int, int, int]) -> Runner:
@@ -108,12 +109,24 @@ class Engines:
             problem = self._on_one_core(lambda: self._problem(runner, mode, x))
             if problem:
                 runner = replace(self._eager(mode, device, runner.chunk), reason=f"{runner.engine}: {problem}")
+            self._references.clear()
             self._runners[key] = replace(runner, proven=True)
             return self._runners[key]
 
     def layers(self) -> list[str]:
         """Return the names of the layers that can be kept in float32; none where the network could not be traced."""
         return fused.layers(self.module) if isinstance(self.module, cut.Cut) else []
+
+    def layer_modules(self, names: Collection[str]) -> dict[str, nn.Module]:
+        """Return the layers of these names as they were before they were fused."""
+        assert isinstance(self.module, cut.Cut)
+        return {name: self.module.trunk.get_submodule(name) for name in names}
+
+    def layer_rows(self) -> dict[str, tuple[int, ...]]:
+        """Return layer → shape of one row of its output, where that is known."""
+        assert isinstance(self.module, cut.Cut)
+        nodes = self.module.trunk.graph.nodes
+        return {str(n.target): n.meta["row"] for n in nodes if n.op == "call_module" and n.meta.get("row")}
 
     def _usual(self, device: torch.device) -> str:
         return "fused" if device.type == "cpu" and isinstance(self.module, cut.Cut) else "eager"
@@ -142,7 +155,7 @@ class Engines:
 
     def _fused(self, mode: Mode, device: torch.device, shape: tuple[int, int, int, int]) -> Runner:
         try:
-            module = self._rewritten(mode, shape, pack=True)
+            module = self.rewritten(DTYPES[mode.base], mode.kept, shape)
             if not module.fused:
                 why = module.reasons[0] if module.reasons else "nothing in this network can be fused"
                 return replace(self._eager(mode, device, shape[0]), reason=f"fused: {why}")
@@ -154,18 +167,13 @@ class Engines:
             return replace(self._eager(mode, device, shape[0]), reason=f"fused: {problem}")
         return runner
 
-    def _rewritten(self, mode: Mode, shape: tuple[int, int, int, int], *, pack: bool) -> fused.Rewritten:
+    def rewritten(self, low: torch.dtype, kept: Collection[str], shape: tuple[int, int, int, int]) -> fused.Rewritten:
+        """Return the fused network, neither proven nor kept."""
         assert isinstance(self.module, cut.Cut)
-        workers = crew(torch.get_num_threads())
         # Packed by threads of one core each, since layouts are chosen for the number of cores that will compute.
+        workers = crew(torch.get_num_threads())
         return fused.rewritten(
-            self.module,
-            shape,
-            low=DTYPES[mode.base],
-            kept=mode.kept,
-            pack=pack,
-            pack_convolutions=self.channels_last,
-            workers=workers if pack else None,
+            self.module, shape, low=low, kept=kept, pack_convolutions=self.channels_last, workers=workers
         )
 
     def _eager(self, mode: Mode, device: torch.device, chunk: int) -> Runner:
@@ -220,7 +228,9 @@ class Engines:
     def _low_limits(
         self, mode: Mode, plain: Mapping[str, Tensor], x: Callable[[torch.dtype], Tensor]
     ) -> dict[str, float]:
-        eager = self._eager(Mode(mode.base), torch.device("cpu"), 0)
+        if mode.base not in self._references:
+            self._references[mode.base] = self._eager(Mode(mode.base), torch.device("cpu"), 0)
+        eager = self._references[mode.base]
         low = eager.module(self._laid_out(x(eager.dtype)[:_ROWS_COMPARED]))
         return {n: _MARGIN * _relative(plain[n], low[n]) + _SLACK for n in plain}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,8 @@ class Rewritten(nn.Module):
         Convolutions and linear layers left as they were.
     reasons : tuple of str
         Why layers were left.
+    places : dict of str to str
+        Module of the trunk → the layer that it computes.
     """
 
     def __init__(
@@ -66,16 +68,21 @@ class Rewritten(nn.Module):
         fused: int,
         kept: int,
         reasons: Iterable[str],
+        places: Mapping[str, str],
     ) -> None:
         super().__init__()
         self.trunk, self.poolings, self.axes = trunk, source.poolings, source.axes
         self.fused, self.kept = fused, kept
         self.reasons = tuple(f"{n} layers: {why}" for why, n in Counter(reasons).items())
-        self.input_dtype = input_dtype
+        self.input_dtype, self.places = input_dtype, dict(places)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return node → codes, for normalised images `x` (N, C, H, W)."""
-        return cut.pool_all(self.trunk(x), self.poolings, self.axes)
+        return self.pooled(self.trunk(x))
+
+    def pooled(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return node → codes, from what the trunk gave."""
+        return cut.pool_all(values, self.poolings, self.axes)
 
 
 def layers(module: cut.Cut) -> list[str]:
@@ -143,6 +150,7 @@ class _Rewriting:
         self.values: dict[fx.Node, fx.Node] = {}
         self.dtypes: dict[fx.Node, torch.dtype | None] = {}
         self.reasons: list[str] = []
+        self.places: dict[str, str] = {}
 
     def run(self, pack: bool, convolutions: bool, workers: Executor | None) -> Rewritten:
         chains = self._chains(convolutions) if pack else []
@@ -160,7 +168,9 @@ class _Rewriting:
         self.new.lint()
         trunk = fx.GraphModule(self.parts, self.new, class_name="Rewritten").eval()
         total = sum(self._is_layer(n) for n in self.old.nodes)
-        return Rewritten(trunk, self.source, self._input_dtype, len(packed), total - len(packed), self.reasons)
+        return Rewritten(
+            trunk, self.source, self._input_dtype, len(packed), total - len(packed), self.reasons, self.places
+        )
 
     # -- finding what goes together -----------------------------------------------------------------------------------
 
@@ -309,7 +319,7 @@ class _Rewriting:
     def _place(self, chain: _Chain, module: nn.Module) -> None:
         dtype = self._dtype_of(chain.conv)
         name = f"packed_{len(self.parts)}"
-        self.parts[name] = module
+        self.parts[name], self.places[name] = module, str(chain.conv.target)
         given = (chain.conv.args[0],) if chain.other is None else (chain.conv.args[0], chain.other)
         args = tuple(self._as(self.values[a], dtype) for a in given if isinstance(a, fx.Node))
         self._note(chain.conv, self.new.call_module(name, args), dtype)
@@ -342,6 +352,8 @@ class _Rewriting:
         copied.meta = {}
         if node.op == "call_module":
             copied.target = self._moved(str(node.target), dtype or self.low)
+            if self._is_layer(node):
+                self.places[copied.target] = str(node.target)
         untyped = node.target in (getattr,) or (node.op == "call_method" and node.target in ("size", "dim"))
         self._note(node, copied, None if untyped else dtype)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError, WeightsError
 from ..fingerprint import digest_tensors
-from . import cut, weights, zoo
+from . import cut, mixed, weights, zoo
 from .arguments import Mode
 from .crew import crew
 from .engines import Engines, describe
@@ -121,6 +121,21 @@ class Network:
             for start in starts:
                 run(start)
         return codes
+
+    def mixed_mode(
+        self, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], low: str, tolerance: float
+    ) -> str | None:
+        """Return a mode that is exact enough; see `Backbone.mixed_mode`."""
+        if not isinstance(self.module, cut.Cut) or not len(pixels):
+            return None
+        exact = self.encode(pixels, mean, std, mode=Mode("fp32"), device="cpu")
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+
+        def prepare(part: np.ndarray, dtype: torch.dtype) -> Tensor:
+            return normalised(part, mean, std, dtype).contiguous(memory_format=layout)
+
+        kept = mixed.choose_layers(self.engines, pixels, exact, prepare, mixed.Wish(low, tolerance))
+        return None if kept is None else str(Mode(low, tuple(kept)))
 
     def report_of(self, mode: Mode, device: str, engine: str, row: tuple[int, int, int]) -> dict[str, Any]:
         """Return what runs a mode; see `Backbone.engine_report`."""

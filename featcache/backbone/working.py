@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BackboneError
 from . import arguments
 
 if TYPE_CHECKING:
@@ -98,6 +99,32 @@ class Working:
         parsed, (height, width, channels) = arguments.parse_mode(mode), self.preprocess.shape
         arguments.check_engine(engine)
         return self._network.report_of(parsed, device, engine, (channels, height, width))
+
+    def mixed_mode(self, pixels: np.ndarray, *, mode: str = "bf16", tolerance: float = 0.998) -> str | None:
+        """Find a mode for the CPU that is low precision where that is harmless, and float32 where it is not.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8, shape (N, H, W, C)
+            Some of your own images, 32 for instance.
+        mode : {"bf16", "fp16"}, default "bf16"
+            The low precision.
+        tolerance : float, default 0.998
+            Smallest cosine between any image's codes and the exact ones, both centred by the mean of the exact ones. A
+            fifth of the room below 1 is left as a reserve, since other images may be worse.
+
+        Returns
+        -------
+        str or None
+            A mode for `encode`: `mode` itself where the whole network may be in it, else ``"bf16-except:…"`` with the
+            layers to keep, verified on all `pixels`. None where there is none, or the network cannot be traced. The
+            same images give the same answer on one machine.
+        """
+        parsed, recipe = arguments.parse_mode(mode), self.preprocess
+        if parsed.base == "fp32" or parsed.kept:
+            raise BackboneError(f"mode: expected 'bf16' or 'fp16' to find a mixed mode for, got {mode!r}; correct it")
+        arguments.check_pixels(pixels, recipe.shape)
+        return self._network.mixed_mode(pixels, recipe.mean, recipe.std, parsed.base, tolerance)
 
     @staticmethod
     def check_device(device: str) -> None:
