@@ -83,15 +83,23 @@ class Picture:
         """Whether the pixels are fewer than those of the file."""
         return self.box != (0, 0, *self.size)
 
-    @functools.cached_property
+    @property
     def image(self) -> Image.Image:
         """The pixels as an image."""
-        return self.pixels if isinstance(self.pixels, Image.Image) else Image.fromarray(self.pixels)
+        # Not a cached_property: up to Python 3.11 all threads wait for one another in those.
+        if "_image" not in self.__dict__:
+            given = isinstance(self.pixels, Image.Image)
+            self.__dict__["_image"] = self.pixels if given else Image.fromarray(self.pixels)
+        image: Image.Image = self.__dict__["_image"]
+        return image
 
-    @functools.cached_property
+    @property
     def array(self) -> np.ndarray:
         """The pixels as an array, which may be read-only."""
-        return np.asarray(self.pixels)
+        if "_array" not in self.__dict__:
+            self.__dict__["_array"] = np.asarray(self.pixels)
+        array: np.ndarray = self.__dict__["_array"]
+        return array
 
 
 def open_picture(

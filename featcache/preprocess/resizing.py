@@ -65,7 +65,7 @@ def window_of(
     if resampling == "torch":
         return resize_with_torch(picture.array, picture.box, size, columns, rows, interpolation)
     resized = picture.image.resize(size, INTERPOLATIONS[interpolation], picture.box)
-    return np.asarray(resized)[rows.start : rows.stop, columns.start : columns.stop]
+    return _part(Picture.whole(resized), columns, rows)
 
 
 def _part(picture: Picture, columns: range, rows: range) -> np.ndarray:
