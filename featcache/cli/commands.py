@@ -156,15 +156,23 @@ def extract(
     max_failed: Annotated[
         float, typer.Option("--max-failed", min=0, max=1, help="Part of the images that may fail.")
     ] = 0.01,
+    pixels: Annotated[
+        str, typer.Option("--pixels", help="auto (faster decoding where codes agree) or reference.")
+    ] = "auto",
+    engine: Annotated[str, typer.Option("--engine", help="auto, eager, fused or compiled.")] = "auto",
+    augmented: Annotated[int, typer.Option("--augmented", min=0, help="Augmented views per image.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compute the codes of all images that STORE does not have yet."""
     _not_empty((source, "SOURCE"))
+    from dataclasses import replace
+
     from ..errors import FailureBudgetExceeded
     from ..extraction import extract as run_extract
     from ..extraction import plan
+    from ..extraction.report import process_seconds
     from ..sources import ImageSource
     from . import show
 
@@ -190,10 +198,16 @@ def extract(
         "batch_size": batch_size,
         "workers": workers,
         "device": device,
+        "pixels": pixels,
+        "engine": engine,
+        "augmented": augmented,
         "progress": False if quiet else "auto",
     }
     if dry_run:
+        started = process_seconds()
         planned = plan(images, network, store, **common)
+        if planned.seconds:  # the run's own process has to start, too
+            planned = replace(planned, seconds=round(planned.seconds + started, 3))
         show.as_json(planned.as_dict()) if as_json else show.plan(planned)
         return
     try:
@@ -213,7 +227,7 @@ def _show_extraction(report: Any, as_json: bool) -> None:
     if report is None:
         return
     seconds = process_seconds()
-    report = replace(report, seconds=round(seconds, 3), images_per_second=round(report.images / seconds, 2))
+    report = replace(report, seconds=round(seconds, 3), images_per_second=round(report.computed / seconds, 2))
     show.as_json(report.as_dict()) if as_json else show.extraction(report)
 
 

@@ -79,8 +79,9 @@ def extraction(report: Any) -> None:
         proof = f", worst centred cosine {cosine:.5f} on your images" if cosine not in (None, 1.0) else ""
         say(
             f"{report.steady_images_per_second:.0f} images/s ({report.seconds:.1f} s in all); precision "
-            f"{report.precision['class']}: {report.precision['mode']}{proof}"
+            f"{report.precision['class']}: {report.precision['mode'].split(':')[0]}{proof}"
         )
+        say(_gauge(report))
     say(f"spec {report.fingerprint[:12]}, view {report.view!r}, snapshot {report.snapshot}")
     if report.ignored:
         note("ignored: " + ", ".join(f"{n} × {ext or 'no extension'}" for ext, n in sorted(report.ignored.items())))
@@ -91,6 +92,12 @@ def extraction(report: Any) -> None:
         failures(report.failed)
 
 
+def _gauge(report: Any) -> str:
+    """Return where the time went, and what would help."""
+    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in report.shares.items() if share >= 0.005)
+    return f"cores' time: {shares}; bottleneck {report.bottleneck}"
+
+
 def plan(plan: Any) -> None:
     """Print what an extraction would do."""
     time = "unknown time" if plan.seconds is None else f"about {plan.seconds:.0f} s"
@@ -98,7 +105,12 @@ def plan(plan: Any) -> None:
         f"{plan.store}, view {plan.view!r}: {plan.images} images: {plan.reused} reused, {plan.compute} to compute "
         f"({plan.new} new, {plan.changed} changed), {plan.gone} gone, {plan.unreadable} unreadable"
     )
-    say(f"{size(plan.bytes)} to write, {time}; nothing was written" if plan.compute else "nothing to compute")
+    if not plan.compute:
+        say("nothing to compute")
+        return
+    say(f"{size(plan.bytes)} to write, {time}; nothing was written")
+    if plan.verdict:
+        say(f"precision {plan.precision['class']}: {plan.precision['mode'].split(':')[0]}; bottleneck {plan.verdict}")
 
 
 def audit(found: Mapping[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """extract(): run a frozen backbone once over a source of images and keep its codes in a store.
 
-Rooms: `run` (one extraction from plan to snapshot), `tally` (what it knows of images and keys), `encoder` (the spec in
-force, pixels → codes), `pipeline` (the stream), `precision` (numerical classes and their proof), `report` (what will be
-and was done), `settings`; `audit` (stored rows computed again).
+Rooms: `run` (one extraction from plan to snapshot), `planning` (what it will take), `tally` (what it knows of images
+and keys), `encoder` (the spec in force, pixels → codes), `reading` and `publishing` (the two ends of the stream, with
+`budget`, the limits on what is under way, and `gauge`, where the time goes), `precision` (numerical classes and how
+codes are compared), `choosing` (the mode and engine that pay) and `remembered` (figures of this machine), `report`
+(what will be and was done), `settings`; `audit` (stored rows computed again).
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ def extract(
     device: str = "auto",
     publish_seconds: float | None = None,
     max_failed: float = 0.01,
+    pixels: str = "auto",
+    engine: str = "auto",
+    augmented: int = 0,
     progress: bool | str | Progress | None = "auto",
 ) -> FeatureStore:
     """Compute the codes that a store does not have yet, and make a view of it equal to the source.
@@ -59,22 +64,32 @@ def extract(
     replace : bool, default=False
         Make the view equal to a source that shares nothing with it (without this, that is refused).
     precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
-        "auto": the store's own class, for a new store the class ``tolerance``: the fastest mode whose centred codes of
-        your own images have a cosine of at least 0.998 with the exact ones. "fp32": the class ``exact``. "bf16" and
-        "fp16" pin a mode.
+        "auto": the store's own class, for a new store the class ``tolerance``: the fastest pixels and mode whose
+        centred codes of your own images have a cosine of at least 0.998 with the exact ones, where trying them repays
+        itself. "fp32": the class ``exact``: float32 arithmetic on reference pixels. "bf16" and "fp16" pin a mode.
     dtype : {"auto", "float32", "float16"}, default="auto"
         What codes are stored in. "auto": the store's; for a new one float32 under ``exact``, else float16 where the
         probe's values allow it.
     batch_size : int, default=None
         Images handed to the network at once; None = what keeps the device busy. Does not change the codes.
     workers : int, default=None
-        Threads that read and decode; None = one per core, at most 8; 0 = none of their own.
+        Threads that read and decode; None = one per core, and more while they wait for bytes; 0 = none of their own.
     device : str, default="auto"
         "cpu", "cuda", "cuda:1", …; "auto" = the first GPU, else the CPU.
     publish_seconds : float, default=None
         Publish at least this often; None = after 5 s, then 10, 20, … up to 300 s. 0 = each batch.
     max_failed : float, default=0.01
         Part of the images that may fail before this raises. Failed images are listed in the store either way.
+    pixels : {"auto", "reference"}, default="auto"
+        "auto": outside the class ``exact`` a new store takes faster decoding and resizing where fp32 codes of your own
+        images agree (a value of the spec: `Preprocess`'s resampling and decoder). "reference": Pillow's, as
+        torchvision's presets use it.
+    engine : {"auto", "eager", "fused", "compiled"}, default="auto"
+        How the network is run, see `Backbone.encode`; recorded, no part of the spec. "auto" compiles only where so many
+        images are to be computed that it repays itself.
+    augmented : int, default=0
+        Augmented views per image, beside the plain one: the mirrored image, then random crops, made from one decoded
+        image (`Preprocess.views`). Rows of view number 1…, see `FeatureStore.load`.
     progress : {"auto", True, False} or Progress, default="auto"
         A bar on standard error; "auto" = when that is a terminal.
 
@@ -112,6 +127,9 @@ def extract(
         device=device,
         publish_seconds=publish_seconds,
         max_failed=max_failed,
+        pixels=pixels,
+        engine=engine,
+        augmented=augmented,
     )
     return Extraction(_source(source), _backbone(backbone), store, settings, progress).run()
 
@@ -129,6 +147,9 @@ def plan(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
+    pixels: str = "auto",
+    engine: str = "auto",
+    augmented: int = 0,
     progress: bool | str | Progress | None = "auto",
 ) -> Plan:
     """Tell what `extract` with the same arguments would do, without writing anything.
@@ -138,7 +159,8 @@ def plan(
 
     Parameters
     ----------
-    source, backbone, store, view, add, replace, precision, dtype, batch_size, workers, device, progress
+    source, backbone, store, view, add, replace, precision, dtype, batch_size, workers, device, pixels, engine,
+    augmented, progress
         As for `extract`.
 
     Returns
@@ -159,6 +181,9 @@ def plan(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        pixels=pixels,
+        engine=engine,
+        augmented=augmented,
     )
     return Extraction(_source(source), _backbone(backbone), store, settings, progress).plan()
 

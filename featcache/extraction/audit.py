@@ -22,7 +22,7 @@ from ..sources import ImageSource
 from ..store import Entries, FeatureStore, Snapshot
 from . import precision as precise
 from .encoder import Encoder
-from .pipeline import Read
+from .reading import Read
 from .settings import Settings
 
 __all__ = ["AuditReport", "audit"]
@@ -219,7 +219,7 @@ class _Audit:
         if self.precision != "tolerance":
             return "fp32" if self.precision == "exact" else self.precision
         used = str(self.store.shards[-1].attributes["computed"].get("mode", "fp32"))
-        return used if used in precise.faster_modes(self.encoder.device) else "fp32"
+        return used if used.split("-")[0] in precise.faster_modes(self.encoder.device) else "fp32"
 
     def run(self, bar: Progress, rng: np.random.Generator) -> AuditReport:
         """Compare all chosen rows."""
@@ -257,8 +257,8 @@ class _Audit:
         expected = dict(zip(place[here].tolist(), self.chosen.keys[here], strict=True))
         wanted = {key.tobytes() for key in expected.values()}
         batch: list[tuple[str, Read]] = []
-        reads = self.encoder.read(
-            list(expected), decode=self.encoder.preprocess.pixels, stored=lambda key: key not in wanted
+        reads = self.encoder.reading().results(
+            list(expected), decode=self.encoder.pixels, wanted=lambda key: (0,) if key in wanted else ()
         )
         for read in reads:
             bar.advance()
@@ -278,7 +278,7 @@ class _Audit:
     def _compare(self, batch: list[tuple[str, Read]], centres: Mapping[str, np.ndarray], limit: float) -> None:
         """Compute one batch again and compare it with the rows of its keys."""
         keys = np.stack([np.frombuffer(read.key or b"", "u1") for _, read in batch])
-        computed = self.encoder.encode(np.stack([r.pixels for _, r in batch if r.pixels is not None]), self.mode)
+        computed = self.encoder.encode(np.concatenate([r.pixels for _, r in batch if r.pixels is not None]), self.mode)
         dtype = np.dtype(str(self.store.spec.get("dtype", "float32")))
         equal = np.ones(len(batch), dtype=bool)
         centred, raw = np.ones(len(batch)), np.ones(len(batch))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..backbone import Backbone
+from ..backbone.arguments import cores
+from ..errors import BackboneError
 from ..preprocess import Preprocess
 from ..sources import ImageSource
 from ..store import FeatureStore
 from . import precision as precise
-from .pipeline import Read, read_all
-from .precision import ModeChoice
+from .choosing import ModeChoice, Trial, choose_engine, choose_mode
+from .gauge import Gauge
+from .reading import Read, Reading
 from .settings import Settings
 
 __all__ = ["Encoder"]
 
 _PROBE_IMAGES = 32
 _AUDIT_ROWS = 8
+#: Decoded pixels that may be in flight, and in one batch: inputs of 8192 × 8192 pixels must not fill the memory.
+_WINDOW_BYTES, _BATCH_BYTES = 512 << 20, 256 << 20
 
 
 class Encoder:
@@ -40,8 +45,11 @@ class Encoder:
 
     def __init__(self, source: ImageSource, backbone: Backbone, settings: Settings, store: FeatureStore | None) -> None:
         self.source, self.backbone, self.settings, self.store = source, backbone, settings, store
+        self.gauge = Gauge(cores())
         #: Set by `prepare`, before the first batch; a run with nothing to compute chooses nothing.
         self.choice: ModeChoice | None = None
+        #: Probes never wait for a compiler.
+        self.engine = "auto" if settings.engine == "compiled" else settings.engine
         self.audited: float | None = None
 
     # -- identity --------------------------------------------------------------------------------------------------
@@ -51,15 +59,47 @@ class Encoder:
         """The spec in force; loads the network only when this very request has not been seen before."""
         if self.store is not None and self._known_request():
             return self.store.spec
+        part = self._precision_part()
+        recipe = self._recipe(part["class"])
+        spec = {"version": 1, **self.backbone.spec, "preprocess": recipe.spec(), "precision": part}
+        return {**spec, "dtype": self._dtype(part["class"])}
+
+    def _precision_part(self) -> dict[str, Any]:
         precision = self.settings.precision
         if self.store is not None and precision == "auto":
-            part = self.store.spec.get("precision", {"class": "tolerance"})
-        else:
-            part = {"class": precise.CLASSES[precision]}
-            if part["class"] == "tolerance":
-                part["cosine"] = precise.TOLERANCE
-        spec = {"version": 1, **self.backbone.spec, "precision": part}
-        return {**spec, "dtype": self._dtype(part["class"])}
+            return dict(self.store.spec.get("precision", {"class": "tolerance"}))
+        part: dict[str, Any] = {"class": precise.CLASSES[precision]}
+        if part["class"] == "tolerance":
+            part["cosine"] = precise.TOLERANCE
+        return part
+
+    def _recipe(self, precision_class: str) -> Preprocess:
+        """Return the recipe with the pixels in force: the reference's, or faster ones that were found to agree."""
+        reference = self.backbone.preprocess
+        if precision_class == "exact":
+            self._require_reference(reference)
+        variants = reference.fast_variants()
+        if precision_class == "exact" or self.settings.pixels == "reference" or not variants:
+            return reference
+        if self.store is not None:
+            stored = Preprocess.from_spec(self.store.spec["preprocess"])
+            return stored if stored in variants else reference
+        return next((v for v in variants if self._agrees(v)), reference)
+
+    def _require_reference(self, recipe: Preprocess) -> None:
+        if (recipe.resampling, recipe.decoder) != (Preprocess().resampling, Preprocess().decoder):
+            raise BackboneError(
+                f"preprocess {recipe.resampling}/{recipe.decoder}: expected reference pixels under --precision fp32 "
+                "(class exact), got faster ones; leave them out, or take --precision auto"
+            )
+
+    def _agrees(self, variant: Preprocess) -> bool:
+        """Tell whether faster pixels give the same codes of the probe, in fp32, with reserve for the modes."""
+        pixels = self._probes[variant]
+        if not len(pixels):
+            return False
+        codes = self.encode(pixels, "fp32")
+        return all(precise.worst_cosine(self._exact[n], codes[n]) >= precise.PIXEL_TOLERANCE for n in codes)
 
     def _known_request(self) -> bool:
         request = self.request()
@@ -71,7 +111,8 @@ class Encoder:
         request = self.backbone.request()
         if request is None:
             return None
-        return {"backbone": request, "precision": self.settings.precision, "dtype": self.settings.dtype}
+        asked = {"backbone": request, "precision": self.settings.precision, "dtype": self.settings.dtype}
+        return asked if self.settings.pixels == "auto" else {**asked, "pixels": self.settings.pixels}
 
     def _dtype(self, precision_class: str) -> str:
         if self.settings.dtype != "auto":
@@ -80,8 +121,7 @@ class Encoder:
             return str(self.store.spec.get("dtype", "float32"))
         if precision_class == "exact":
             return "float32"
-        probe = self._probe
-        return "float16" if precise.half_fits(self.encode(probe, "fp32") if len(probe) else {}) else "float32"
+        return "float16" if precise.half_fits(self._exact) else "float32"
 
     @cached_property
     def precision_class(self) -> str:
@@ -101,50 +141,109 @@ class Encoder:
 
     @cached_property
     def batch_size(self) -> int:
-        """Images handed to the network at once."""
-        return self.settings.batch_size or Backbone.usual_batch(self.device)
+        """Rows handed to the network at once."""
+        size = self.settings.batch_size or Backbone.usual_batch(self.device)
+        return max(1, min(size, _BATCH_BYTES // self._row_bytes))
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.preprocess.shape))
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """View numbers that every image is to have."""
+        return tuple(range(1 + self.settings.augmented))
 
     # -- pixels and codes -----------------------------------------------------------------------------------------
 
     def encode(self, pixels: np.ndarray, mode: str) -> dict[str, np.ndarray]:
         """Compute codes of pixels (n, H, W, C), n > 0, in batches: float32 per node."""
-        size = self.batch_size
+        asked = self.settings.batch_size or Backbone.usual_batch(self.device)
+        size = max(1, min(asked, _BATCH_BYTES // pixels[0].size))
         parts = [
-            self.backbone.encode(pixels[i : i + size], mode=mode, device=self.device)
+            self.backbone.encode(pixels[i : i + size], mode=mode, device=self.device, engine=self.engine)
             for i in range(0, len(pixels), size)
         ]
         return {node: np.concatenate([part[node] for part in parts]) for node in parts[0]}
 
-    def read(
-        self,
-        indices: Any,
-        *,
-        decode: Callable[[Any], np.ndarray] | None,
-        stored: Callable[[bytes], bool] = lambda key: False,
-        on_key: Callable[[int, bytes], None] = lambda index, key: None,
-    ) -> Iterator[Read]:
-        """Read images of the source with the settings' threads; see `pipeline.read_all`."""
-        return read_all(
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Compute codes of batches in the mode in use; on an accelerator, copies and arithmetic overlap."""
+        if self.device == "cpu":
+            for pixels in batches:
+                yield self.backbone.encode(pixels, mode=self.mode, device=self.device, engine=self.engine)
+            return
+        yield from self.backbone.stream(batches, mode=self.mode, device=self.device, engine=self.engine)
+
+    def pixels(self, payload: Any, key: bytes, numbers: Sequence[int]) -> np.ndarray:
+        """Decode one image once, and make of it the views that are wanted: uint8 of shape (len(numbers), H, W, C)."""
+        if tuple(numbers) == (0,):
+            return self.preprocess.pixels(payload)[None]
+        return self.preprocess.views(payload, key, max(numbers))[list(numbers)]
+
+    def reading(self, *, rows: int = 1, gauge: Gauge | None = None) -> Reading:
+        """Return how images are read here, each giving up to so many rows of pixels."""
+        workers = self.settings.workers
+        threads = self.gauge.cores if workers is None else workers
+        window = 2 * (self.settings.batch_size or Backbone.usual_batch(self.settings.device)) + 2 * threads
+        size = int(np.prod(self.backbone.preprocess.shape)) * rows
+        fits = max(threads + 1, _WINDOW_BYTES // size)
+        return Reading(
             self.source,
-            indices,
-            decode=decode,
-            stored=stored,
-            on_key=on_key,
-            workers=self.settings.threads,
-            window=2 * (self.settings.batch_size or Backbone.usual_batch()) + 2 * self.settings.threads,
+            workers=workers,
+            window=min(window, fits),
+            gauge=gauge or Gauge(self.gauge.cores),
         )
 
-    @cached_property
-    def _probe(self) -> np.ndarray:
-        """Pixels of a few images spread evenly over the source: uint8 of shape (n, H, W, C)."""
-        return self.sample(_PROBE_IMAGES)
+    def keys(self, indices: Sequence[int], on_key: Callable[[int, bytes], None] | None = None) -> Iterator[Read]:
+        """Read images for their keys alone."""
+        return self.reading().results(indices, decode=None, on_key=on_key or (lambda index, key: None))
 
-    def sample(self, n: int) -> np.ndarray:
-        """Return the pixels of up to n images spread over the source; unreadable ones are left out."""
+    @cached_property
+    def _probes(self) -> dict[Preprocess, np.ndarray]:
+        """Pixels of a few images spread evenly over the source, by every recipe that is tried: (n, H, W, C) each.
+
+        Each image is read once.
+        """
+        reference = self.backbone.preprocess
+        recipes = [reference]
+        if "spec" in self.__dict__:
+            recipes = list(dict.fromkeys((reference, self.preprocess)))
+        elif self.settings.pixels != "reference" and self.store is None:
+            recipes = [reference, *reference.fast_variants()]
+        stacked = self.sample(_PROBE_IMAGES, recipes)
+        return {recipe: stacked[:, place] for place, recipe in enumerate(recipes)}
+
+    @cached_property
+    def _exact(self) -> dict[str, np.ndarray]:
+        """Codes of the probe in fp32 on reference pixels; {} when no image of it can be read."""
+        pixels = self._probes[self.backbone.preprocess]
+        return self.encode(pixels, "fp32") if len(pixels) else {}
+
+    def sample(self, n: int, recipes: Sequence[Preprocess] | None = None) -> np.ndarray:
+        """Return the pixels of up to n images spread over the source; unreadable ones are left out.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        recipes : sequence of Preprocess, default=None
+            Decode by each of these; the recipe in force when None.
+
+        Returns
+        -------
+        ndarray of uint8 of shape (n, len(recipes), H, W, C)
+        """
+        recipes = [self.preprocess] if recipes is None else recipes
         spread = np.unique(np.linspace(0, len(self.source) - 1, min(n, len(self.source))).astype(int)).tolist()
-        results = self.read(spread, decode=self.preprocess.pixels)
-        pixels = [r.pixels for r in results if r.pixels is not None]
-        return np.stack(pixels) if pixels else np.zeros((0, *self.preprocess.shape), dtype="u1")
+        decoded = self.reading(rows=len(recipes)).results(
+            spread, decode=lambda payload, key, numbers: np.stack([recipe.pixels(payload) for recipe in recipes])
+        )
+        pixels = [r.pixels for r in decoded if r.pixels is not None]
+        return np.stack(pixels) if pixels else np.zeros((0, len(recipes), *recipes[0].shape), dtype="u1")
+
+    def engine_report(self) -> dict[str, Any]:
+        """Return how the network was run here, and why not in another way."""
+        return dict(self.backbone.engine_report(mode=self.mode, device=self.device, engine=self.engine))
 
     # -- before the first batch -----------------------------------------------------------------------------------
 
@@ -167,24 +266,66 @@ class Encoder:
         """
         store = self.store
         assert store is not None
-        store.require({**self.spec, **self.backbone.spec})
-        newest = store.shards[-1].attributes["computed"] if store.shards else {}
-        exact = self.precision_class == "exact"
-        needs_probe = not exact and n_images >= precise.WORTH_A_TRIAL and not newest
-        used = newest.get("mode") if newest else None
-        needs_probe |= used not in (None, "fp32") and self.precision_class == "tolerance"
-        self.choice = precise.choose_mode(
-            self.precision_class,
-            n_images,
-            self.encode,
-            self._probe if needs_probe else np.zeros((0, *self.preprocess.shape), "u1"),
-            device=self.device,
-            name=f"{self.spec['backbone']['arch']}-{self.spec['backbone']['nodes']}-{self.preprocess.shape}-{self.device}",
-            used_before=used,
-        )
-        here = precise.environment(self.device, self._device_name())
+        store.require({**self.spec, "backbone": self.backbone.spec["backbone"]})
+        newest = self._newest()
+        self.choose(n_images, self.mode_before)
+        here = self.environment()
         if newest and newest.get("environment") != here:
             self._audit(known, newest.get("environment") or {}, here)
+
+    def _newest(self) -> dict[str, Any]:
+        """Return how the store's newest rows were computed; {} without rows."""
+        shards = self.store.shards if self.store is not None else []
+        return dict(shards[-1].attributes["computed"]) if shards else {}
+
+    @property
+    def mode_before(self) -> str | None:
+        """The mode of the store's newest rows; None without rows."""
+        newest = self._newest()
+        return str(newest.get("mode", "fp32")) if newest else None
+
+    def choose(self, n_images: int, used_before: str | None = None) -> None:
+        """Choose mode and engine for so many images."""
+        self.choice = choose_mode(
+            self.precision_class, n_images, self._trial, device=self.device, used_before=used_before
+        )
+        mode, asked = self.choice.mode, self.settings.engine
+        self.engine = choose_engine(asked, n_images, lambda: self._seconds(mode)) if self.device == "cpu" else asked
+
+    def _seconds(self, mode: str) -> float:
+        trial = self._trial()
+        return trial.seconds() / (trial.speedup(mode) if mode != "fp32" else 1.0) if trial else 0.0
+
+    def _trial(self) -> Trial | None:
+        """Return the probe, decoded as the rows will be, beside its exact codes."""
+        pixels = self._probes[self.preprocess] if self.preprocess in self._probes else self.sample(_PROBE_IMAGES)[:, 0]
+        if not len(pixels) or not self._exact:
+            return None
+        backbone = self.spec["backbone"]
+        return Trial(
+            encode=self.encode,
+            pixels=pixels,
+            exact=self._exact,
+            mixed=self._mixed,
+            name=f"{backbone['arch']}-{backbone['weights']}-{backbone['nodes']}-{self.preprocess.shape}-{self.device}",
+            machine=self.environment()["processor"],
+        )
+
+    def _mixed(self, mode: str) -> str | None:
+        pixels = self._probes.get(self.preprocess)
+        if pixels is None or self.device != "cpu":
+            return None
+        return self.backbone.mixed_mode(pixels, mode=mode, tolerance=precise.TOLERANCE)
+
+    def environment(self) -> dict[str, str]:
+        """Return what can change the last bits of a code here."""
+        found = precise.environment(self.device, self._device_name())
+        return {**found, "engine": self._engine_in_use()}
+
+    def _engine_in_use(self) -> str:
+        if self.engine != "auto":
+            return self.engine
+        return "fused" if self.device == "cpu" else "eager"
 
     def precision(self) -> dict[str, Any]:
         """Class, mode and evidence, for the report."""
@@ -199,8 +340,7 @@ class Encoder:
 
     def _recorded_choice(self) -> ModeChoice:
         """Return what the store's newest rows were computed in."""
-        newest = self.store.shards[-1].attributes["computed"] if self.store is not None and self.store.shards else {}
-        return ModeChoice(str(newest.get("mode", "fp32")), reason="as recorded: nothing was computed")
+        return ModeChoice(self.mode_before or "fp32", reason="as recorded: nothing was computed")
 
     def _device_name(self) -> str:
         if not self.device.startswith("cuda"):
@@ -217,8 +357,8 @@ class Encoder:
             return
         spread = np.unique(np.linspace(0, len(known) - 1, min(_AUDIT_ROWS, len(known))).astype(int))
         indices = known[spread].tolist()
-        results = self.read(indices, decode=self.preprocess.pixels)
-        rows = [(r.key, r.pixels) for r in results if r.pixels is not None and r.key is not None]
+        results = self.reading().results(indices, decode=self.pixels)
+        rows = [(r.key, r.pixels[0]) for r in results if r.pixels is not None and r.key is not None]
         if not rows:
             return
         keys = np.stack([np.frombuffer(k, "u1") for k, _ in rows])
@@ -239,7 +379,8 @@ class Encoder:
             "mode": self.mode,
             "choice": self.choice.as_dict() if self.choice else {},
             "batch_size": self.batch_size,
-            "workers": self.settings.threads,
-            "environment": precise.environment(self.device, self._device_name()),
+            "workers": self.settings.workers,
+            "engine": self.engine,
+            "environment": self.environment(),
             "audited": self.audited,
         }

@@ -1,4 +1,4 @@
-"""Precision: which numerical mode computes the codes, and the proof that it may.
+"""Precision: the classes, what they promise, and how two computations of one code are compared.
 
 A class is part of a store's identity: ``exact`` (float32 arithmetic, reference pixels), ``tolerance`` (any mode whose
 codes of the user's own images, centred by their mean, have a cosine of at least 0.998 with the exact ones), or a pinned
@@ -10,32 +10,27 @@ Raw cosine is a weak test: codes of different images can be 0.99 alike. Hence th
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import platform
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import StoreError
-from ..files import cache_folder, publish_bytes
 
 __all__ = [
     "CLASSES",
-    "ModeChoice",
-    "choose_mode",
+    "TOLERANCE",
     "environment",
+    "faster_modes",
     "half_fits",
     "limit_of",
+    "processor",
     "require_same_codes",
     "row_cosines",
+    "same_nearest",
     "worst_cosine",
 ]
 
@@ -44,38 +39,8 @@ CLASSES = {"auto": "tolerance", "fp32": "exact", "bf16": "bf16", "fp16": "fp16"}
 TOLERANCE = 0.998
 #: Two environments computing in float32 may order their sums differently; measured differences stay far below this.
 EXACT_TOLERANCE = 0.9999
-#: Fewer images than this do not repay the trial of faster modes.
-WORTH_A_TRIAL = 512
-_TRIAL_ROWS = 16
-_WORTH_SPEEDUP = 1.15
-
-Encode = Callable[[np.ndarray, str], Mapping[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class ModeChoice:
-    """The mode in use and the evidence for it.
-
-    Attributes
-    ----------
-    mode : {"fp32", "bf16", "fp16"}
-        What the network runs in.
-    worst_cosine : float or None
-        Smallest centred cosine with the exact codes over the probe; None when nothing had to be probed.
-    speedup : float or None
-        Measured rate of the mode over fp32's.
-    reason : str
-        Why this mode.
-    """
-
-    mode: str
-    worst_cosine: float | None = None
-    speedup: float | None = None
-    reason: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return asdict(self)
+#: Pixels decoded faster must agree so well with the reference's that the modes keep most of the tolerance.
+PIXEL_TOLERANCE = 0.9985
 
 
 def worst_cosine(exact: np.ndarray, other: np.ndarray) -> float:
@@ -127,6 +92,32 @@ def row_cosines(exact: np.ndarray, other: np.ndarray, centre: np.ndarray | None 
     return np.where(finite, np.clip(cosine, -1.0, 1.0), -1.0)
 
 
+def same_nearest(exact: np.ndarray, other: np.ndarray) -> float:
+    """Return the part of rows whose nearest other row (by centred cosine) is the same in two sets of codes.
+
+    Parameters
+    ----------
+    exact, other : ndarray of shape (n_samples, ...)
+        Codes of the same images.
+
+    Returns
+    -------
+    float
+        1.0 for fewer than three rows; a tie within rounding counts as the same.
+    """
+    if len(exact) < 3:
+        return 1.0
+    a, b = _directions(exact, exact), _directions(other, exact)
+    rows, found = np.arange(len(a)), (b @ b.T - 2 * np.eye(len(b))).argmax(axis=1)
+    similar = a @ a.T - 2 * np.eye(len(a))
+    return float((similar[rows, found] >= similar.max(axis=1) - 1e-6).mean())
+
+
+def _directions(codes: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    centred = np.nan_to_num(codes.reshape(len(codes), -1).astype(np.float64)) - exact.reshape(len(exact), -1).mean(0)
+    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-30))
+
+
 def half_fits(codes: Mapping[str, np.ndarray]) -> bool:
     """Tell whether float16 storage keeps all directions of these codes (worst centred cosine at least 0.99999)."""
     with np.errstate(over="ignore"):
@@ -136,71 +127,6 @@ def half_fits(codes: Mapping[str, np.ndarray]) -> bool:
             and worst_cosine(array, array.astype(np.float16)) >= 0.99999
             for array in codes.values()
         )
-
-
-def choose_mode(
-    precision: str, n_images: int, encode: Encode, probe: np.ndarray, *, device: str, name: str, used_before: str | None
-) -> ModeChoice:
-    """Choose the fastest mode that a precision class allows.
-
-    Parameters
-    ----------
-    precision : {"exact", "tolerance", "bf16", "fp16"}
-        The store's class.
-    n_images : int
-        How many images are still to be computed, at most.
-    encode : callable
-        ``encode(pixels, mode)`` → codes per node.
-    probe : ndarray of uint8 of shape (n, H, W, C)
-        Some of the user's own images.
-    device : str
-        "cpu", "cuda", …
-    name : str
-        What identifies the network and machine in the private cache of timings.
-    used_before : str or None
-        The mode of the store's newest shard, which is kept when this machine can run it.
-
-    Returns
-    -------
-    ModeChoice
-    """
-    if precision == "exact":
-        return ModeChoice("fp32", reason="class exact")
-    if precision in ("bf16", "fp16"):
-        return ModeChoice(precision, reason="pinned")
-    candidates = [used_before] if used_before else faster_modes(device)
-    if not used_before and n_images < WORTH_A_TRIAL:
-        return ModeChoice("fp32", reason=f"fewer than {WORTH_A_TRIAL} images do not repay a trial of faster modes")
-    if used_before == "fp32" or (used_before and used_before not in faster_modes(device)) or not len(probe):
-        return ModeChoice("fp32", reason="as the store" if used_before == "fp32" else "faster modes cannot be run here")
-    exact = encode(probe, "fp32")
-    best = ModeChoice("fp32", 1.0, 1.0, "no faster mode meets the tolerance or is worth it here")
-    for mode in candidates:
-        found = _try_mode(str(mode), encode, probe, exact, f"{name}-{mode}")
-        fits = found.worst_cosine is not None and found.worst_cosine >= TOLERANCE
-        pays = used_before or (found.speedup or 0) > max(_WORTH_SPEEDUP, best.speedup or 0)
-        if fits and pays:
-            best = found
-    return best
-
-
-def _try_mode(mode: str, encode: Encode, probe: np.ndarray, exact: Mapping[str, np.ndarray], name: str) -> ModeChoice:
-    trial = probe[:_TRIAL_ROWS]
-    codes = encode(probe, mode)
-    cosine = min(worst_cosine(exact[node], codes[node]) for node in exact)
-    speedup = _remembered(name)
-    if speedup is None:
-        # Interleaved, so that another process disturbs both alike; remembered, so that the next run decides the same.
-        times = [(_seconds(encode, trial, "fp32"), _seconds(encode, trial, mode)) for _ in range(3)]
-        speedup = round(float(np.median([a / b for a, b in times])), 3)
-        _remember(name, speedup)
-    return ModeChoice(mode, round(cosine, 6), speedup, "fastest mode within the tolerance")
-
-
-def _seconds(encode: Encode, pixels: np.ndarray, mode: str) -> float:
-    start = time.perf_counter()
-    encode(pixels, mode)
-    return time.perf_counter() - start
 
 
 def faster_modes(device: str) -> list[str]:
@@ -223,7 +149,8 @@ def _cpu_flags() -> frozenset[str]:
 
 
 @cache
-def _cpu_name() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -249,7 +176,7 @@ def environment(device: str, device_name: str = "") -> dict[str, str]:
     for package in ("torch", "torchvision", "pillow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {**versions, "device": device, "processor": device_name or _cpu_name()}
+    return {**versions, "device": device, "processor": device_name or processor()}
 
 
 def limit_of(precision: str) -> float:
@@ -280,32 +207,3 @@ def require_same_codes(
             f"expected at least {limit}; {difference}); use the environment that wrote it, or a new store"
         )
     return worst
-
-
-def _timings_path() -> Path:
-    return cache_folder() / "timings.json"
-
-
-def _timings() -> dict[str, float]:
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(_timings_path().read_text())
-        if isinstance(known, dict):
-            return known
-    return {}
-
-
-def _timing_name(name: str) -> str:
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return hashlib.sha256(f"{name}|{_cpu_name()}|{os.cpu_count()}|{threads}".encode()).hexdigest()[:32]
-
-
-def _remembered(name: str) -> float | None:
-    value = _timings().get(_timing_name(name))
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _remember(name: str, speedup: float) -> None:
-    with contextlib.suppress(OSError):
-        path = _timings_path()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        publish_bytes(path, json.dumps({**_timings(), _timing_name(name): speedup}).encode())

@@ -47,11 +47,14 @@ class Plan:
     bytes : int
         Size of the codes to be written.
     seconds : float or None
-        Estimate from a short probe; 0.0 when there is nothing to compute.
+        Wall clock of the run, loading the network included, predicted from a short probe; 0.0 when there is nothing to
+        compute.
     fingerprint : str
         Of the spec in force.
     precision : dict
-        Class, mode and evidence as far as known before the run.
+        Class, mode and evidence: those that the run will come to.
+    verdict : str
+        What will hold the run up, and what would help.
     """
 
     store: str
@@ -67,6 +70,7 @@ class Plan:
     seconds: float | None
     fingerprint: str
     precision: Mapping[str, Any] = field(default_factory=dict)
+    verdict: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -98,13 +102,20 @@ class ExtractionReport:
     seconds : float
         Wall clock of this run.
     images_per_second : float
-        `images` over `seconds`.
+        `computed` over `seconds`.
     steady_images_per_second : float
-        `computed` over the time of the stream alone, without loading the network and probing.
+        `computed` over the time of the stream alone, from the first batch to the last row's being durable: without
+        imports, loading the network, probing and compiling.
     precision : dict
         Class, mode, evidence.
+    engine : dict
+        How the network was run, and why not in another way.
+    augmented : int
+        Augmented views per image.
     shares : dict
-        Parts of the stream's time spent waiting for images, in the model and publishing (the last two overlap).
+        Parts of the cores' time during the stream: "read", "fingerprint", "decode", "model", "write" and "idle".
+    bottleneck : str
+        What held the stream up, and what would help.
     ignored : dict
         Files of the source that are no images: extension → count.
     """
@@ -123,7 +134,10 @@ class ExtractionReport:
     images_per_second: float
     steady_images_per_second: float
     precision: Mapping[str, Any]
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    augmented: int = 0
     shares: Mapping[str, float] = field(default_factory=dict)
+    bottleneck: str = ""
     ignored: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +22,16 @@ from ..progress import Progress, progress_for
 from ..sources import ImageSource
 from ..store import FAILED, NO_KEY, Entries, FeatureStore, Snapshot
 from .encoder import Encoder
-from .pipeline import Read, Writer
+from .gauge import Verdict
+from .planning import estimate
+from .publishing import Writer
+from .reading import Read
 from .report import ExtractionReport, Plan
 from .settings import Settings
 from .tally import NO_KEYS, KnownKeys, Tally, among
 
 __all__ = ["Extraction"]
 
-_TIMED_IMAGES = 16
 _SAMPLE_IDS = 16
 _LOOK_UP = 1 << 16
 #: So many images to read repay looking all keys of the view up beforehand.
@@ -64,7 +68,10 @@ class Extraction:
         self.tally = Tally.for_images(len(source))
         self.encoder = Encoder(source, backbone, settings, self.store)
         self._lock = threading.Lock()
-        self._clock = {"wait": 0.0, "model": 0.0, "stream": 0.0}
+        self._next_look, self._note = 0.0, ""
+        self._stream_seconds = 0.0
+        self._verdict: Verdict | None = None
+        self._shares: dict[str, float] = {}
 
     def _existing(self) -> FeatureStore | None:
         if (self.path / "store.json").exists():
@@ -126,8 +133,7 @@ class Extraction:
         """Tell whether a source under new names is still the view's: half of a sample has its content."""
         n = len(self.source)
         spread = np.unique(np.linspace(0, n - 1, min(_SAMPLE_IDS, n)).astype(int)).tolist()
-        results = self.encoder.read(spread, decode=None)
-        keys = [r.key for r in results if r.key is not None]
+        keys = [r.key for r in self.encoder.keys(spread) if r.key is not None]
         known = {k.tobytes() for k in head.entries.keys}
         return bool(keys) and sum(k in known for k in keys) * 2 >= len(keys)
 
@@ -139,16 +145,18 @@ class Extraction:
         if self.store is not None:
             self.store.require(spec)
         head = self._parent()
+        start = time.perf_counter()
         with self.progress as bar:
             todo = self._look_up_known_files()
             bar.start("reading", len(todo))
-            for _ in self.encoder.read(todo.tolist(), decode=None, on_key=self.tally.note_key):
+            for _ in self.encoder.keys(todo.tolist(), self.tally.note_key):
                 bar.advance()
+        reading = time.perf_counter() - start
         keys = self.tally.keys[self.tally.readable]
-        has = self.store.has(keys) if self.store is not None else np.zeros(len(keys), dtype=bool)
+        has = self._has(keys) if self.store is not None else np.zeros(len(keys), dtype=bool)
         compute = len(np.unique(np.ascontiguousarray(keys[~has]).view("V32")))
         new, changed, gone = self._differences(head)
-        seconds, width = (0.0, 0) if not compute else self._estimate(compute)
+        predicted = estimate(self.encoder, compute, self.source, self.started, reading) if compute else None
         return Plan(
             store=str(self.path),
             view=self.settings.view,
@@ -159,10 +167,11 @@ class Extraction:
             gone=gone,
             compute=compute,
             unreadable=int((~self.tally.readable).sum()),
-            bytes=compute * (width + 35),
-            seconds=None if seconds is None else round(seconds, 3),
+            bytes=predicted.bytes if predicted else 0,
+            seconds=predicted.seconds if predicted else 0.0,
             fingerprint=identity.fingerprint(spec),
-            precision={"class": self.encoder.precision_class},
+            precision={"class": self.encoder.precision_class, **(predicted.precision if predicted else {})},
+            verdict=str(predicted.verdict) if predicted and predicted.verdict else "",
         )
 
     def _differences(self, head: Snapshot | None) -> tuple[int, int, int]:
@@ -174,21 +183,6 @@ class Extraction:
         # Both are sorted by id, so what they share stands in the same order in both.
         changed = (head.entries.keys[old] != self.tally.keys[common]).any(axis=1) & self.tally.readable[common]
         return int((~common).sum()), int(changed.sum()), 0 if self.settings.add else int((~old).sum())
-
-    def _estimate(self, compute: int) -> tuple[float | None, int]:
-        """Predict seconds for so many images, and bytes per image, by running a few."""
-        start = time.perf_counter()
-        pixels = self.encoder.sample(_TIMED_IMAGES)
-        read = time.perf_counter() - start
-        if not len(pixels):
-            return None, 0
-        self.encoder.encode(pixels[:8], "fp32")
-        start = time.perf_counter()
-        codes = self.encoder.encode(pixels, "fp32")
-        model = time.perf_counter() - start
-        itemsize = np.dtype(str(self.encoder.spec["dtype"])).itemsize
-        width = sum(int(np.prod(a.shape[1:])) for a in codes.values()) * itemsize
-        return max(read, model) / len(pixels) * compute, width
 
     # -- run -------------------------------------------------------------------------------------------------------
 
@@ -247,39 +241,57 @@ class Extraction:
         store = self.store
         assert store is not None
         known = np.flatnonzero(self.tally.readable)
-        lost = known[~store.has(self.tally.keys[known])]
+        lost = known[~self._has(self.tally.keys[known])]
         indices = np.sort(np.concatenate([unknown, lost])).tolist()
         if not indices:
             return
-
+        encoder = self.encoder
         probable = head.entries.keys[head.entries.stored] if head is not None and len(indices) >= _MANY else NO_KEYS
+        if len(encoder.numbers) > 1:
+            probable = probable[self._has(probable)]
         known_keys = KnownKeys(store, probable)
 
-        def stored(key: bytes) -> bool:
-            return key in known_keys or bool(store.has(np.frombuffer(key, "u1").reshape(1, 32))[0])
+        def wanted(key: bytes) -> tuple[int, ...]:
+            return () if key in known_keys else self._missing_views(key)
 
-        def decode(payload: Any) -> np.ndarray:
-            return self.encoder.preprocess.pixels(payload)
-
-        start = time.perf_counter()
         writer: Writer | None = None
         with self.progress as bar:
             bar.start("extracting", len(indices))
-            reads = self.encoder.read(indices, decode=decode, stored=stored, on_key=self._note_key)
+            reads = encoder.reading(rows=len(encoder.numbers), gauge=encoder.gauge).results(
+                indices, decode=encoder.pixels, wanted=wanted, on_key=self._note_key
+            )
             try:
-                for batch in self._batches(reads, bar):
-                    if writer is None:
-                        self.encoder.prepare(len(indices), self._likely_stored(head))
-                        start = time.perf_counter()
-                        self._clock["wait"] = 0.0
-                        writer = Writer(store, self.encoder.computed(), self.settings.publish_seconds)
-                    self._compute(batch, writer)
+                batches = self._batches(reads, bar)
+                first = next(batches, None)
+                if first is not None:
+                    encoder.prepare(len(indices), self._likely_stored(head))
+                    encoder.gauge.begin()
+                    writer = Writer(store, encoder.computed(), self.settings.publish_seconds, encoder.gauge)
+                    self._compute(itertools.chain([first], batches), writer)
             finally:
                 # Also after Ctrl-C or an error: rows that are computed are published before anything else happens.
                 if writer is not None:
                     writer.close()
-                    self._clock["write"] = writer.seconds
-                self._clock["stream"] = time.perf_counter() - start
+                    self._take_gauge()
+
+    def _take_gauge(self) -> None:
+        gauge = self.encoder.gauge
+        self._stream_seconds += gauge.wall
+        self._shares, self._verdict = gauge.shares(), gauge.verdict()
+
+    def _has(self, keys: np.ndarray) -> np.ndarray:
+        """Tell which keys have all the rows that are wanted: of the plain image, and of its augmented views."""
+        store = self.store
+        assert store is not None
+        found = store.has(keys)
+        for number in self.encoder.numbers[1:]:
+            found &= store.has(keys, view_number=number)
+        return found
+
+    def _missing_views(self, key: bytes) -> tuple[int, ...]:
+        store, one = self.store, np.frombuffer(key, "u1").reshape(1, 32)
+        assert store is not None
+        return tuple(n for n in self.encoder.numbers if not store.has(one, view_number=n)[0])
 
     def _likely_stored(self, head: Snapshot | None) -> np.ndarray:
         """Return images of the source whose codes are probably in the store, for the audit."""
@@ -292,49 +304,68 @@ class Extraction:
     def _batches(self, reads: Iterator[Read], bar: Progress) -> Iterator[list[Read]]:
         """Group the images that must be computed; note what became of all others."""
         batch: list[Read] = []
-        iterator = iter(reads)
-        while True:
-            start = time.perf_counter()
-            read = next(iterator, None)
-            self._clock["wait"] += time.perf_counter() - start
-            if read is None:
-                break
+        rows = 0
+        for read in reads:
             if read.error:
                 self.tally.errors[read.index] = read.error
                 if read.key is not None:
                     self.tally.failed_keys[read.key] = read.error
             if read.pixels is not None:
                 batch.append(read)
-            bar.advance(1, f"{len(self.tally.errors)} failed" if self.tally.errors else "")
-            if batch and len(batch) == self.encoder.batch_size:
+                rows += len(read.pixels)
+            bar.advance(1, self._remark())
+            if rows >= self.encoder.batch_size:
                 yield batch
-                batch = []
+                batch, rows = [], 0
         if batch:
             yield batch
 
-    def _compute(self, batch: list[Read], writer: Writer) -> None:
-        """Run one batch and hand its good rows to the writer."""
-        start = time.perf_counter()
-        pixels = np.stack([r.pixels for r in batch if r.pixels is not None])
-        codes = self.encoder.encode(pixels, self.encoder.mode)
-        self._clock["model"] += time.perf_counter() - start
+    def _remark(self) -> str:
+        """Return what stands beside the bar: failures, and where the time goes (looked up twice a second)."""
+        now = time.perf_counter()
+        if now > self._next_look:
+            self._next_look = now + 0.5
+            self._note = self.encoder.gauge.note() if self.encoder.choice else ""
+        failed = f"{len(self.tally.errors)} failed" if self.tally.errors else ""
+        return " · ".join(part for part in (failed, self._note) if part)
+
+    def _compute(self, batches: Iterator[list[Read]], writer: Writer) -> None:
+        """Run batches through the network and hand their good rows to the writer."""
+        under_way: deque[list[Read]] = deque()
+
+        def pixels() -> Iterator[np.ndarray]:
+            for batch in batches:
+                under_way.append(batch)
+                yield np.concatenate([r.pixels for r in batch if r.pixels is not None])
+
+        codes = self.encoder.stream(pixels())
+        waits = self.encoder.device != "cpu"
+        while True:
+            start = time.perf_counter()
+            computed = next(codes, None)
+            if waits:
+                self.encoder.gauge.add_device(time.perf_counter() - start)
+            if computed is None:
+                return
+            self._hand_over(under_way.popleft(), computed, writer)
+
+    def _hand_over(self, batch: list[Read], codes: dict[str, np.ndarray], writer: Writer) -> None:
         self.tally.computed += len(batch)
         dtype = np.dtype(str(self.encoder.spec["dtype"]))
         with np.errstate(over="ignore"):
             codes = {node: array.astype(dtype) for node, array in codes.items()}
-        finite = np.ones(len(batch), dtype=bool)
-        constant = np.ones(len(batch), dtype=bool)
+        keys = np.stack([np.frombuffer(r.key or NO_KEY, "u1") for r in batch for _ in r.numbers])
+        numbers = np.array([number for r in batch for number in r.numbers], "u2")
+        finite, constant = np.ones(len(keys), dtype=bool), np.ones(len(keys), dtype=bool)
         for array in codes.values():
-            flat = array.reshape(len(batch), -1)
+            flat = array.reshape(len(keys), -1)
             finite &= np.isfinite(flat).all(axis=1)
             constant &= (flat == flat[:, :1]).all(axis=1)
         for place in np.flatnonzero(~finite).tolist():
-            key = batch[place].key
-            assert key is not None
-            self.tally.failed_keys[key] = f"the network gives NaN or Inf for it (as {dtype.name})"
-        keys = np.stack([np.frombuffer(r.key or NO_KEY, "u1") for r in batch])
+            self.tally.failed_keys[keys[place].tobytes()] = f"the network gives NaN or Inf for it (as {dtype.name})"
         if finite.any():
-            writer.put(keys[finite], {node: array[finite] for node, array in codes.items()}, constant[finite])
+            good = {node: array[finite] for node, array in codes.items()}
+            writer.put(keys[finite], good, constant[finite], numbers[finite])
 
     # -- what it came to -------------------------------------------------------------------------------------------
 
@@ -357,7 +388,7 @@ class Extraction:
     def _report(self, head: Snapshot | None, snapshot: Snapshot, entries: Entries) -> ExtractionReport:
         seconds = time.perf_counter() - self.started
         failed = np.flatnonzero(entries.status == FAILED).tolist()
-        stream = self._clock["stream"]
+        stream = self._stream_seconds
         gone = 0 if head is None or self.settings.add else int((~among(head.entries.ids, entries.ids)).sum())
         computed = self.tally.computed
         return ExtractionReport(
@@ -372,12 +403,13 @@ class Extraction:
             failed=[{"id": str(entries.ids[i]), "reason": str(entries.errors[i])} for i in failed],
             constant=entries.ids[(entries.status != FAILED) & (entries.status != 0)].tolist(),
             seconds=round(seconds, 3),
-            images_per_second=round(len(self.source) / seconds, 2) if seconds else 0.0,
+            images_per_second=round(computed / seconds, 2) if seconds else 0.0,
             steady_images_per_second=round(computed / stream, 2) if computed and stream else 0.0,
             precision=self.encoder.precision(),
-            shares={k: round(self._clock.get(k, 0.0) / stream, 3) for k in ("wait", "model", "write")}
-            if stream
-            else {},
+            engine=self.encoder.engine_report() if computed else {},
+            augmented=self.settings.augmented,
+            shares=self._shares,
+            bottleneck=str(self._verdict) if self._verdict else "",
             ignored=dict(self.source.ignored),
         )
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backbone import Backbone
 from ..errors import BackboneError, StoreError
 from ..store import check_view_name
 from . import precision as precise
 
-__all__ = ["Settings"]
+__all__ = ["ENGINES", "PIXELS", "Settings"]
+
+#: What `pixels=` accepts: "auto" measures faster decoding and resizing, "reference" never uses it.
+PIXELS = ("auto", "reference")
+#: What `engine=` accepts; see `Backbone.encode`.
+ENGINES = ("auto", "eager", "fused", "compiled")
+#: More augmented views of an image than this are a mistake; the format has room for 65,535.
+MOST_AUGMENTED = 1000
 
 
 @dataclass(frozen=True)
@@ -26,17 +32,27 @@ class Settings:
     device: str = "auto"
     publish_seconds: float | None = None
     max_failed: float = 0.01
+    pixels: str = "auto"
+    engine: str = "auto"
+    augmented: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in precise.CLASSES:
             raise BackboneError(f"precision {self.precision!r}: expected one of {', '.join(precise.CLASSES)}")
         if self.dtype not in ("auto", "float32", "float16"):
             raise StoreError(f"dtype {self.dtype!r}: expected auto, float32 or float16")
+        if self.pixels not in PIXELS:
+            raise BackboneError(f"pixels {self.pixels!r}: expected one of {', '.join(PIXELS)}")
+        if self.engine not in ENGINES:
+            raise BackboneError(f"engine {self.engine!r}: expected one of {', '.join(ENGINES)}")
         check_view_name(self.view)
-        for name, least in (("batch_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("workers", 0), ("augmented", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            allowed = value is None and name != "augmented"
+            if not allowed and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise BackboneError(f"{name} {value!r}: expected a whole number of {least} or more")
+        if self.augmented > MOST_AUGMENTED:
+            raise BackboneError(f"augmented {self.augmented}: expected at most {MOST_AUGMENTED} views of an image")
         if self.add and self.replace:
             raise StoreError("add and replace exclude each other; give one of them")
         if not isinstance(self.max_failed, (int, float)) or not 0 <= self.max_failed <= 1:
@@ -44,8 +60,3 @@ class Settings:
         seconds = self.publish_seconds
         if seconds is not None and (not isinstance(seconds, (int, float)) or not seconds >= 0):
             raise StoreError(f"publish_seconds {seconds!r}: expected 0 or more")
-
-    @property
-    def threads(self) -> int:
-        """Reading threads."""
-        return Backbone.usual_threads() if self.workers is None else self.workers

@@ -214,6 +214,7 @@ class FeatureStore(RowStore):
         group: str | None = None,
         split: str | None = None,
         in_memory: bool | None = None,
+        view_number: int = 0,
     ) -> FeatureSet:
         """Load a view as a FeatureSet, rows sorted by id.
 
@@ -230,6 +231,8 @@ class FeatureStore(RowStore):
         in_memory : bool, default=None
             True: float32 in memory; False: a read-only map in stored dtype; None: in memory while that takes less than
             a quarter of the machine's RAM.
+        view_number : int, default=0
+            0 = codes of the plain images, 1… = of their augmented views (``extract(..., augmented=K)``).
 
         Returns
         -------
@@ -249,7 +252,7 @@ class FeatureStore(RowStore):
         roles = {**state.roles, **{r: c for r, c in zip(_ROLES, (label, group, split), strict=True) if c is not None}}
         chosen = {role: self._role_column(entries, role, column) for role, column in roles.items()}
         return FeatureSet(
-            self._codes(entries, name, in_memory),
+            self._codes(entries, name, in_memory, view_number),
             chosen.get("label"),
             entries.ids,
             chosen.get("group"),
@@ -331,14 +334,14 @@ class FeatureStore(RowStore):
             )
         return entries.columns[column]
 
-    def _codes(self, entries: Entries, node: str, in_memory: bool | None) -> np.ndarray:
-        shard, row = self._resolve(entries)
+    def _codes(self, entries: Entries, node: str, in_memory: bool | None, view_number: int = 0) -> np.ndarray:
+        shard, row = self._found(entries.keys, view_number) if view_number else self._resolve(entries)
         rows = self._shards.rows(shard, row, node)
         if in_memory is None:
             in_memory = rows.fit_in_memory()
         if in_memory:
             return rows.gather()
-        span = self._shards.span(entries.keys, shard, row, node)
+        span = None if view_number else self._shards.span(entries.keys, shard, row, node)
         return (
             span if span is not None else rows.mapped(np.dtype(self.spec.get("dtype", "float32")), self.path / "index")
         )

@@ -181,12 +181,18 @@ class RowStore:
         """Return OK, CONSTANT or (where a key has no row) FAILED: uint8 of shape (n,)."""
         return self._shards.status(keys)
 
-    def codes(self, keys: np.ndarray, node: str) -> np.ndarray:
+    def codes(self, keys: np.ndarray, node: str, *, view_number: int = 0) -> np.ndarray:
         """Return the stored codes of some keys as float32 of shape (n, *shape); all of them must be there."""
-        shard, row = self._shards.find(keys)
-        if (shard < 0).any():
-            raise StoreError(f"{self.path}: {int((shard < 0).sum())} of {len(keys)} keys have no codes in the store")
-        return self._shards.rows(shard, row, node).gather()
+        return self._shards.rows(*self._found(keys, view_number), node).gather()
+
+    def _found(self, keys: np.ndarray, view_number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (shard, row) of each key's row of a view number; StoreError where one has none."""
+        shard, row = self._shards.find_all(keys, view_number) if view_number else self._shards.find(keys)
+        missing = int((shard < 0).sum())
+        if missing:
+            what = f"augmented view {view_number}; extract with --augmented {view_number}" if view_number else "codes"
+            raise StoreError(f"{self.path}: {missing} of {len(keys)} keys have no {what} in the store")
+        return shard, row
 
     def append(
         self,

@@ -1,0 +1,221 @@
+"""The first stages of the stream: read, digest and decode in threads, in the source's order, within bounded memory.
+
+One pass over an image's bytes yields both its key and its pixels. At most a window of images and a budget of bytes is
+in flight, whatever their number and size. How many threads read is measured: one per core decodes; where they spend
+their time waiting for bytes (a network disk), more of them are let in.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import ImageError
+from ..fingerprint import digest_bytes, digest_pixels
+from ..images import memory_of, pixel_identity
+from .budget import ByteBudget, Crowd
+from .gauge import Gauge
+
+__all__ = ["Read", "Reading", "key_of"]
+
+#: Memory that images being decoded may take together; the largest image that is read at all (537 MB) always may.
+DECODING_BYTES = 768 << 20
+#: So many images between two looks at how long the threads wait for bytes.
+_BETWEEN_LOOKS = 64
+#: Reading threads that wait for bytes more than this part of their time leave the cores to others.
+_MOSTLY_WAITING = 0.5
+_MOST_THREADS_PER_CORE, _MOST_THREADS = 4, 64
+
+
+def key_by_version(version: str, image_id: str) -> bytes:
+    """Return the key of an image that its owner identifies by a version text instead of its content."""
+    return digest_bytes(json.dumps(["featcache-version-1", version, image_id], ensure_ascii=False).encode())
+
+
+def key_of(payload: Any) -> bytes:
+    """Return the content key of what a source's `read` gave: encoded bytes, or decoded pixels."""
+    if isinstance(payload, bytes):
+        return digest_bytes(payload)
+    return digest_pixels(*pixel_identity(payload))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What became of one image: its key, and pixels when it has to be computed, or why it cannot be.
+
+    Attributes
+    ----------
+    index : int
+        Place in the source.
+    key : bytes
+        Content key; None when the image could not be read at all.
+    pixels : ndarray of uint8 of shape (len(numbers), H, W, C), or None
+        None when the codes are there already, or another image of the same content is ahead.
+    error : str
+        Why the image failed, or "".
+    numbers : tuple of int
+        View numbers of the pixels: 0 is the plain image.
+    """
+
+    index: int
+    key: bytes | None
+    pixels: np.ndarray | None = None
+    error: str = ""
+    numbers: tuple[int, ...] = (0,)
+
+
+@dataclass
+class Seen:
+    """The keys met so far in this run; each is decoded once, by whoever claims it first."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    keys: set[bytes] = field(default_factory=set)
+
+    def claim(self, key: bytes) -> bool:
+        """Return True to the first who asks for a key."""
+        with self.lock:
+            if key in self.keys:
+                return False
+            self.keys.add(key)
+            return True
+
+
+class _Clock:
+    """What one image costs, stage by stage: cores' time, and how long its thread waited for bytes."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, float] = {}
+        self._begun = self._wall = time.perf_counter()
+        self._cpu = time.thread_time()
+        self.blocked = 0.0
+
+    def lap(self, stage: str) -> None:
+        """The stage named ends here."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        self.cpu[stage] = self.cpu.get(stage, 0.0) + cpu - self._cpu
+        if stage == "read":
+            self.blocked += (wall - self._wall) - (cpu - self._cpu)
+        self._wall, self._cpu = wall, cpu
+
+    def report(self, gauge: Gauge) -> None:
+        """Tell the gauge."""
+        gauge.add(self.cpu, blocked=self.blocked, reading=self._wall - self._begun)
+
+
+class Reading:
+    """How images are read: threads, window, memory, clocks.
+
+    Parameters
+    ----------
+    source : ImageSource
+        Where to read.
+    workers : int or None
+        Reading threads; 0 reads in the caller's thread; None: one per core, more while they wait for bytes.
+    window : int
+        How many images may be in flight.
+    gauge : Gauge
+        Told what each image cost.
+    """
+
+    def __init__(self, source: Any, *, workers: int | None, window: int, gauge: Gauge) -> None:
+        self.source, self.workers, self.window, self.gauge = source, workers, window, gauge
+        self._budget = ByteBudget(DECODING_BYTES)
+
+    def results(
+        self,
+        indices: Sequence[int],
+        *,
+        decode: Callable[[Any, bytes, tuple[int, ...]], np.ndarray] | None,
+        wanted: Callable[[bytes], tuple[int, ...]] = lambda key: (0,),
+        on_key: Callable[[int, bytes], None] = lambda index, key: None,
+    ) -> Iterator[Read]:
+        """Read the given images, in order, decoding those that are wanted.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Which images, in the order in which results are wanted.
+        decode : callable or None
+            (payload, key, view numbers) → pixels of shape (len(view numbers), H, W, C); None: only keys are wanted.
+        wanted : callable
+            Key → view numbers whose codes are missing; () when everything is there.
+        on_key : callable
+            Told each (index, key) as soon as it is known, from the reading threads.
+
+        Yields
+        ------
+        Read
+        """
+        seen = Seen()
+
+        def read(index: int) -> Read:
+            clock = _Clock()
+            try:
+                return self._one(index, decode, wanted, on_key, seen, clock)
+            finally:
+                clock.report(self.gauge)
+
+        yield from map(read, indices) if self.workers == 0 else self._threaded(read, indices)
+
+    def _one(
+        self,
+        index: int,
+        decode: Callable[[Any, bytes, tuple[int, ...]], np.ndarray] | None,
+        wanted: Callable[[bytes], tuple[int, ...]],
+        on_key: Callable[[int, bytes], None],
+        seen: Seen,
+        clock: _Clock,
+    ) -> Read:
+        source, key = self.source, None
+        try:
+            if source.version:
+                key = key_by_version(source.version, source.ids[index])
+                if decode is None or not wanted(key):
+                    on_key(index, key)
+                    return Read(index, key)
+            payload = source.read(index)
+            clock.lap("read")
+            key = key or key_of(payload)
+            on_key(index, key)
+            numbers = wanted(key) if decode is not None else ()
+            clock.lap("fingerprint")
+            if decode is None or not numbers or not seen.claim(key):
+                return Read(index, key)
+            with self._budget.hold(memory_of(payload)):
+                pixels = decode(payload, key, numbers)
+            clock.lap("decode")
+            return Read(index, key, pixels, numbers=numbers)
+        except ImageError as error:
+            return Read(index, key, error=str(error))
+        except OSError as error:
+            return Read(index, key, error=f"cannot be read: {error.strerror or error}")
+
+    def _threaded(self, read: Callable[[int], Read], indices: Sequence[int]) -> Iterator[Read]:
+        most = self.workers or min(_MOST_THREADS_PER_CORE * self.gauge.cores, _MOST_THREADS)
+        crowd = Crowd(self.workers or min(self.gauge.cores, most))
+
+        def admitted(index: int) -> Read:
+            with crowd:
+                return read(index)
+
+        pool = ThreadPoolExecutor(most, thread_name_prefix="featcache-read")
+        flying: deque[Future[Read]] = deque()
+        try:
+            for place, index in enumerate(indices, start=1):
+                flying.append(pool.submit(admitted, index))
+                if place % _BETWEEN_LOOKS == 0 and self.gauge.blocked > _MOSTLY_WAITING:
+                    crowd.grow(most)
+                if len(flying) >= self.window:
+                    yield flying.popleft().result()
+            while flying:
+                yield flying.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
