@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import make_tiny_backbone, write_images
-from featcache.extraction.pipeline import Writer
+from featcache.extraction.publishing import Writer
 from PIL import Image
 
 import featcache as fc
@@ -326,31 +326,6 @@ def test_half_precision_storage_is_used_only_where_it_fits():
     assert not precise.half_fits({"a": codes, "b": codes * 1e5})
     assert not precise.half_fits({"a": codes * 1e-7})
     assert precise.half_fits({})
-
-
-@pytest.mark.parametrize(("noise", "expected"), [(1e-4, "bf16"), (0.3, "fp32")])
-def test_the_fastest_mode_within_the_tolerance_is_chosen(monkeypatch, noise, expected):
-    import time
-
-    monkeypatch.setattr(precise, "faster_modes", lambda device: ["bf16"])
-    probe = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype="u1")
-
-    def encode(pixels, mode):
-        codes = pixels.reshape(len(pixels), -1).astype("f4") / 255
-        if mode == "fp32":
-            time.sleep(0.02)
-            return {"x": codes}
-        time.sleep(0.002)
-        return {"x": codes + noise * np.random.default_rng(1).normal(size=codes.shape)}
-
-    options = {"device": "cpu", "name": f"t{noise}", "used_before": None}
-    choice = precise.choose_mode("tolerance", 1000, encode, probe, **options)
-    assert choice.mode == expected
-    assert precise.choose_mode("tolerance", 10, encode, probe, **options).mode == "fp32"
-    assert precise.choose_mode("exact", 1000, encode, probe, **options).mode == "fp32"
-    assert precise.choose_mode("bf16", 10, encode, probe, **options).mode == "bf16"
-    kept = precise.choose_mode("tolerance", 10, encode, probe, device="cpu", name="u", used_before="bf16")
-    assert kept.mode == expected, "a store keeps its mode, unless these images do not bear it"
 
 
 def test_auto_stores_half_precision_within_the_class(image_folder, tiny_backbone, tmp_path):

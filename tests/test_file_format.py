@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xxhash
 from conftest import REPOSITORY
-from featcache.extraction.pipeline import key_by_version
+from featcache.extraction.reading import key_by_version
 
 from featcache import fingerprint as identity
 from featcache.errors import DamagedStore, StoreTooNew
