@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import FeatcacheError
 from ..fingerprint import describe_difference
+from ..preprocess import Preprocess
 from .frozen import Backbone
 
 __all__ = ["recorded_backbone"]
@@ -56,6 +57,9 @@ def recorded_backbone(
         return Backbone.from_spec(spec, locator or {}, weights)
     if not isinstance(backbone, Backbone):
         raise error(f"backbone: expected a Backbone, got {type(backbone).__name__}; leave it out, or wrap it")
+    recorded = Preprocess.from_spec(spec["preprocess"])
+    if recorded in backbone.preprocess.fast_variants():
+        backbone = backbone.with_preprocess(recorded)  # what `extract` found to agree with the backbone's own recipe
     difference = describe_difference({part: spec[part] for part in ("backbone", "preprocess")}, backbone.spec)
     if difference:
         raise error(
