@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,7 @@ def recorded_backbone(
         raise error(f"backbone: expected a Backbone, got {type(backbone).__name__}; leave it out, or wrap it")
     recorded = Preprocess.from_spec(spec["preprocess"])
     if recorded in backbone.preprocess.fast_variants():
-        backbone = backbone.with_preprocess(recorded)  # what `extract` found to agree with the backbone's own recipe
+        backbone = _with_recipe(backbone, recorded)  # what `extract` found to agree with the backbone's own recipe
     difference = describe_difference({part: spec[part] for part in ("backbone", "preprocess")}, backbone.spec)
     if difference:
         raise error(
@@ -67,3 +68,11 @@ def recorded_backbone(
             "use codes of this backbone"
         )
     return backbone
+
+
+def _with_recipe(backbone: Backbone, recipe: Preprocess) -> Backbone:
+    """Return the same backbone, loaded if it is, with another recipe for its pixels."""
+    twin = copy.copy(backbone)
+    twin._recipe = twin._given_preprocess = recipe
+    twin._loaded = backbone._loaded
+    return twin
