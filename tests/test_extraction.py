@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 from conftest import make_tiny_backbone, write_images
-from featcache.extraction.publishing import Writer
 from PIL import Image
 
 import featcache as fc
 from featcache.errors import BackboneError, FailureBudgetExceeded, SourceError, SpecMismatch, StoreError, ViewMismatch
 from featcache.extraction import precision as precise
+from featcache.extraction.publishing import Writer
 from featcache.store import FeatureStore
 
 #: Codes computed in other batch sizes differ by at most this much (worst centred cosine 1 - 1e-6).

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import xxhash
 from conftest import REPOSITORY
-from featcache.extraction.reading import key_by_version
 
 from featcache import fingerprint as identity
 from featcache.errors import DamagedStore, StoreTooNew
+from featcache.extraction.reading import key_by_version
 from featcache.store import (
     FAILED,
     OK,

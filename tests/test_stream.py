@@ -186,9 +186,7 @@ def test_rows_of_several_views_go_to_the_store_with_their_numbers():
             seen["numbers"] = np.asarray(view_number).tolist()
 
     writer = Writer(Store(), {}, 60.0)
-    writer.put(
-        np.zeros((3, 32), "u1"), {"x": np.zeros((3, 2), "f4")}, np.zeros(3, bool), np.array([0, 1, 2], "u2")
-    )
+    writer.put(np.zeros((3, 32), "u1"), {"x": np.zeros((3, 2), "f4")}, np.zeros(3, bool), np.array([0, 1, 2], "u2"))
     writer.close()
     assert seen["numbers"] == [0, 1, 2] and writer.published == 3
 

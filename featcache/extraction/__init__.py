@@ -159,8 +159,9 @@ def plan(
 
     Parameters
     ----------
-    source, backbone, store, view, add, replace, precision, dtype, batch_size, workers, device, pixels, engine,
-    augmented, progress
+    source, backbone, store, view, add, replace, precision, dtype
+        As for `extract`.
+    batch_size, workers, device, pixels, engine, augmented, progress
         As for `extract`.
 
     Returns

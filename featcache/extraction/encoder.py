@@ -192,6 +192,7 @@ class Encoder:
             workers=workers,
             window=min(window, fits),
             gauge=gauge or Gauge(self.gauge.cores),
+            memory_of=lambda payload: self.preprocess.memory_of(payload),
         )
 
     def keys(self, indices: Sequence[int], on_key: Callable[[int, bytes], None] | None = None) -> Iterator[Read]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 __all__ = ["STAGES", "Gauge", "Verdict", "verdict"]
 
-#: Stages of the stream, in its order; "idle" is what no stage used of the cores.
+#: Stages of the stream, in its order; "idle" is what no stage used of the cores: nothing to do, or another program.
 STAGES = ("read", "fingerprint", "decode", "model", "write", "idle")
 
 #: More than this part of the cores' time idle, and they are not what holds a run up.
@@ -22,6 +22,7 @@ _ADVICE = {
     "more cores",
     "model": "a smaller backbone, --precision auto or bf16, more cores, or a GPU",
     "write": "put the store on a faster disk, or write less: fewer nodes, pooling, --dtype float16",
+    "idle": "look for other programs on these cores; or reading that waits: give more --workers",
     "device": "nothing on this machine: the accelerator is busy; a smaller backbone, --precision auto, or another GPU",
 }
 
@@ -151,4 +152,6 @@ def verdict(shares: Mapping[str, float], blocked: float, device: float) -> Verdi
     busiest = max((s for s in STAGES if s != "idle"), key=lambda s: shares[s])
     if shares["idle"] > _MUCH_IDLE and blocked > 0.5:
         return Verdict("read", round(blocked, 3), _ADVICE["read"])
+    if shares["idle"] > max(_MUCH_IDLE, shares[busiest]):
+        return Verdict("idle", shares["idle"], _ADVICE["idle"])
     return Verdict(busiest, shares[busiest], _ADVICE[busiest])

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import ImageError
 from ..fingerprint import digest_bytes, digest_pixels
-from ..images import memory_of, pixel_identity
+from ..images import pixel_identity
 from .budget import ByteBudget, Crowd
 from .gauge import Gauge
 
@@ -123,10 +123,21 @@ class Reading:
         How many images may be in flight.
     gauge : Gauge
         Told what each image cost.
+    memory_of : callable, default=None
+        Payload → bytes that decoding it takes.
     """
 
-    def __init__(self, source: Any, *, workers: int | None, window: int, gauge: Gauge) -> None:
+    def __init__(
+        self,
+        source: Any,
+        *,
+        workers: int | None,
+        window: int,
+        gauge: Gauge,
+        memory_of: Callable[[Any], int] = lambda payload: 0,
+    ) -> None:
         self.source, self.workers, self.window, self.gauge = source, workers, window, gauge
+        self._memory_of = memory_of
         self._budget = ByteBudget(DECODING_BYTES)
 
     def results(
@@ -189,7 +200,7 @@ class Reading:
             clock.lap("fingerprint")
             if decode is None or not numbers or not seen.claim(key):
                 return Read(index, key)
-            with self._budget.hold(memory_of(payload)):
+            with self._budget.hold(self._memory_of(payload)):
                 pixels = decode(payload, key, numbers)
             clock.lap("decode")
             return Read(index, key, pixels, numbers=numbers)

@@ -314,7 +314,7 @@ class Extraction:
                 batch.append(read)
                 rows += len(read.pixels)
             bar.advance(1, self._remark())
-            if rows >= self.encoder.batch_size:
+            if rows and rows >= self.encoder.batch_size:  # asking for the size of a batch imports torch
                 yield batch
                 batch, rows = [], 0
         if batch:
