@@ -167,7 +167,7 @@ def extract(
 ) -> None:
     """Compute the codes of all images that STORE does not have yet."""
     _not_empty((source, "SOURCE"))
-    from dataclasses import replace
+    import dataclasses
 
     from ..errors import FailureBudgetExceeded
     from ..extraction import extract as run_extract
@@ -207,7 +207,7 @@ def extract(
         started = process_seconds()
         planned = plan(images, network, store, **common)
         if planned.seconds:  # the run's own process has to start, too
-            planned = replace(planned, seconds=round(planned.seconds + started, 3))
+            planned = dataclasses.replace(planned, seconds=round(planned.seconds + started, 3))
         show.as_json(planned.as_dict()) if as_json else show.plan(planned)
         return
     try:

@@ -201,7 +201,7 @@ class RowStore:
         *,
         constant: np.ndarray | None = None,
         computed: Mapping[str, Any] | None = None,
-        view_number: int = 0,
+        view_number: int | np.ndarray = 0,
     ) -> str:
         """Publish rows of codes: when this returns, they survive a crash.
 
@@ -215,7 +215,7 @@ class RowStore:
             Rows whose codes are all equal: stored, usable, and flagged.
         computed : mapping, default=None
             How: device, mode, versions. Recorded, never part of the identity.
-        view_number : int, default=0
+        view_number : int or ndarray of int of shape (n,), default=0
             0 = the plain image, 1… = augmented views.
 
         Returns
