@@ -114,3 +114,13 @@ def test_fingerprint_is_the_same_in_another_process():
     code = "from featcache.fingerprint import fingerprint; print(fingerprint({'b': 1, 'a': {'x': 'ü'}}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert out == fp.fingerprint({"a": {"x": "ü"}, "b": 1})
+
+
+def test_the_reference_recipe_counts_as_before_recipes_had_variants():
+    from featcache.preprocess import Preprocess
+
+    plain = next(pair for pair in GOLDEN if pair["what"] == "plain")
+    assert fp.fingerprint({**plain["spec"], "preprocess": Preprocess().spec()}) == plain["fingerprint"]
+    variants = [{**plain["spec"], "preprocess": recipe.spec()} for recipe in Preprocess().fast_variants()]
+    known = {pair["fingerprint"] for pair in GOLDEN if pair is not plain}
+    assert len({fp.fingerprint(spec) for spec in variants} & known) == len(variants)

@@ -161,6 +161,19 @@ def test_the_kernel_runs_on_one_thread(monkeypatch):
     assert inside == [1]
 
 
+def test_arrays_go_straight_into_the_kernel():
+    whole = np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)
+    recipe = Preprocess(32, 32, resampling="torch")
+    for array in (whole, whole[::2], whole[:, ::-1], whole[:, :, ::-1], whole[:40, :50]):
+        before = array.copy()
+        assert np.array_equal(recipe.pixels(array), recipe.pixels(Image.fromarray(np.ascontiguousarray(array))))
+        assert np.array_equal(array, before)
+    same = recipe.pixels(whole[:32, :32])
+    assert np.array_equal(same, whole[:32, :32]) and not np.shares_memory(same, whole)
+    with pytest.raises(ImageError, match="at least one pixel"):
+        recipe.pixels(whole[:0])
+
+
 # -------------------------------------------------------------------------------------------------- turbo decoder
 
 

@@ -31,7 +31,7 @@ Everything here is safe to call from several threads, each with its own payload.
 
 from .decoding import MAX_PIXELS, Payload, open_rgb
 from .formats import EXTENSIONS, FORMATS, HEAD_BYTES, looks_like_image
-from .header import decoding_bytes, size_of
+from .header import decoding_bytes, is_jpeg, size_of
 from .identity import pixel_identity
 from .jpeg import DECODERS, Picture, open_picture, scale_for
 from .levels import ALPHAS
@@ -46,6 +46,7 @@ __all__ = [
     "Payload",
     "Picture",
     "decoding_bytes",
+    "is_jpeg",
     "looks_like_image",
     "open_picture",
     "open_rgb",

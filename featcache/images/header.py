@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import struct
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image
 
 from .formats import HEAD_BYTES, sniff
 
-__all__ = ["Frame", "decoding_bytes", "jpeg_frame", "size_of"]
+__all__ = ["Frame", "decoding_bytes", "is_jpeg", "jpeg_frame", "size_of"]
 
 #: Markers of JPEG that carry no length: padding, TEM, RST0 to RST7, SOI.
 _BARE = frozenset((0xFF, 0x01, *range(0xD0, 0xD9)))
@@ -56,6 +57,26 @@ class Frame:
     def size(self) -> tuple[int, int]:
         """(width, height)."""
         return self.width, self.height
+
+
+def is_jpeg(payload: object) -> TypeGuard[bytes]:
+    r"""Tell whether a payload is an encoded image that begins as JPEG files do.
+
+    Parameters
+    ----------
+    payload : object
+        Anything.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> is_jpeg(b"\xff\xd8\xff\xe0")
+    True
+    """
+    return isinstance(payload, (bytes, bytearray, memoryview)) and payload[:3] == b"\xff\xd8\xff"
 
 
 def jpeg_frame(data: bytes) -> Frame | None:
@@ -139,7 +160,7 @@ def decoding_bytes(payload: bytes | Image.Image | np.ndarray, scale: int = 1) ->
     int
         0 where the header does not say it. An estimate from above for ordinary files, no guarantee.
     """
-    if isinstance(payload, (bytes, bytearray, memoryview)) and payload[:3] == b"\xff\xd8\xff":
+    if is_jpeg(payload):
         frame = jpeg_frame(payload)
         return 0 if frame is None else _jpeg_bytes(frame, scale)
     size = size_of(payload)

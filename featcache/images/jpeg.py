@@ -2,7 +2,8 @@
 
 A file is refused exactly where Pillow refuses it: Pillow reads every header first, and whatever the faster decoder does
 not take, damaged files among them, is given to Pillow. Both stop at a file that ends too soon; both tolerate the same
-faults inside the data, where libjpeg resynchronises. Where both decode, both give the same pixels.
+faults inside the data, where libjpeg resynchronises (torchvision's then says so on standard error). Where both decode,
+both give the same pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .decoding import (
     turn_upright,
     unreadable,
 )
-from .header import jpeg_frame
+from .header import is_jpeg, jpeg_frame
 from .levels import flatten
 
 __all__ = ["DECODERS", "Picture", "open_picture", "scale_for"]
@@ -137,12 +138,20 @@ def open_picture(
     ImageError
         As `open_rgb` does.
     """
-    if decoder != "pillow" and isinstance(payload, (bytes, bytearray, memoryview)) and payload[:3] == b"\xff\xd8\xff":
+    if decoder != "pillow" and is_jpeg(payload):
         try:
             return _open_jpeg(bytes(payload), exif, alpha, channels, least if decoder == "scaled" else None, arrays)
         except Exception as error:  # as in open_rgb
             raise unreadable(error) from error
+    if arrays and isinstance(payload, np.ndarray) and _is_rgb(payload, channels):
+        check_size(payload.shape[1], payload.shape[0])
+        return Picture.whole(payload)
     return Picture.whole(open_rgb(payload, exif=exif, alpha=alpha, channels=channels))
+
+
+def _is_rgb(array: np.ndarray, channels: int) -> bool:
+    """Tell whether an array holds just the pixels that are wanted."""
+    return channels == 3 and array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
 
 
 def _open_jpeg(data: bytes, exif: bool, alpha: str, channels: int, least: Least | None, arrays: bool) -> Picture:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError, PreprocessError
-from ..images import ALPHAS, DECODERS, Payload, Picture, decoding_bytes, open_picture, scale_for, size_of
+from ..images import ALPHAS, DECODERS, Payload, Picture, decoding_bytes, is_jpeg, open_picture, scale_for, size_of
 from .fields import choice, numbers, one_or_two, sides
 from .resizing import INTERPOLATIONS, RESAMPLINGS, resized_crop, window_of
 from .torch_kernel import TORCH_KERNELS
@@ -342,7 +342,7 @@ class Preprocess:
         if size is None or min(size) < 1:
             return 0
         scale = 1
-        if self.decoder == "scaled" and isinstance(payload, bytes) and payload[:3] == b"\xff\xd8\xff":
+        if self.decoder == "scaled" and is_jpeg(payload):
             try:  # the orientation takes longer to find: whichever leaves more
                 scale = min(scale_for(size, orientation, self._least) for orientation in (1, 6))
             except ImageError:  # too elongated; it will be refused after its header
