@@ -7,7 +7,7 @@ Question
 
 Command
     python benchmarks/bench_extraction.py [--only PART[,PART]] [--data DIR] [--env NAME=PYTHON ...] [--tiny]
-        [--repeats N] [--photos N] [--epochs N] [--contestants NAME,NAME] [--out benchmarks/results/extraction.json]
+        [--repeats N] [--photos N] [--epochs N] [--contestant NAME ...] [--out benchmarks/results/extraction.json]
 
     `--only jobs` means all parts that begin with "jobs". Parts that are not run keep the figures that the results file
     has; each part has its own date, load and commit. `--list` shows the parts and how long they take on two cores.
@@ -182,7 +182,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show the parts and their minutes")
     parser.add_argument("--data", type=Path, help="folder with weights/, datasets/")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=PYTHON")
-    parser.add_argument("--contestants", default="", help="only those whose names begin so")
+    parser.add_argument("--contestant", action="append", default=[], help="only those whose names begin so")
     parser.add_argument("--repeats", type=int, help="instead of each part's own number")
     parser.add_argument("--photos", type=int, default=600, help="for steady rates")
     parser.add_argument("--epochs", type=int, default=25, help="the tutorial's, at most")
@@ -200,7 +200,7 @@ def case_of(args: argparse.Namespace, work: Path, data: Path | None, known: dict
         work=work,
         data=data,
         environments=dict(pair.partition("=")[::2] for pair in args.env),
-        contestants=frozenset(name.strip() for name in args.contestants.split(",") if name.strip()),
+        contestants=frozenset(args.contestant),
         repeats=args.repeats,
         photos=10 if args.tiny else args.photos,
         epochs=args.epochs,

@@ -225,6 +225,11 @@ def watched(pid: int) -> Iterator[list[int]]:
         thread.join()
 
 
+def note(text: str) -> None:
+    """Tell who waits how far it is."""
+    print(f"       {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
 def spread(values: Sequence[Any], n: int) -> list[Any]:
     """Return up to n of the values, evenly spread."""
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(n, len(values))).astype(int))]

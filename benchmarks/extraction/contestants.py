@@ -1,7 +1,7 @@
 """Who takes part in a race, and the race: interleaved, so that what disturbs one disturbs all."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from measuring import median
 
-from extraction.case import Case, Ran, Skip
+from extraction.case import Case, Ran, Skip, note
 
 TUNE_IMAGES = 96
 
@@ -33,6 +33,7 @@ def race(case: Case, contestants: Sequence[Contestant], folder: Path, repeats: i
                 continue
             try:
                 runs.setdefault(who.name, []).append(who.run(folder))
+                note(f"{folder.name}, {who.name}: {runs[who.name][-1].seconds:.1f} s")
             except (Skip, RuntimeError) as reason:
                 skipped[who.name] = str(reason)
     lines = [_line(name, ran) for name, ran in runs.items() if ran]
@@ -55,12 +56,19 @@ def _line(name: str, runs: Sequence[Ran]) -> dict[str, Any]:
         "lowest_to_highest": [round(min(whole), 2), round(max(whole), 2)],
         "runs": len(runs),
     }
-    remarks = {k: answers[-1][k] for k in ("version", "weights", "engine", "shares") if answers[-1].get(k)}
+    remarks = {k: answers[-1][k] for k in ("version", "weights") if answers[-1].get(k)}
     mode = answers[-1].get("precision", {}).get("mode")
     if mode:
         remarks = {"mode": mode, "worst_cosine": answers[-1]["precision"].get("worst_cosine"), **remarks}
+        remarks["engine"] = engine_name(answers[-1])
         line["peak_mb"] = round(max(ran.peak_mb for ran in runs))
     return {**line, "remarks": remarks}
+
+
+def engine_name(report: Mapping[str, Any]) -> str | None:
+    """Return what ran the network, of the reports that say so."""
+    engine = report.get("engine")
+    return str(engine.get("engine")) if isinstance(engine, Mapping) else engine
 
 
 def with_ratios(lines: list[dict[str, Any]], to: str = "tutorial loop") -> list[dict[str, Any]]:
@@ -108,7 +116,9 @@ def tuned_settings(case: Case, folder: Path, network: Sequence[Any], *more: Any)
     key = tuple(map(str, (*network, *more)))
     if key not in _SETTINGS:
         words = [folder, "--out", case.work / "none.h5", *network, *more, "--tune", TUNE_IMAGES]
-        best = case.script("rivals/tuned_loop.py", *words).answer
+        found = case.script("rivals/tuned_loop.py", *words)
+        best = found.answer
+        note(f"tuning took {found.seconds:.1f} s: {best}")
         _SETTINGS[key] = [word for k, v in best.items() for word in (f"--{k.replace('_', '-')}", v)]
     return _SETTINGS[key]
 
@@ -128,7 +138,10 @@ def errors(case: Case, folder: Path, network: Sequence[Any], scripts: Sequence[s
     from featcache import FeatureStore
 
     store = case.work / "fp32-store"
-    case.extract(folder, *network, "--precision", "fp32", store=store)
+    try:
+        case.extract(folder, *network, "--precision", "fp32", store=store)
+    except RuntimeError as reason:
+        return {"left out": str(reason)}
     data = FeatureStore.open(store).load()
     own = dict(zip(data.ids.tolist(), np.asarray(data.X, np.float64), strict=True))
     shutil.rmtree(store)

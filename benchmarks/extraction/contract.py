@@ -4,7 +4,7 @@ from typing import Any
 
 from measuring import claim
 
-from extraction.case import Case
+from extraction.case import Case, note
 from extraction.speed import has_bf16
 
 SETS = ("clothing10", "sign_digits", "bccd_cells", "pneumonia_xray")
@@ -17,13 +17,14 @@ def contract(case: Case, arch: str) -> dict[str, Any]:
     """One network with real weights on sets of real photos; truth is fp32 on reference pixels."""
     lines: list[dict[str, Any]] = []
     for name in SETS[:1] if case.tiny else SETS:
-        folder = case.some(name, 20 if case.tiny else MOST_IMAGES)
+        folder = case.some(name, 20 if case.tiny else min(case.photos, MOST_IMAGES))
         words = [folder, "--arch", arch, "--weights", case.weights(arch), *NODES.get(arch, [])]
         words += [word for k, v in case.sizes.items() for word in (f"--{k}", v)]
         words += ["--modes", "fp32"] if case.tiny or not has_bf16() else []
         words += ["--draws", 2, "--shots", 2] if case.tiny else []
         found = case.script("extraction/child_contract.py", *words, benchmarks=True).answer
         lines += [{"set": name, **line} for line in found["lines"]]
+        note(f"{arch}, {name} done")
     summary = _summary(lines)
     return {
         "claims": _claims(arch, lines, summary),

@@ -7,7 +7,7 @@ from typing import Any
 
 from measuring import claim, index_rows
 
-from extraction.case import Case, spread
+from extraction.case import Case, note, spread
 from extraction.speed import networks
 
 MOST_IMAGES = {"clothing10": 1343, "bccd_cells": 600}
@@ -20,6 +20,7 @@ def headline(case: Case, name: str) -> dict[str, Any]:
     root = case.folder_of(name)
     tests = sum(",test" in line for line in listing.read_text().splitlines())
     mine = _featcache(case, listing, root, own)
+    note(f"{name}: featcache {mine}; now the tutorial")
     sizes = [word for k, v in case.sizes.items() for word in (f"--{k}", v)]
     # One test row less is not a worse head: the tutorial need not beat featcache, only come as far.
     words = [listing, "--root", root, *theirs, *sizes, "--stop-at", mine["test_accuracy"] - 1e-9]

@@ -65,13 +65,18 @@ def normalised(batches: list[torch.Tensor], photos: Photos, device: str) -> Any:
 
 def tune(model: Any, photos: Photos, args: argparse.Namespace) -> dict[str, Any]:
     """Return the fastest settings on a few of the images: what an expert finds out before the real run."""
-    cores, found = torch.get_num_threads(), {}
+    cores = torch.get_num_threads()
     photos.files = photos.files[: args.tune]
-    for workers, threads, batch_size in itertools.product((0, 1, 2), sorted({max(1, cores - 1), cores}), (32, 64)):
+
+    def seconds(workers: int, threads: int, batch_size: int) -> float:
         torch.set_num_threads(threads)
         start = time.perf_counter()
         run(model, loader_of(photos, batch_size, workers, args.device), args)
-        found[workers, threads, batch_size] = time.perf_counter() - start
+        return time.perf_counter() - start
+
+    found = {(w, t, 32): seconds(w, t, 32) for w, t in itertools.product((0, 1, 2), {max(1, cores - 1), cores})}
+    workers, threads, _ = min(found, key=lambda settings: found[settings])
+    found[workers, threads, 64] = seconds(workers, threads, 64)
     best = min(found, key=lambda settings: found[settings])
     return dict(zip(("workers", "threads", "batch_size"), best, strict=True))
 
