@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from ..errors import BackboneError
 from . import cut, fused
 from .arguments import Mode
+from .compiling import compile_package
 from .crew import crew
+from .packages import PackageError, Packages, key_of
 
 __all__ = ["DTYPES", "Engines", "Runner", "chunk_of"]
 
@@ -82,8 +84,9 @@ def chunk_of(mode: Mode, device: torch.device) -> int:
 class Engines:
     """The runners of one network, made when they are first needed."""
 
-    def __init__(self, module: nn.Module, channels_last: bool) -> None:
-        self.module, self.channels_last = module, channels_last
+    def __init__(self, module: nn.Module, channels_last: bool, nodes: tuple[str, ...] = ()) -> None:
+        self.module, self.channels_last, self.nodes = module, channels_last, nodes
+        self.identity: Mapping[str, Any] | None = None  # what names its packages; without it none are used
         self._runners: dict[tuple[str, str, str], Runner] = {}
         self._references: dict[str, Runner] = {}
         self._lock = threading.RLock()
@@ -111,6 +114,17 @@ class Engines:
                 runner = replace(self._eager(mode, device, runner.chunk), reason=f"{runner.engine}: {problem}")
             self._references.clear()
             self._runners[key] = replace(runner, proven=True)
+            return self._runners[key]
+
+    def halved(self, mode: Mode, device: torch.device, engine: str) -> Runner:
+        """Return the runner with half its chunk, from now on: there was not enough memory for it."""
+        wanted = self._usual(device) if engine == "auto" else engine
+        with self._lock:
+            key = (str(mode), str(device), wanted)
+            runner = self._runners[key]
+            half = max(1, runner.chunk // 2)
+            note = f"out of memory with {runner.chunk} images at a time, going on with {half}"
+            self._runners[key] = replace(runner, chunk=half, reason="; ".join(filter(None, [runner.reason, note])))
             return self._runners[key]
 
     def layers(self) -> list[str]:
@@ -151,7 +165,45 @@ class Engines:
         if device.type != "cpu" or not isinstance(self.module, cut.Cut):
             reason = "cannot be traced" if device.type == "cpu" else f"is for the CPU, not for {device.type}"
             return replace(self._eager(mode, device, shape[0]), reason=f"{engine}: {reason}")
+        if engine == "compiled":
+            return self._compiled(mode, device, shape)
         return self._fused(mode, device, shape)
+
+    # -- packages -----------------------------------------------------------------------------------------------------
+
+    def package_key(self, mode: Mode, shape: tuple[int, int, int, int]) -> str:
+        """Return the name of the package for a mode; PackageError where there can be none."""
+        if not isinstance(self.module, cut.Cut):
+            raise PackageError("this network cannot be traced")
+        if self.identity is None:
+            raise PackageError("this network has no identity")
+        self._check(mode)
+        return key_of({**self.identity, "mode": str(mode), "shape": shape, "channels_last": self.channels_last})
+
+    def build_package(self, mode: Mode, shape: tuple[int, int, int, int]) -> None:
+        """Build the package for a mode unless it is there; PackageError where that fails."""
+        key = self.package_key(mode, shape)
+        assert isinstance(self.module, cut.Cut)
+        module = fused.rewritten(self.module, shape, low=DTYPES[mode.base], kept=mode.kept, pack=False)
+        Packages().build(key, lambda path: compile_package(module, shape, path, channels_last=self.channels_last))
+        with self._lock:  # what fell back before may be there now
+            self._runners.pop((str(mode), "cpu", "compiled"), None)
+
+    def _compiled(self, mode: Mode, device: torch.device, shape: tuple[int, int, int, int]) -> Runner:
+        try:
+            key, packages = self.package_key(mode, shape), Packages()
+            threads = torch.get_num_threads()
+            package = packages.load(key, self.nodes, threads)
+            if package is None:
+                self.build_package(mode, shape)
+                package = packages.load(key, self.nodes, threads)
+            if package is None:
+                raise PackageError("the package is gone again")
+            dtype = fused.input_dtype(self.module, DTYPES[mode.base], mode.kept)
+            return Runner(package, "compiled", dtype, shape[0], package.parallel, proven=False)
+        except PackageError as error:
+            runner = self._fused(mode, device, shape)
+            return replace(runner, reason="; ".join(filter(None, [f"compiled: {error}", runner.reason])))
 
     def _fused(self, mode: Mode, device: torch.device, shape: tuple[int, int, int, int]) -> Runner:
         try:

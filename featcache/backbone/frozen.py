@@ -132,7 +132,7 @@ class Backbone(Working):
 
     def __getstate__(self) -> dict[str, Any]:
         """What was asked for; a copy loads the network anew when it is first used."""
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_loaded")}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_loaded", "_lanes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.RLock(), _loaded=None)

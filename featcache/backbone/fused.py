@@ -92,6 +92,12 @@ def layers(module: cut.Cut) -> list[str]:
     return list(dict.fromkeys(name for name in called if isinstance(trunk.get_submodule(name), _LAYERS)))
 
 
+def input_dtype(module: nn.Module, low: torch.dtype, kept: Collection[str]) -> torch.dtype:
+    """Return what the rewritten network takes: the dtype of its first layer, so that pixels are cast only once."""
+    first = next(iter(layers(module)), None) if isinstance(module, cut.Cut) else None
+    return torch.float32 if first in kept else low
+
+
 def rewritten(
     module: cut.Cut,
     shape: tuple[int, int, int, int],
@@ -149,6 +155,7 @@ class _Rewriting:
         self.new, self.parts = fx.Graph(), dict[str, Any]()
         self.values: dict[fx.Node, fx.Node] = {}
         self.dtypes: dict[fx.Node, torch.dtype | None] = {}
+        self.input_dtype = input_dtype(module, low, kept)
         self.reasons: list[str] = []
         self.places: dict[str, str] = {}
 
@@ -169,7 +176,7 @@ class _Rewriting:
         trunk = fx.GraphModule(self.parts, self.new, class_name="Rewritten").eval()
         total = sum(self._is_layer(n) for n in self.old.nodes)
         return Rewritten(
-            trunk, self.source, self._input_dtype, len(packed), total - len(packed), self.reasons, self.places
+            trunk, self.source, self.input_dtype, len(packed), total - len(packed), self.reasons, self.places
         )
 
     # -- finding what goes together -----------------------------------------------------------------------------------
@@ -326,7 +333,7 @@ class _Rewriting:
 
     def _copy(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            return self._note(node, self.new.placeholder(str(node.target)), self._input_dtype)
+            return self._note(node, self.new.placeholder(str(node.target)), self.input_dtype)
         if node.op == "output":
             self.new.output(fx.map_arg(node.args[0], self.values.__getitem__))
             return None
@@ -337,11 +344,6 @@ class _Rewriting:
             self.values[node] = self.values[source]
             return None
         return self._call(node)
-
-    @property
-    def _input_dtype(self) -> torch.dtype:
-        """The dtype of the first layer, so that the pixels are cast only once."""
-        return next((self._dtype_of(n) for n in self.old.nodes if self._is_layer(n)), self.low)
 
     def _is_layer(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(self._module(node), _LAYERS)

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError, WeightsError
 from ..fingerprint import digest_tensors
-from . import cut, mixed, weights, zoo
+from . import cuda, cut, mixed, weights, zoo
 from .arguments import Mode
 from .crew import crew
-from .engines import Engines, describe
+from .engines import Engines, Runner, describe
 from .normalise import normalised, normalised_on
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Network:
         """What runs this network."""
         with self._lock:
             if self._engines is None:
-                self._engines = Engines(self.module, self.channels_last)
+                self._engines = Engines(self.module, self.channels_last, self.nodes)
             return self._engines
 
     def encode(
@@ -89,26 +89,42 @@ class Network:
     ) -> dict[str, np.ndarray]:
         """Return node → float32 codes for uint8 pixels (N, H, W, C); see `Backbone.encode`."""
         target = usable_device(device)
-        n, height, width, channels = pixels.shape
-        codes = {node: np.empty((n, *self.shapes[node]), np.float32) for node in self.nodes}
-        runner = self.engines.runner(mode, target, engine, (channels, height, width))
-        if not n:
-            return codes
+        row = (pixels.shape[3], *pixels.shape[1:3])
+        runner = self.engines.runner(mode, target, engine, row)
 
-        def normal(start: int, dtype: torch.dtype) -> Tensor:
-            chunk = _padded(pixels[start : start + runner.chunk], runner.chunk)
+        def normal(start: int, size: int, dtype: torch.dtype) -> Tensor:
+            chunk = _padded(pixels[start : start + size], size)
             if target.type == "cpu":
                 x = normalised(chunk, mean, std, dtype)
             else:
                 x = _on_device(chunk, mean, std, dtype, target)
             return x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
-        if not runner.proven:
-            runner = self.engines.proven(mode, target, engine, lambda dtype: normal(0, dtype))
+        while True:
+            try:
+                if len(pixels) and not runner.proven:
+                    size = runner.chunk
+                    runner = self.engines.proven(mode, target, engine, lambda dtype: normal(0, size, dtype))  # noqa: B023
+                return self._encoded(runner, len(pixels), normal, target, mode)
+            except (MemoryError, RuntimeError) as error:
+                if not cuda.is_out_of_memory(error) or runner.chunk == 1:
+                    raise
+                # All of them again, so that the bits of a batch come from one size of chunk.
+                runner = self.engines.halved(mode, target, engine)
+
+    def _encoded(
+        self,
+        runner: Runner,
+        n: int,
+        normal: Callable[[int, int, torch.dtype], Tensor],
+        target: torch.device,
+        mode: Mode,
+    ) -> dict[str, np.ndarray]:
+        codes = {node: np.empty((n, *self.shapes[node]), np.float32) for node in self.nodes}
 
         def run(start: int) -> None:
             with torch.inference_mode(), torch.autocast(target.type, enabled=False), _exact(target):
-                rows = _run(runner.module, normal(start, runner.dtype), str(mode))
+                rows = _run(runner.module, normal(start, runner.chunk, runner.dtype), str(mode))
             for node, out in codes.items():
                 part = out[start : start + runner.chunk]
                 part[...] = rows[node][: len(part)].float().cpu().numpy()
@@ -121,6 +137,23 @@ class Network:
             for start in starts:
                 run(start)
         return codes
+
+    def lane(self, mean: Sequence[float], std: Sequence[float], mode: Mode, device: str, chunk: int) -> cuda.Lane:
+        """Return a way through a GPU for a stream of batches."""
+        target = usable_device(device)
+        runner = self.engines.runner(mode, target, "eager", (0, 0, 0))
+        mean_, std_ = (torch.tensor(v, dtype=torch.float32, device=target).view(-1, 1, 1) for v in (mean, std))
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+
+        def run(pixels: Tensor) -> dict[str, Tensor]:
+            with torch.inference_mode(), torch.autocast(target.type, enabled=False), _exact(target):
+                x = normalised_on(pixels, mean_, std_, runner.dtype).contiguous(memory_format=layout)
+                return {node: rows.float() for node, rows in _run(runner.module, x, str(mode)).items()}
+
+        return cuda.Lane(self.layer(target), run, self.shapes, chunk)
+
+    #: What a lane asks of a device; tests put another class here.
+    layer: ClassVar[type[cuda.Layer]] = cuda.Layer
 
     def mixed_mode(
         self, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], low: str, tolerance: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError
@@ -11,9 +12,13 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..preprocess import Preprocess
+    from .cuda import Lane
+    from .engines import Engines
     from .network import Network
 
 __all__ = ["Working"]
+
+_CHUNK_GPU = 64
 
 
 class Working:
@@ -27,6 +32,10 @@ class Working:
 
         @property
         def _network(self) -> Network: ...
+
+        @property
+        def spec(self) -> dict[str, Any]:
+            """Everything that decides the codes."""
 
     def encode(
         self, pixels: np.ndarray, *, mode: str = "fp32", device: str = "cpu", engine: str = "auto"
@@ -75,7 +84,82 @@ class Working:
         parsed, recipe = arguments.parse_mode(mode), self.preprocess
         arguments.check_engine(engine)
         arguments.check_pixels(pixels, recipe.shape)
+        if engine == "compiled":
+            self._engines  # noqa: B018 - tells it its identity
         return self._network.encode(pixels, recipe.mean, recipe.std, mode=parsed, device=device, engine=engine)
+
+    def stream(
+        self,
+        batches: Iterable[np.ndarray],
+        *,
+        mode: str = "fp32",
+        device: str = "cpu",
+        engine: str = "auto",
+        chunk: int | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Compute the codes of a stream of batches, lazily and in order.
+
+        On a GPU the next batch is copied while one is computed, at most two are on their way, and a chunk that needs
+        too much memory is halved.
+
+        Parameters
+        ----------
+        batches : iterable of ndarray of uint8, shape (N, H, W, C)
+            As for `encode`; of any sizes.
+        mode, engine
+            As for `encode`.
+        device : str, default "cpu"
+            As torch names it; "cuda:0,cuda:1" or "cuda:all" gives the batches to several GPUs in turn.
+        chunk : int, optional
+            Images per forward pass on a GPU, 64 by default; `best_chunk` measures the fastest. A row's bits depend
+            on it.
+
+        Yields
+        ------
+        dict of str to ndarray of float32
+            As `encode` gives them, one per batch.
+        """
+        arguments.check_mode(mode)
+        arguments.check_engine(engine)
+        if not device.startswith("cuda"):
+            return (self.encode(batch, mode=mode, device=device, engine=engine) for batch in batches)
+        return self._stream_on_gpus(batches, mode, device, chunk)
+
+    def _stream_on_gpus(
+        self, batches: Iterable[np.ndarray], mode: str, device: str, chunk: int | None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        from . import cuda
+
+        lanes = [self._lane(mode, name, chunk or _CHUNK_GPU) for name in cuda.devices_of(device)]
+        self._lanes = lanes
+        return cuda.ordered((self._checked(batch) for batch in batches), lanes)
+
+    def _lane(self, mode: str, device: str, chunk: int) -> Lane:
+        recipe = self.preprocess
+        return self._network.lane(recipe.mean, recipe.std, arguments.parse_mode(mode), device, chunk)
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        arguments.check_pixels(pixels, self.preprocess.shape)
+        return pixels
+
+    def best_chunk(self, mode: str = "fp32", device: str = "cuda") -> int:
+        """Measure how many images per forward pass are fastest on a GPU, for `stream`; remember it per machine.
+
+        Parameters
+        ----------
+        mode : str, default "fp32"
+            As for `encode`.
+        device : str, default "cuda"
+            One GPU.
+
+        Returns
+        -------
+        int
+            One of 32, 64, …, 512: the smallest where larger ones are hardly faster, or do not fit.
+        """
+        from . import cuda
+
+        return cuda.best_chunk(lambda chunk: self._lane(mode, device, chunk), self.preprocess.shape)
 
     def engine_report(self, mode: str = "fp32", device: str = "cpu", engine: str = "auto") -> dict[str, Any]:
         """Tell what really runs the network, and why it is not what was asked for.
@@ -89,7 +173,8 @@ class Working:
         -------
         dict
             "engine" that is used, "asked", "reason" (empty when there is nothing to explain), "chunk" (images per
-            forward pass), and for a fused network "fused" and "kept": how many of its layers are.
+            forward pass), and for a fused network "fused" and "kept": how many of its layers are. On a GPU also
+            "stream": what the last `stream` had to say (memory that ran out, CUDA graphs that failed).
 
         Examples
         --------
@@ -98,7 +183,11 @@ class Working:
         """
         parsed, (height, width, channels) = arguments.parse_mode(mode), self.preprocess.shape
         arguments.check_engine(engine)
-        return self._network.report_of(parsed, device, engine, (channels, height, width))
+        if engine == "compiled":
+            self._engines  # noqa: B018 - tells it its identity
+        report = self._network.report_of(parsed, device, engine, (channels, height, width))
+        notes = [note for lane in self.__dict__.get("_lanes", []) for note in lane.notes]
+        return {**report, "stream": notes} if device.startswith("cuda") else report
 
     def mixed_mode(self, pixels: np.ndarray, *, mode: str = "bf16", tolerance: float = 0.998) -> str | None:
         """Find a mode for the CPU that is low precision where that is harmless, and float32 where it is not.
@@ -125,6 +214,65 @@ class Working:
             raise BackboneError(f"mode: expected 'bf16' or 'fp16' to find a mixed mode for, got {mode!r}; correct it")
         arguments.check_pixels(pixels, recipe.shape)
         return self._network.mixed_mode(pixels, recipe.mean, recipe.std, parsed.base, tolerance)
+
+    def package_state(self, mode: str = "fp32") -> str:
+        """Tell whether the compiled engine has a package for a mode.
+
+        Parameters
+        ----------
+        mode : str, default "fp32"
+            As for `encode`.
+
+        Returns
+        -------
+        str
+            "built"; "absent", when `build_package` would make it; or "impossible: …" with the reason.
+        """
+        from .packages import PackageError, Packages
+
+        try:
+            return Packages().state(self._engines.package_key(arguments.parse_mode(mode), self._shape(mode)))
+        except PackageError as error:
+            return f"impossible: {error}"
+
+    def build_package(self, mode: str = "fp32") -> None:
+        """Compile this network for a mode and this processor, in a child process, and keep the package.
+
+        Nothing happens where there is an intact one. It takes from several seconds to minutes, and lies in the user's
+        private cache, which is bounded. ``encode(engine="compiled")`` does it by itself.
+
+        Parameters
+        ----------
+        mode : str, default "fp32"
+            As for `encode`.
+
+        Raises
+        ------
+        BackboneError
+            When there is no compiler, it fails, or another user could write to the cache.
+        """
+        from .packages import PackageError
+
+        try:
+            self._engines.build_package(arguments.parse_mode(mode), self._shape(mode))
+        except PackageError as error:
+            raise BackboneError(f"build_package: {error}; engine='fused' needs none") from error
+
+    @property
+    def _engines(self) -> Engines:
+        engines = self._network.engines
+        # All that decides the codes; an own network's version stands for its code.
+        engines.identity = self.spec["backbone"]
+        return engines
+
+    def _shape(self, mode: str) -> tuple[int, int, int, int]:
+        """Return the shape (N, C, H, W) of what a forward pass on the CPU sees."""
+        import torch
+
+        from .engines import chunk_of
+
+        height, width, channels = self.preprocess.shape
+        return chunk_of(arguments.parse_mode(mode), torch.device("cpu")), channels, height, width
 
     @staticmethod
     def check_device(device: str) -> None:
