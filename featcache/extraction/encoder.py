@@ -128,11 +128,15 @@ class Encoder:
         """Class of the store."""
         return str(self.spec["precision"]["class"])
 
-    @cached_property
+    @property
     def preprocess(self) -> Preprocess:
-        """The recipe from an image to pixels."""
+        """The recipe from an image to pixels: the spec's once that is known, till then the backbone's own."""
         # From the spec where it is known already: then decoding needs no network.
-        return Preprocess.from_spec(self.spec["preprocess"]) if "spec" in self.__dict__ else self.backbone.preprocess
+        return self._recipe_in_force if "spec" in self.__dict__ else self.backbone.preprocess
+
+    @cached_property
+    def _recipe_in_force(self) -> Preprocess:
+        return Preprocess.from_spec(self.spec["preprocess"])
 
     @cached_property
     def device(self) -> str:

@@ -1,0 +1,139 @@
+"""Faster pixels that a new store may take, augmented views, predictions: extraction as a whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import make_tiny_backbone, write_images
+
+import featcache as fc
+from featcache.errors import BackboneError, SpecMismatch, StoreError
+from featcache.extraction import precision as precise
+from featcache.extraction.audit import audit
+from featcache.preprocess import Preprocess
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("photos") / "images", 12, size=(90, 120))
+
+
+def run(source, path, **options):
+    return fc.extract(source, options.pop("backbone", None) or make_tiny_backbone(), path, progress=False, **options)
+
+
+def pixels_by(recipe, folder, store):
+    return np.stack([recipe.pixels((folder / i).read_bytes()) for i in store.load().ids.tolist()])
+
+
+# -- pixels --------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_store_takes_faster_pixels_that_agree_and_keeps_them(folder, tmp_path):
+    store = run(folder, tmp_path / "auto")
+    recipe = Preprocess.from_spec(store.spec["preprocess"])
+    assert recipe in make_tiny_backbone().preprocess.fast_variants()
+    codes = next(iter(make_tiny_backbone().encode(pixels_by(recipe, folder, store)).values()))
+    assert np.array_equal(store.load().X, codes.astype(store.spec["dtype"]).astype("f4")), "what the spec says is done"
+    exact = run(folder, tmp_path / "exact", precision="fp32")
+    assert Preprocess.from_spec(exact.spec["preprocess"]) == make_tiny_backbone().preprocess
+    assert precise.worst_cosine(exact.load().X, store.load().X) >= precise.TOLERANCE
+    assert run(folder, tmp_path / "auto").report.computed == 0
+    assert run(folder, tmp_path / "exact").spec == exact.spec, "an existing store's pixels are adopted"
+
+
+def test_reference_pixels_can_be_asked_for(folder, tmp_path):
+    store = run(folder, tmp_path / "s", pixels="reference")
+    assert store.spec["precision"]["class"] == "tolerance"
+    assert store.spec["preprocess"]["resampling"] == "reference" and store.spec["preprocess"]["decoder"] == "pillow"
+    auto = run(folder, tmp_path / "auto")
+    with pytest.raises(SpecMismatch, match="resampling"):
+        run(folder, auto.path, pixels="reference")
+
+
+def test_pixels_that_do_not_agree_are_not_taken(folder, tmp_path, monkeypatch):
+    original = Preprocess.pixels
+
+    def spoilt(self, payload):
+        pixels = original(self, payload)
+        return pixels if self.resampling == "reference" else 255 - pixels
+
+    monkeypatch.setattr(Preprocess, "pixels", spoilt)
+    store = run(folder, tmp_path / "s")
+    assert store.spec["preprocess"]["resampling"] == "reference"
+
+
+def test_the_exact_class_refuses_faster_pixels(folder, tmp_path):
+    recipe = Preprocess(resize=64, crop=64, resampling="fused")
+    backbone = fc.Backbone("squeezenet1_1", weights="random", preprocess=recipe)
+    with pytest.raises(BackboneError, match="expected reference pixels under --precision fp32"):
+        run(folder, tmp_path / "s", backbone=backbone, precision="fp32")
+    assert not (tmp_path / "s").exists()
+    assert run(folder, tmp_path / "s", backbone=backbone).spec["preprocess"]["resampling"] == "fused"
+
+
+def test_the_usual_backbone_fits_a_store_with_faster_pixels(folder, tmp_path):
+    store = run(folder, tmp_path / "s")
+    found = audit(store, 6, source=folder, backbone=make_tiny_backbone(), progress=False)
+    assert found.ok and found.compared == 6 and found.bit_equal == 6
+
+
+# -- augmented views -----------------------------------------------------------------------------------------------
+
+
+def test_views_of_an_image_are_rows_of_their_own(folder, tmp_path):
+    backbone = make_tiny_backbone()
+    store = run(folder, tmp_path / "s", backbone=backbone, precision="fp32", augmented=3)
+    assert store.report.computed == len(store.load()) == 12 and store.report.augmented == 3
+    plain, mirrored, crop = (store.load(view_number=n) for n in (0, 1, 2))
+    pixels = pixels_by(backbone.preprocess, folder, store)
+    codes = next(iter(backbone.encode(pixels[:, :, ::-1]).values()))
+    assert np.array_equal(mirrored.X, codes), "view 1 is the mirrored image"
+    assert not np.allclose(crop.X, plain.X) and crop.y.tolist() == plain.y.tolist()
+    assert store.check(deep=True).ok
+
+
+def test_more_views_compute_only_the_new_ones(folder, tmp_path):
+    run(folder, tmp_path / "a", precision="fp32", augmented=1)
+    assert run(folder, tmp_path / "a", precision="fp32", augmented=1).report.computed == 0
+    grown = run(folder, tmp_path / "a", precision="fp32", augmented=2)
+    assert sum(s.region("key")["shape"][0] for s in grown.shards) == 12 * 3, "no row twice"
+    whole = run(folder, tmp_path / "b", precision="fp32", augmented=2)
+    for number in range(3):
+        assert np.array_equal(grown.load(view_number=number).X, whole.load(view_number=number).X)
+    assert run(folder, tmp_path / "a", precision="fp32").report.computed == 0
+
+
+def test_a_view_that_is_not_there_says_how_to_get_it(folder, tmp_path):
+    store = run(folder, tmp_path / "s", precision="fp32")
+    with pytest.raises(StoreError, match="12 of 12 keys have no augmented view 2; extract with --augmented 2"):
+        store.load(view_number=2)
+
+
+@pytest.mark.parametrize(("option", "value"), [("pixels", "fast"), ("engine", "jit"), ("augmented", -1),
+                                               ("augmented", True), ("augmented", 10**6), ("augmented", None)])  # fmt: skip
+def test_impossible_settings_are_refused(folder, tmp_path, option, value):
+    with pytest.raises(BackboneError, match=option):
+        run(folder, tmp_path / "s", **{option: value})
+    assert not (tmp_path / "s").exists()
+
+
+# -- predictions ---------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_predicts_what_the_run_does(folder, tmp_path):
+    planned = fc.plan(folder, make_tiny_backbone(), tmp_path / "s", progress=False, augmented=1)
+    assert planned.compute == 12 and planned.seconds > 0 and planned.verdict
+    store = run(folder, tmp_path / "s", augmented=1)
+    assert planned.fingerprint == store.fingerprint
+    assert planned.precision["mode"] == store.report.precision["mode"]
+    written = sum(p.stat().st_size for p in store.path.rglob("*.h5"))
+    assert planned.bytes == pytest.approx(written, rel=0.25)
+
+
+def test_the_report_tells_where_the_time_went(folder, tmp_path):
+    report = run(folder, tmp_path / "s").report
+    assert sum(report.shares.values()) == pytest.approx(1, abs=0.02) and report.shares["model"] > 0
+    assert report.bottleneck.split()[0] in {*report.shares, "device"}
+    assert report.engine["engine"] in ("fused", "eager")
+    assert report.images_per_second == pytest.approx(report.computed / report.seconds, rel=0.05)
