@@ -8,6 +8,7 @@ from conftest import make_tiny_backbone, write_images
 
 import featcache as fc
 from featcache.errors import BackboneError, SpecMismatch, StoreError
+from featcache.extraction import encoder
 from featcache.extraction import precision as precise
 from featcache.extraction.audit import audit
 from featcache.preprocess import Preprocess
@@ -16,6 +17,12 @@ from featcache.preprocess import Preprocess
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("photos") / "images", 12, size=(90, 120))
+
+
+@pytest.fixture(autouse=True)
+def pixels_that_pay(monkeypatch):
+    """What these small images and a busy machine would decide by chance."""
+    monkeypatch.setattr(encoder.Encoder, "_saves_time", lambda self, variant: True)
 
 
 def run(source, path, **options):
@@ -61,6 +68,13 @@ def test_pixels_that_do_not_agree_are_not_taken(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Preprocess, "pixels", spoilt)
     store = run(folder, tmp_path / "s")
     assert store.spec["preprocess"]["resampling"] == "reference"
+
+
+def test_pixels_that_save_no_time_are_not_taken(folder, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    for worth, expected in ((0.0, "reference"), (1e9, "torch")):
+        monkeypatch.setattr(encoder, "_WORTH_PIXELS", worth)
+        assert run(folder, tmp_path / expected).spec["preprocess"]["resampling"] == expected
 
 
 def test_the_exact_class_refuses_faster_pixels(folder, tmp_path):
@@ -110,8 +124,10 @@ def test_a_view_that_is_not_there_says_how_to_get_it(folder, tmp_path):
         store.load(view_number=2)
 
 
-@pytest.mark.parametrize(("option", "value"), [("pixels", "fast"), ("engine", "jit"), ("augmented", -1),
-                                               ("augmented", True), ("augmented", 10**6), ("augmented", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("pixels", "fast"), ("engine", "jit"), ("augmented", -1), ("augmented", True), ("augmented", 1e6)],
+)
 def test_impossible_settings_are_refused(folder, tmp_path, option, value):
     with pytest.raises(BackboneError, match=option):
         run(folder, tmp_path / "s", **{option: value})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -24,6 +27,8 @@ __all__ = ["Encoder"]
 
 _PROBE_IMAGES = 32
 _AUDIT_ROWS = 8
+#: Faster pixels must take less than this part of the reference's time to be worth another spec.
+_WORTH_PIXELS = 0.9
 #: Decoded pixels that may be in flight, and in one batch: inputs of 8192 × 8192 pixels must not fill the memory.
 _WINDOW_BYTES, _BATCH_BYTES = 512 << 20, 256 << 20
 
@@ -48,6 +53,9 @@ class Encoder:
         self.gauge = Gauge(cores())
         #: Set by `prepare`, before the first batch; a run with nothing to compute chooses nothing.
         self.choice: ModeChoice | None = None
+        self._lock = threading.Lock()
+        #: Seconds of a core that the probe's images took, by recipe.
+        self._decoding: dict[Preprocess, float] = defaultdict(float)
         #: Probes never wait for a compiler.
         self.engine = "auto" if settings.engine == "compiled" else settings.engine
         self.audited: float | None = None
@@ -59,9 +67,9 @@ class Encoder:
         """The spec in force; loads the network only when this very request has not been seen before."""
         if self.store is not None and self._known_request():
             return self.store.spec
-        part = self._precision_part()
+        part, network = self._precision_part(), self.backbone.spec
         recipe = self._recipe(part["class"])
-        spec = {"version": 1, **self.backbone.spec, "preprocess": recipe.spec(), "precision": part}
+        spec = {"version": 1, **network, "preprocess": recipe.spec(), "precision": part}
         return {**spec, "dtype": self._dtype(part["class"])}
 
     def _precision_part(self) -> dict[str, Any]:
@@ -84,7 +92,7 @@ class Encoder:
         if self.store is not None:
             stored = Preprocess.from_spec(self.store.spec["preprocess"])
             return stored if stored in variants else reference
-        return next((v for v in variants if self._agrees(v)), reference)
+        return next((v for v in variants if self._saves_time(v) and self._agrees(v)), reference)
 
     def _require_reference(self, recipe: Preprocess) -> None:
         if (recipe.resampling, recipe.decoder) != (Preprocess().resampling, Preprocess().decoder):
@@ -92,6 +100,11 @@ class Encoder:
                 f"preprocess {recipe.resampling}/{recipe.decoder}: expected reference pixels under --precision fp32 "
                 "(class exact), got faster ones; leave them out, or take --precision auto"
             )
+
+    def _saves_time(self, variant: Preprocess) -> bool:
+        """Tell whether pixels by this recipe take clearly less of a core's time here than the reference's."""
+        self._probes  # noqa: B018 - decodes, and notes the time
+        return self._decoding[variant] < _WORTH_PIXELS * self._decoding[self.backbone.preprocess]
 
     def _agrees(self, variant: Preprocess) -> bool:
         """Tell whether faster pixels give the same codes of the probe, in fp32, with reserve for the modes."""
@@ -215,6 +228,8 @@ class Encoder:
             recipes = list(dict.fromkeys((reference, self.preprocess)))
         elif self.settings.pixels != "reference" and self.store is None:
             recipes = [reference, *reference.fast_variants()]
+        self.sample(1, recipes)  # what a first use imports must not count
+        self._decoding.clear()
         stacked = self.sample(_PROBE_IMAGES, recipes)
         return {recipe: stacked[:, place] for place, recipe in enumerate(recipes)}
 
@@ -241,7 +256,7 @@ class Encoder:
         recipes = [self.preprocess] if recipes is None else recipes
         spread = np.unique(np.linspace(0, len(self.source) - 1, min(n, len(self.source))).astype(int)).tolist()
         decoded = self.reading(rows=len(recipes)).results(
-            spread, decode=lambda payload, key, numbers: np.stack([recipe.pixels(payload) for recipe in recipes])
+            spread, decode=lambda payload, key, numbers: np.stack([self._timed(r, payload) for r in recipes])
         )
         pixels = [r.pixels for r in decoded if r.pixels is not None]
         return np.stack(pixels) if pixels else np.zeros((0, len(recipes), *recipes[0].shape), dtype="u1")
@@ -249,6 +264,14 @@ class Encoder:
     def engine_report(self) -> dict[str, Any]:
         """Return how the network was run here, and why not in another way."""
         return dict(self.backbone.engine_report(mode=self.mode, device=self.device, engine=self.engine))
+
+    def _timed(self, recipe: Preprocess, payload: Any) -> np.ndarray:
+        start = time.thread_time()
+        pixels = recipe.pixels(payload)
+        spent = time.thread_time() - start
+        with self._lock:
+            self._decoding[recipe] += spent
+        return pixels
 
     # -- before the first batch -----------------------------------------------------------------------------------
 
