@@ -80,7 +80,7 @@ PARTS: dict[str, Part] = {
     "steady_resnet18": Part(partial(steady, arch="resnet18"), 5),
     "steady_resnet50": Part(partial(steady, arch="resnet50"), 5),
     "limit": Part(limit, 5),
-    "forward": Part(forward, 6),
+    "forward": Part(forward, 12),
     "contract_mobilenet_v2": Part(partial(contract, arch="mobilenet_v2"), 4),
     "contract_squeezenet1_1": Part(partial(contract, arch="squeezenet1_1"), 4),
     "contract_resnet18": Part(partial(contract, arch="resnet18"), 4),

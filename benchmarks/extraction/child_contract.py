@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import tempfile
@@ -17,10 +18,10 @@ DRAWS, SHOTS = 30, 10
 
 def recipes(reference: Any) -> dict[str, Any]:
     """Return the ways to the pixels that this version has: the reference, and all that differ in how they are made."""
-    from featcache.preprocess import recipe
+    from featcache.preprocess import DECODERS, RESAMPLINGS
 
     found: dict[str, Any] = {}
-    names = {"resampling": recipe.RESAMPLINGS, "decoder": recipe.DECODERS}
+    names = {"resampling": RESAMPLINGS, "decoder": DECODERS}
     for values in itertools.product(*names.values()):
         fields = dict(zip(names, values, strict=True))
         try:
@@ -44,9 +45,13 @@ def flat(codes: dict[str, np.ndarray]) -> np.ndarray:
 def ways(args: argparse.Namespace, backbone: Any, payloads: list[bytes]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name and the codes of each way; the truth comes first."""
     modes = args.modes.split(",")
-    usual = backbone.preprocess
-    for name, recipe in recipes(usual).items():
+    met: dict[bytes, str] = {}
+    for name, recipe in recipes(backbone.preprocess).items():
         pixels = pixels_of(recipe, payloads)
+        first = met.setdefault(hashlib.sha256(pixels.tobytes()).digest(), name)
+        if first != name:
+            args.same_pixels[name] = first
+            continue
         for mode in modes:
             yield f"{mode}, {name} pixels", flat(backbone.encode(pixels, mode=mode))
     yield "auto", auto_codes(args, backbone)
@@ -126,6 +131,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--shots", type=int, default=SHOTS)
     args = parser.parse_args(argv)
+    args.same_pixels = {}
     from featcache import Backbone, ImageSource, Preprocess
 
     more = {"nodes": args.nodes} if args.nodes else {}
@@ -139,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     before = accuracies(truth, y, args.shots, args.draws)
     lines = [compared(name, codes, y, truth, before, args) for name, codes in found]
     lines[-1]["mode"] = args.chosen.get("mode")
-    return {"lines": lines}
+    return {"lines": lines, "same_pixels": args.same_pixels}
 
 
 if __name__ == "__main__":

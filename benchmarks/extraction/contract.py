@@ -16,6 +16,7 @@ POINTS = 0.2
 def contract(case: Case, arch: str) -> dict[str, Any]:
     """One network with real weights on sets of real photos; truth is fp32 on reference pixels."""
     lines: list[dict[str, Any]] = []
+    same: dict[str, Any] = {}
     for name in SETS[:1] if case.tiny else SETS:
         folder = case.some(name, 20 if case.tiny else min(case.photos, MOST_IMAGES))
         words = [folder, "--arch", arch, "--weights", case.weights(arch), *NODES.get(arch, [])]
@@ -24,6 +25,7 @@ def contract(case: Case, arch: str) -> dict[str, Any]:
         words += ["--draws", 2, "--shots", 2] if case.tiny else []
         found = case.script("extraction/child_contract.py", *words, benchmarks=True).answer
         lines += [{"set": name, **line} for line in found["lines"]]
+        same[name] = ", ".join(f"{a} = {b}" for a, b in found["same_pixels"].items())
         note(f"{arch}, {name} done")
     summary = _summary(lines)
     return {
@@ -32,6 +34,7 @@ def contract(case: Case, arch: str) -> dict[str, Any]:
         "for all; points: accuracy in this mode minus that of the truth, with the 95 % interval over the draws. "
         "`auto`: the codes of an extraction end to end, stored as it stores them",
         "over the sets": summary,
+        "ways that gave the very pixels of another": same,
         "lines": lines,
     }
 

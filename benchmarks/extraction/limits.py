@@ -91,7 +91,7 @@ def _forward_lines(case: Case, arch: str, weights: str) -> tuple[list[dict[str, 
     left_out: dict[str, str] = {}
     pixels = _chunk(case)
     entries = _entries(case, arch, weights)
-    for _ in range(case.times(3)):
+    for _ in range(case.times(2)):
         for name, (script, words, of) in entries.items():
             if name in left_out:
                 continue
