@@ -153,3 +153,53 @@ def test_the_report_tells_where_the_time_went(folder, tmp_path):
     assert report.bottleneck.split()[0] in {*report.shares, "device"}
     assert report.engine["engine"] in ("fused", "eager")
     assert report.images_per_second == pytest.approx(report.computed / report.seconds, rel=0.05)
+
+
+# -- accelerators --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two GPUs that are this CPU: what the run asks of them, and in which order it takes their answers."""
+    asked = {"streams": [], "probes": []}
+    encode = fc.Backbone.encode
+
+    def stream(self, batches, *, mode, device, engine, chunk):
+        asked["streams"].append((mode, device, chunk))
+        ahead = []
+        for pixels in batches:  # two batches are on their way, as on a GPU
+            ahead.append(encode(self, pixels, mode=mode))
+            if len(ahead) > 2:
+                yield ahead.pop(0)
+        yield from ahead
+
+    def on_one(self, pixels, *, mode="fp32", device="cpu", engine="auto"):
+        asked["probes"].append(device)
+        return encode(self, pixels, mode=mode)
+
+    monkeypatch.setattr(fc.Backbone, "check_device", staticmethod(lambda device: None))
+    monkeypatch.setattr(fc.Backbone, "stream", stream)
+    monkeypatch.setattr(fc.Backbone, "encode", on_one)
+    monkeypatch.setattr(fc.Backbone, "best_chunk", lambda self, mode, device: 128)
+    monkeypatch.setattr(fc.Backbone, "engine_report", lambda self, **options: {**options, "engine": "eager"})
+    monkeypatch.setattr(encoder.Encoder, "_device_name", lambda self: "fake GPU")
+    return asked
+
+
+def test_batches_go_through_accelerators_in_order(folder, tmp_path, two_gpus):
+    store = run(folder, tmp_path / "gpu", precision="fp32", device="cuda:0,cuda:1", batch_size=2)
+    assert two_gpus["streams"] == [("fp32", "cuda:0,cuda:1", 128)] and set(two_gpus["probes"]) <= {"cuda:0"}
+    computed = store.shards[-1].attributes["computed"]
+    assert computed["chunk"] == 128 and computed["environment"]["processor"] == "fake GPU"
+    assert store.report.engine["engine"] == "eager"
+    alone = run(folder, tmp_path / "cpu", precision="fp32", device="cpu")
+    assert np.array_equal(alone.load().X, store.load().X), "each row belongs to its image"
+
+
+def test_a_store_of_another_device_is_audited(folder, tmp_path, two_gpus):
+    run(folder, tmp_path / "s", precision="fp32", device="cpu")
+    more = write_images(tmp_path / "more", 3, seed=7, start=40)
+    store = run(more, tmp_path / "s", precision="fp32", device="cuda:0", add=True)
+    assert store.report.computed == 3
+    again = run(folder, tmp_path / "s", precision="fp32", device="cuda:0", add=True, augmented=1)
+    assert again.report.precision["audited"] is None, "the newest rows are of this device"

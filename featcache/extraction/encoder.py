@@ -21,6 +21,7 @@ from . import precision as precise
 from .choosing import ModeChoice, Trial, choose_engine, choose_mode
 from .gauge import Gauge
 from .reading import Read, Reading
+from .remembered import remembered
 from .settings import Settings
 
 __all__ = ["Encoder"]
@@ -29,6 +30,7 @@ _PROBE_IMAGES = 32
 _AUDIT_ROWS = 8
 #: Faster pixels must take less than this part of the reference's time to be worth another spec.
 _WORTH_PIXELS = 0.9
+_MOST_PER_PASS = 4096
 #: Decoded pixels that may be in flight, and in one batch: inputs of 8192 × 8192 pixels must not fill the memory.
 _WINDOW_BYTES, _BATCH_BYTES = 512 << 20, 256 << 20
 
@@ -56,6 +58,8 @@ class Encoder:
         self._lock = threading.Lock()
         #: Seconds of a core that the probe's images took, by recipe.
         self._decoding: dict[Preprocess, float] = defaultdict(float)
+        #: Images per forward pass on a GPU; a CPU's are fixed.
+        self.chunk: int | None = None
         #: Probes never wait for a compiler.
         self.engine = "auto" if settings.engine == "compiled" else settings.engine
         self.audited: float | None = None
@@ -157,9 +161,14 @@ class Encoder:
         return Backbone.usual_device() if self.settings.device == "auto" else self.settings.device
 
     @cached_property
+    def first_device(self) -> str:
+        """The one of several GPUs that probes run on."""
+        return "cuda:0" if self.device == "cuda:all" else self.device.split(",")[0].strip()
+
+    @property
     def batch_size(self) -> int:
         """Rows handed to the network at once."""
-        size = self.settings.batch_size or Backbone.usual_batch(self.device)
+        size = self.settings.batch_size or max(Backbone.usual_batch(self.device), self.chunk or 0)
         return max(1, min(size, _BATCH_BYTES // self._row_bytes))
 
     @cached_property
@@ -178,7 +187,7 @@ class Encoder:
         asked = self.settings.batch_size or Backbone.usual_batch(self.device)
         size = max(1, min(asked, _BATCH_BYTES // pixels[0].size))
         parts = [
-            self.backbone.encode(pixels[i : i + size], mode=mode, device=self.device, engine=self.engine)
+            self.backbone.encode(pixels[i : i + size], mode=mode, device=self.first_device, engine=self.engine)
             for i in range(0, len(pixels), size)
         ]
         return {node: np.concatenate([part[node] for part in parts]) for node in parts[0]}
@@ -189,7 +198,9 @@ class Encoder:
             for pixels in batches:
                 yield self.backbone.encode(pixels, mode=self.mode, device=self.device, engine=self.engine)
             return
-        yield from self.backbone.stream(batches, mode=self.mode, device=self.device, engine=self.engine)
+        yield from self.backbone.stream(
+            batches, mode=self.mode, device=self.device, engine=self.engine, chunk=self.chunk
+        )
 
     def pixels(self, payload: Any, key: bytes, numbers: Sequence[int]) -> np.ndarray:
         """Decode one image once, and make of it the views that are wanted: uint8 of shape (len(numbers), H, W, C)."""
@@ -263,7 +274,7 @@ class Encoder:
 
     def engine_report(self) -> dict[str, Any]:
         """Return how the network was run here, and why not in another way."""
-        return dict(self.backbone.engine_report(mode=self.mode, device=self.device, engine=self.engine))
+        return dict(self.backbone.engine_report(mode=self.mode, device=self.first_device, engine=self.engine))
 
     def _timed(self, recipe: Preprocess, payload: Any) -> np.ndarray:
         start = time.thread_time()
@@ -319,6 +330,16 @@ class Encoder:
         )
         mode, asked = self.choice.mode, self.settings.engine
         self.engine = choose_engine(asked, n_images, lambda: self._seconds(mode)) if self.device == "cpu" else asked
+        self.chunk = self._chunk() if self.device.startswith("cuda") else None
+
+    def _chunk(self) -> int:
+        """Return the images per forward pass that keep a GPU busiest: those of the newest rows, else as measured."""
+        before = self._newest().get("chunk")
+        if isinstance(before, int) and 0 < before <= _MOST_PER_PASS:
+            return before
+        name = f"{self._network_name()}|chunk|{self.mode}"
+        machine = self.environment()["processor"]
+        return int(remembered(name, machine, lambda: self.backbone.best_chunk(self.mode, self.first_device)))
 
     def _seconds(self, mode: str) -> float:
         trial = self._trial()
@@ -329,15 +350,19 @@ class Encoder:
         pixels = self._probes[self.preprocess] if self.preprocess in self._probes else self.sample(_PROBE_IMAGES)[:, 0]
         if not len(pixels) or not self._exact:
             return None
-        backbone = self.spec["backbone"]
         return Trial(
             encode=self.encode,
             pixels=pixels,
             exact=self._exact,
             mixed=self._mixed,
-            name=f"{backbone['arch']}-{backbone['weights']}-{backbone['nodes']}-{self.preprocess.shape}-{self.device}",
+            name=self._network_name(),
             machine=self.environment()["processor"],
         )
+
+    def _network_name(self) -> str:
+        """Return what identifies network, input and device in the memory of this machine's figures."""
+        network = self.spec["backbone"]
+        return f"{network['arch']}-{network['weights']}-{network['nodes']}-{self.preprocess.shape}-{self.first_device}"
 
     def _mixed(self, mode: str) -> str | None:
         pixels = self._probes.get(self.preprocess)
@@ -347,7 +372,7 @@ class Encoder:
 
     def environment(self) -> dict[str, str]:
         """Return what can change the last bits of a code here."""
-        found = precise.environment(self.device, self._device_name())
+        found = precise.environment(self.first_device, self._device_name())
         return {**found, "engine": self._engine_in_use()}
 
     def _engine_in_use(self) -> str:
@@ -375,7 +400,7 @@ class Encoder:
             return ""
         import torch
 
-        return str(torch.cuda.get_device_name(self.device))
+        return str(torch.cuda.get_device_name(self.first_device))
 
     def _audit(self, known: np.ndarray, before: Mapping[str, str], here: Mapping[str, str]) -> None:
         """Recompute a few stored rows: another library or processor must come to the same codes."""
@@ -409,6 +434,7 @@ class Encoder:
             "batch_size": self.batch_size,
             "workers": self.settings.workers,
             "engine": self.engine,
+            "chunk": self.chunk,
             "environment": self.environment(),
             "audited": self.audited,
         }

@@ -62,7 +62,8 @@ class Extraction:
         self.source, self.backbone, self.settings = source, backbone, settings
         self.path = store.path if isinstance(store, FeatureStore) else Path(store)
         if settings.device not in ("auto", "cpu"):
-            Backbone.check_device(settings.device)  # before anything is made
+            for name in settings.device.split(","):  # before anything is made
+                Backbone.check_device("cuda:0" if name.strip() == "cuda:all" else name.strip())
         self.store: FeatureStore | None = store if isinstance(store, FeatureStore) else self._existing()
         self.progress = progress_for(progress)
         self.tally = Tally.for_images(len(source))
