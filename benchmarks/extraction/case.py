@@ -188,8 +188,11 @@ def measured(words: Sequence[str], variables: dict[str, str]) -> Ran:
         start = time.perf_counter()
         process = subprocess.Popen(words, stdout=out, stderr=err, env=variables)
         with watched(process.pid) as peak:
-            status = process.wait()
-            seconds = time.perf_counter() - start
+            try:
+                status = process.wait()
+                seconds = time.perf_counter() - start
+            finally:
+                process.kill()  # only when this benchmark is itself interrupted is there anything to end
         out.seek(0)
         err.seek(0)
         if status:
