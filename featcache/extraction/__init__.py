@@ -75,7 +75,7 @@ def extract(
     workers : int, default=None
         Threads that read and decode; None = one per core, and more while they wait for bytes; 0 = none of their own.
     device : str, default="auto"
-        "cpu", "cuda", "cuda:1", …; "cuda:0,cuda:1" or "cuda:all" for several GPUs; "auto" = the first GPU, else the CPU.
+        "cpu", "cuda", "cuda:1", …; "cuda:0,cuda:1" or "cuda:all" for several; "auto" = the first GPU, else the CPU.
     publish_seconds : float, default=None
         Publish at least this often; None = after 5 s, then 10, 20, … up to 300 s. 0 = each batch.
     max_failed : float, default=0.01
