@@ -11,7 +11,8 @@ Importing this package, constructing a `Backbone` and asking for its ``request()
   pixels as its input)
 * ``engines``: what runs a network, and proof that it computes what it should; ``fused``: layers fused and packed for a
   CPU, dtypes per layer (``packing``: one layer); ``packages``: compiled ones and their private cache (``compiling``:
-  the child that makes them); ``mixed``: which layers must stay in float32; ``cuda``: streams through GPUs
+  the child that makes them, ``native``: calls into them); ``mixed``: which layers must stay in float32; ``cuda``:
+  streams through GPUs
 * ``own``: a user's own network instead of torchvision's
 * ``recorded``: the backbone of a store or a head, found again by what these recorded
 """

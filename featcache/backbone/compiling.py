@@ -179,5 +179,13 @@ def compile_file(payload: str, target: str) -> None:
     with torch.no_grad():
         exported = torch.export.export(module, (x,))
         torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(target), inductor_configs={"freezing": True, "cpp.threads": 1}
+            exported, package_path=target, inductor_configs={"freezing": True, "cpp.threads": 1}
         )
+    from .packages import Package
+
+    # The first call is made here: what crashes must not crash the user's process.
+    expected = module(x)
+    with torch.inference_mode():
+        found = Package(Path(target), tuple(dumped["poolings"]), 1)(x)
+    if not all(a.shape == b.shape for a, b in zip(expected, found.values(), strict=True)):
+        raise RuntimeError("the package gives codes of another shape")

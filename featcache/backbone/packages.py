@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from torch import Tensor, nn
 
 from ..files import cache_folder
 from .compiling import compiler
+from .native import NativeCall
 
 __all__ = ["Package", "PackageError", "Packages", "key_of"]
 
 #: Bytes that all packages together may take, and seconds after which what a dead build left is removed.
 _ROOM, _STALE = 4 << 30, 6 * 3600.0
-_FORMAT = 1
+_FORMAT = 2
 
 
 class PackageError(Exception):
@@ -38,17 +38,22 @@ class PackageError(Exception):
 
 
 class Package(nn.Module):
-    """A loaded package: normalised images → node → codes."""
+    """A loaded package: normalised images → node → codes.
+
+    Attributes
+    ----------
+    parallel : bool
+        Whether several threads compute at once: not through PyTorch's own loader, which keeps the interpreter's lock.
+    """
 
     def __init__(self, path: Path, nodes: tuple[str, ...], runners: int) -> None:
         super().__init__()
-        load = torch._inductor.aoti_load_package
-        several = "num_runners" in inspect.signature(load).parameters
-        # One instance per thread that may call it; older versions of PyTorch have only one in all.
-        self.parallel = several
         self.nodes = nodes
-        options: dict[str, Any] = {"num_runners": runners} if several else {}
-        self.call = load(str(path), **options)
+        self.call: Callable[[Tensor], Sequence[Tensor]]
+        try:
+            self.call, self.parallel = NativeCall(path, runners), True
+        except (RuntimeError, OSError, AttributeError):  # packages of another version of PyTorch
+            self.call, self.parallel = torch._inductor.aoti_load_package(str(path)), False
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return node → codes."""
