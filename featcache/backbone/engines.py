@@ -305,7 +305,10 @@ def _relative(exact: Tensor, other: Tensor) -> float:
     return float((a - b).norm() / a.norm().clamp(min=1e-12))
 
 
-def describe(runner: Runner, wanted: str) -> dict[str, Any]:
+def describe(runner: Runner, wanted: str, device: str) -> dict[str, Any]:
     """Return what `Backbone.engine_report` says of a runner."""
+    if wanted == "auto" and runner.engine == "eager" and not runner.reason:
+        why = "this network cannot be traced" if device == "cpu" else f"fused is for the CPU, not for {device}"
+        runner = replace(runner, reason=why)
     counts = {name: getattr(runner.module, name) for name in ("fused", "kept") if hasattr(runner.module, name)}
     return {"engine": runner.engine, "asked": wanted, "reason": runner.reason, "chunk": runner.chunk, **counts}

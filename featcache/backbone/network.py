@@ -172,7 +172,7 @@ class Network:
 
     def report_of(self, mode: Mode, device: str, engine: str, row: tuple[int, int, int]) -> dict[str, Any]:
         """Return what runs a mode; see `Backbone.engine_report`."""
-        return describe(self.engines.runner(mode, usable_device(device), engine, row), engine)
+        return describe(self.engines.runner(mode, usable_device(device), engine, row), engine, device)
 
 
 def _run(module: nn.Module, x: Tensor, mode: str) -> dict[str, Tensor]:
