@@ -8,41 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Run a frozen pretrained backbone once over your images, keep its CNN codes, train heads in seconds.",
-    epilog="Example: featcache extract flowers/ -o flowers.features && featcache compare flowers.features",
-    context_settings={"help_option_names": ["-h", "--help"]},
+from .options import (
+    BackboneName,
+    BatchSize,
+    Codes,
+    Device,
+    Group,
+    Json,
+    Key,
+    Label,
+    Labels,
+    Metric,
+    Node,
+    Quiet,
+    Split,
+    Store,
+    View,
+    Weights,
+    Workers,
+    app,
+    not_empty,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-Codes = Annotated[Path, typer.Argument(help="A store, or a .npy, .npz, .h5, .parquet file.", metavar="STORE")]
-Store = Annotated[Path, typer.Argument(help="A store of codes (the folder that extract made).", metavar="STORE")]
-BackboneName = Annotated[str, typer.Option("--backbone", help="embedded, or a torchvision classification model.")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="Name of torchvision's weights, a file, a URL, or 'random'.")
-]
-BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Images handed to the network at once (default: by device).")
-]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Threads that read and decode (default: cores).")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
-View = Annotated[str, typer.Option("--view", help="Which view of the store.")]
-Label = Annotated[str | None, typer.Option("--label", help="Column to use as the label.")]
-Group = Annotated[str | None, typer.Option("--group", help="Column whose rows must stay together in splits.")]
-Split = Annotated[str | None, typer.Option("--split", help="Column that says train, val or test.")]
-Node = Annotated[str | None, typer.Option("--node", help="Which node's codes, when the store has several.")]
-Labels = Annotated[
-    str | None, typer.Option("--labels", help="Of a plain file: its labels' name, or a .npy, .txt or .csv file.")
-]
-Key = Annotated[str | None, typer.Option("--key", help="Of a plain file: the name of its matrix.")]
-Metric = Annotated[str, typer.Option("--metric", help="accuracy, balanced_accuracy or macro_f1.")]
+__all__ = ["app", "keeping"]
 
 
 def _version(value: bool) -> None:
@@ -71,7 +59,7 @@ def _backbone(
     changes: dict[str, Any],
 ) -> Any:
     """Build the Backbone that the options describe."""
-    _not_empty((weights, "--weights"), (nodes, "--nodes"))
+    not_empty((weights, "--weights"), (nodes, "--nodes"))
     from ..backbone import Backbone
 
     return Backbone(
@@ -82,13 +70,6 @@ def _backbone(
         init_seed=init_seed,
         preprocess=changes or None,
     )
-
-
-def _not_empty(*given: tuple[str | None, str]) -> None:
-    """Refuse an empty word: a shell variable that is not set, not a wish for the default."""
-    for word, name in given:
-        if word == "":
-            raise typer.BadParameter("expected a value, got an empty one", param_hint=name)
 
 
 def _size(text: str | None, option: str) -> Any:
@@ -166,7 +147,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Compute the codes of all images that STORE does not have yet."""
-    _not_empty((source, "SOURCE"))
+    not_empty((source, "SOURCE"))
     import dataclasses
 
     from ..errors import FailureBudgetExceeded
@@ -229,111 +210,6 @@ def _show_extraction(report: Any, as_json: bool) -> None:
     seconds = process_seconds()
     report = replace(report, seconds=round(seconds, 3), images_per_second=round(report.computed / seconds, 2))
     show.as_json(report.as_dict()) if as_json else show.extraction(report)
-
-
-@app.command(epilog="Example: featcache info flowers.features")
-def info(
-    store: Store,
-    view: Annotated[str | None, typer.Option("--view", help="Which view of the store.")] = None,
-    diff: Annotated[
-        tuple[str, str] | None,
-        typer.Option("--diff", help="Compare two states instead: VIEW@NUMBER, or a view.", metavar="A B"),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what a store holds: images, classes, spec, states, size, failures."""
-    from ..store import FeatureStore
-    from . import show
-
-    opened = FeatureStore.open(store)
-    if diff is not None:
-        compared = opened.diff(*diff)
-        show.as_json(compared) if as_json else show.diff(compared)
-        return
-    found = opened.info(view)
-    show.as_json(found) if as_json else show.info(found)
-
-
-@app.command(epilog="Example: featcache check flowers.features --deep")
-def check(
-    store: Store,
-    deep: Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only structure and sizes.")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Save what holds of damaged files, then set them aside; implies --deep.")
-    ] = False,
-    untrusted: Annotated[
-        bool, typer.Option("--untrusted", help="Read a stranger's store in a process of limited memory and time.")
-    ] = False,
-    audit: Annotated[int, typer.Option("--audit", min=0, help="Compute so many random rows again.", metavar="N")] = 0,
-    source: Annotated[str | None, typer.Option("--source", help="For --audit: where the images are now.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="For --audit: where the weights are now.")] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Look for damage; exit status 3 when there is any, or images must be extracted again."""
-    from .checking import check_store
-
-    if untrusted and (repair or audit):
-        raise typer.BadParameter("a store that is not trusted is only read: drop --repair and --audit")
-    options = {"source": source, "weights": weights, "device": device}
-    ask: dict[str, Any] = {"deep": deep, "repair": repair, "untrusted": untrusted, "as_json": as_json}
-    if not check_store(store, audit=audit, audit_options=options, **ask):
-        raise typer.Exit(3)
-
-
-@app.command(epilog="Example: featcache gc flowers.features --dry-run")
-def gc(
-    store: Store,
-    grace_days: Annotated[
-        float, typer.Option("--grace-days", min=0, help="Days before a file moves to the trash, and days in there.")
-    ] = 14.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Collect what no kept state needs: into the trash first, deleted a grace period later."""
-    from ..store import FeatureStore
-    from . import show
-
-    report = FeatureStore.open(store).gc(grace_days=grace_days, dry_run=dry_run)
-    show.as_json(report.as_dict()) if as_json else show.collected(str(store), report)
-
-
-@app.command(epilog="Example: featcache compact flowers.features")
-def compact(
-    store: Store,
-    view: Annotated[str | None, typer.Option("--view", help="Whose rows come first (default: main).")] = None,
-    as_json: Json = False,
-) -> None:
-    """Merge shards into one, rows in the order of a view, so that loading is a map without a copy."""
-    from ..store import FeatureStore
-    from . import show
-
-    report = FeatureStore.open(store).compact(view)
-    show.as_json(report.as_dict()) if as_json else show.compacted(str(store), report)
-
-
-@app.command(epilog="Example: featcache retire flowers.features main@0 main@1")
-def retire(
-    store: Store,
-    states: Annotated[
-        list[str], typer.Argument(help="VIEW@NUMBER, or VIEW to drop it as a whole.", metavar="STATE...")
-    ],
-    undo: Annotated[bool, typer.Option("--undo", help="Keep them again, unless gc has taken them.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Give up old states of a view, so that gc may collect what only they need."""
-    from ..store import FeatureStore, parse_state
-    from . import show
-
-    opened = FeatureStore.open(store)
-    done: list[str] = []
-    for name in states:
-        view, number = parse_state(name)
-        done += [f"{view}@{n}" for n in opened.retire(view, None if number is None else [number], undo=undo)]
-    if as_json:
-        show.as_json({"kept" if undo else "retired": done})
-    else:
-        show.say(f"{show.plain(str(store))}: {'kept again' if undo else 'retired'}: {', '.join(done) or 'nothing'}")
 
 
 @app.command(epilog="Example: featcache fit flowers.features --head logreg -o flowers.head")
@@ -499,7 +375,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict labels of new images: id, label and its score, separated by tabs."""
-    _not_empty(*((image, "IMAGE") for image in images))
+    not_empty(*((image, "IMAGE") for image in images))
     from ..handoff import predict as run_predict
     from . import show
 
@@ -557,3 +433,6 @@ def backbones(
 
 def _shape(shape: Any) -> str:
     return "×".join(str(n) for n in shape) if shape else ""
+
+
+from . import keeping  # noqa: E402 - registers its verbs after these: the help lists them in this order
