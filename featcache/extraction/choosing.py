@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .precision import TOLERANCE, faster_modes, same_nearest, worst_cosine
+from .precision import PROBE_TOLERANCE, TOLERANCE, faster_modes, same_nearest, worst_cosine
 from .remembered import remembered
 
 __all__ = ["ModeChoice", "Trial", "choose_engine", "choose_mode"]
@@ -161,7 +161,9 @@ def _as_before(mode: str, possible: list[str], trial: Callable[[], Trial | None]
     if tried is None:
         return ModeChoice("fp32", reason="no image to try the store's mode on")
     found = tried.judge(mode, "as the store")
-    return found if _fits(found) else ModeChoice("fp32", reason=f"these images do not bear {mode.split('-')[0]}")
+    if _fits(found, TOLERANCE):
+        return found
+    return ModeChoice("fp32", reason=f"these images do not bear {mode.split('-')[0]}")
 
 
 def _fastest(possible: list[str], n_images: int, trial: Trial) -> ModeChoice:
@@ -183,8 +185,8 @@ def _with_layers_kept(mode: str, trial: Trial) -> ModeChoice | None:
     return None if mixed is None else trial.judge(mixed, f"{mode} with the layers in fp32 that need it")
 
 
-def _fits(choice: ModeChoice) -> bool:
-    return choice.worst_cosine is not None and choice.worst_cosine >= TOLERANCE
+def _fits(choice: ModeChoice, limit: float = PROBE_TOLERANCE) -> bool:
+    return choice.worst_cosine is not None and choice.worst_cosine >= limit
 
 
 def _repays(n_images: int, seconds: float, images: float, fixed: float) -> bool:

@@ -368,7 +368,7 @@ class Encoder:
         pixels = self._probes.get(self.preprocess)
         if pixels is None or self.device != "cpu":
             return None
-        return self.backbone.mixed_mode(pixels, mode=mode, tolerance=precise.TOLERANCE)
+        return self.backbone.mixed_mode(pixels, mode=mode, tolerance=precise.PROBE_TOLERANCE)
 
     def environment(self) -> dict[str, str]:
         """Return what can change the last bits of a code here."""
