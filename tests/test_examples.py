@@ -37,8 +37,8 @@ def test_examples_are_under_thirty_lines(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["fingerprint", "features", "images", "preprocess.recipe", "store.feature_store", "heads.fitted", "heads.linear",
-     "evaluation", "backbone.frozen", "softmax", "splits"],
+    ["fingerprint", "features", "images.decoding", "preprocess.recipe", "store.feature_store", "heads.fitted",
+     "heads.linear", "evaluation", "backbone.frozen", "softmax", "splits"],
 )  # fmt: skip
 def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(f"featcache.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE)
