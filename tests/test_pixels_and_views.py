@@ -8,9 +8,10 @@ from conftest import make_tiny_backbone, write_images
 
 import featcache as fc
 from featcache.errors import BackboneError, SpecMismatch, StoreError
-from featcache.extraction import encoder
+from featcache.extraction import encoder, remembered
 from featcache.extraction import precision as precise
 from featcache.extraction.audit import audit
+from featcache.extraction.settings import Settings
 from featcache.preprocess import Preprocess
 
 
@@ -47,6 +48,19 @@ def test_a_new_store_takes_faster_pixels_that_agree_and_keeps_them(folder, tmp_p
     assert precise.worst_cosine(exact.load().X, store.load().X) >= precise.TOLERANCE
     assert run(folder, tmp_path / "auto").report.computed == 0
     assert run(folder, tmp_path / "exact").spec == exact.spec, "an existing store's pixels are adopted"
+
+
+def test_whether_faster_pixels_pay_is_remembered_for_the_images(folder, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(remembered, "_path", lambda: tmp_path / "timings.json")
+    source, found = fc.ImageSource.open(folder), []
+    for spent in (0.5, 5.0):  # what a busy machine would make of it the second time
+        planned = encoder.Encoder(source, make_tiny_backbone(), Settings(), None)
+        variant = planned.backbone.preprocess.fast_variants()[0]
+        assert len(planned._probes[variant])
+        planned._decoding.update({planned.backbone.preprocess: 1.0, variant: spent})
+        found.append(planned._saves_time(variant))
+    assert found == [True, True]
 
 
 def test_reference_pixels_can_be_asked_for(folder, tmp_path):
@@ -203,3 +217,16 @@ def test_a_store_of_another_device_is_audited(folder, tmp_path, two_gpus):
     assert store.report.computed == 3
     again = run(folder, tmp_path / "s", precision="fp32", device="cuda:0", add=True, augmented=1)
     assert again.report.precision["audited"] is None, "the newest rows are of this device"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "float16"), ("fp32", "float16")])
+def test_another_engine_goes_on_with_images_that_are_nearly_alike(tmp_path, precision, dtype):
+    rng = np.random.default_rng(0)
+    photo = rng.integers(40, 200, (64, 64, 3))
+    images = [(photo + rng.integers(-2, 3, photo.shape)).astype("u1") for _ in range(12)]
+    few, all_ = (fc.ImageSource.from_arrays(images[:n], ids=[f"{i:02d}" for i in range(n)]) for n in (6, 12))
+    run(few, tmp_path / "s", precision=precision, dtype=dtype, engine="eager")
+    store = run(all_, tmp_path / "s", engine="fused")
+    assert store.report.computed == 6 and store.report.precision["audited"] is not None
+    report = audit(store, 12, source=all_, backbone=make_tiny_backbone(), progress=False)
+    assert report.ok and report.compared == 12

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from featcache.errors import ImageError
+from featcache.errors import ImageError, StoreError
 from featcache.extraction import budget, choosing, gauge, publishing, remembered
 from featcache.extraction.choosing import Trial, choose_engine, choose_mode
 from featcache.extraction.gauge import STAGES, Gauge, verdict
-from featcache.extraction.precision import same_nearest
+from featcache.extraction.precision import require_same_codes, row_distances, same_nearest
 from featcache.extraction.publishing import Writer
 from featcache.extraction.reading import Reading
 
@@ -191,6 +191,22 @@ def test_rows_of_several_views_go_to_the_store_with_their_numbers():
     assert seen["numbers"] == [0, 1, 2] and writer.published == 3
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 1e300, 10**400])
+def test_rows_may_wait_for_ever_to_be_published(seconds):
+    held = []
+
+    class Store:
+        def append(self, keys, codes, **options):
+            held.append(len(keys))
+
+    writer = Writer(Store(), {}, seconds)
+    for _ in range(3):
+        writer.put(np.zeros((1, 32), "u1"), {"x": np.zeros((1, 2), "f4")}, np.zeros(1, bool))
+        time.sleep(0.02)
+    writer.close()
+    assert held == [3]
+
+
 # -- the gauge -----------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +316,31 @@ def test_figures_of_a_machine_are_measured_once(private):
     assert remembered.remembered("a", "other", measure) == 1.235 and len(calls) == 2
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": "y"}', "null"])
+def test_a_user_without_a_home_has_no_memory(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(remembered, "cache_folder", no_home)
+    assert remembered.remembered("a", "m", lambda: 2.0) == 2.0
+    assert remembered.remembered("a", "m", lambda: 3.0) == 3.0
+
+
+def test_what_another_run_measured_meanwhile_counts(private):
+    def measure():
+        remembered.remembered("a", "m", lambda: 7.0)
+        return 1.0
+
+    assert remembered.remembered("a", "m", measure) == remembered.remembered("a", "m", lambda: 2.0) == 7.0
+
+
+def test_the_memory_keeps_the_newest_figures(private, monkeypatch):
+    monkeypatch.setattr(remembered, "_MOST", 3)
+    for i in range(10):
+        remembered.remembered(f"{i}", "m", lambda: 1.0)
+    assert len(remembered._known()) == 4 and remembered.remembered("9", "m", lambda: 2.0) == 1.0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": "y"}', "null", pytest.param("[" * 100_000, id="deep")])
 def test_a_damaged_memory_is_measured_anew(private, content):
     remembered._path().write_text(content)
     assert remembered.remembered("a", "m", lambda: 2.0) == 2.0
@@ -319,3 +359,17 @@ def test_nearest_neighbours_agree_until_codes_are_spoilt():
     assert same_nearest(codes, codes) == same_nearest(codes, codes + 1e-6) == 1.0
     assert same_nearest(codes, np.random.default_rng(1).normal(size=codes.shape)) < 0.3
     assert same_nearest(codes[:2], codes[1::-1]) == 1.0, "two rows have only each other"
+
+
+def test_rows_that_differ_by_rounding_alone_are_the_same_codes():
+    rng = np.random.default_rng(0)
+    exact = (rng.normal(size=64) + rng.normal(size=(8, 64)) * 1e-2).astype("f4")  # images that are nearly alike
+    a, b = (exact + rng.normal(size=exact.shape).astype("f4") * 3e-3 for _ in range(2))
+    noise = float(row_distances(a, exact).max())
+    with pytest.raises(StoreError, match="other codes"):
+        require_same_codes("bf16", {"x": a}, {"x": b}, "here", "")
+    assert require_same_codes("bf16", {"x": a}, {"x": b}, "here", "", lambda: {"x": noise}) < 0.998
+    other = {"x": rng.permuted(a, axis=1)}
+    for wrong in (other, {"x": np.where(np.arange(64) == 3, np.nan, a)}):
+        with pytest.raises(StoreError, match="other codes"):
+            require_same_codes("bf16", {"x": a}, wrong, "here", "", lambda: {"x": noise})

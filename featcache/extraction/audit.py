@@ -278,12 +278,14 @@ class _Audit:
     def _compare(self, batch: list[tuple[str, Read]], centres: Mapping[str, np.ndarray], limit: float) -> None:
         """Compute one batch again and compare it with the rows of its keys."""
         keys = np.stack([np.frombuffer(read.key or b"", "u1") for _, read in batch])
-        computed = self.encoder.encode(np.concatenate([r.pixels for _, r in batch if r.pixels is not None]), self.mode)
+        pixels = np.concatenate([r.pixels for _, r in batch if r.pixels is not None])
+        computed = self.encoder.encode(pixels, self.mode)
+        stored = {node: self.store.codes(keys, node) for node in computed}
         dtype = np.dtype(str(self.store.spec.get("dtype", "float32")))
         equal = np.ones(len(batch), dtype=bool)
         centred, raw = np.ones(len(batch)), np.ones(len(batch))
         for node, codes in computed.items():
-            kept = self.store.codes(keys, node)
+            kept = stored[node]
             with np.errstate(over="ignore"):
                 same = (kept == codes.astype(dtype).astype(np.float32)).reshape(len(batch), -1).all(axis=1)
             equal &= same
@@ -293,4 +295,8 @@ class _Audit:
         self.equal += int(equal.sum())
         self.centred.append(centred)
         self.raw.append(raw)
-        self.disagree += [batch[i][0] for i in np.flatnonzero(centred < limit).tolist()]
+        bad = centred < limit
+        if bad.any():  # images that are nearly alike leave little but rounding
+            noise = self.encoder.rounding(pixels, {self.mode, self.encoder.mode_before or self.mode})
+            bad &= ~precise.differ_by_rounding(stored, computed, noise)
+        self.disagree += [batch[i][0] for i in np.flatnonzero(bad).tolist()]

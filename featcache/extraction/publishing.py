@@ -19,6 +19,8 @@ PUBLISH_BYTES = 64 << 20
 FIRST_PUBLISH_SECONDS, LAST_PUBLISH_SECONDS = 5.0, 300.0
 #: Rows that wait for the disk may take this much memory before the network has to wait for it, too.
 WAITING_BYTES = 192 << 20
+#: Thirty years: what a clock can wait for; an age of inf means the same.
+_FOR_EVER = 1e9
 
 
 class _Rows(NamedTuple):
@@ -57,7 +59,7 @@ class Writer:
     ) -> None:
         self._store, self._computed, self._gauge = store, computed, gauge
         self._fixed = seconds
-        self._age = FIRST_PUBLISH_SECONDS if seconds is None else seconds
+        self._age = FIRST_PUBLISH_SECONDS if seconds is None else min(seconds, _FOR_EVER)
         self._waiting: deque[_Rows] = deque()
         self._waiting_bytes, self._closing = 0, False
         self._changed = threading.Condition()

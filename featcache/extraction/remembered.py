@@ -13,6 +13,11 @@ from ..files import cache_folder, publish_bytes
 
 __all__ = ["remembered"]
 
+#: What a cache may do without any harm: a user without a home (RuntimeError), a file nested too deep, a full disk.
+_NO_HARM = (OSError, ValueError, RuntimeError)
+#: So many figures are kept, the newest.
+_MOST = 2000
+
 
 def remembered(name: str, machine: str, measure: Callable[[], float]) -> float:
     """Return a figure measured on this machine: by an earlier run if there was one, else now.
@@ -32,15 +37,23 @@ def remembered(name: str, machine: str, measure: Callable[[], float]) -> float:
     """
     threads = os.environ.get("OMP_NUM_THREADS", "")
     digest = hashlib.sha256(f"{name}|{machine}|{_cores()}|{threads}".encode()).hexdigest()[:32]
-    known = _known().get(digest)
-    if isinstance(known, (int, float)) and not isinstance(known, bool) and 0 < known < 1e9:
-        return float(known)
-    value = float(f"{measure():.4g}")
-    with contextlib.suppress(OSError):
+    known = _figure(digest)
+    if known is not None:
+        return known
+    measured = float(f"{measure():.4g}")
+    value = _figure(digest) or measured  # by another run meanwhile: both are to decide the same
+    with contextlib.suppress(*_NO_HARM):
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        publish_bytes(path, json.dumps({**_known(), digest: value}).encode())
+        kept = dict(list(_known().items())[-_MOST:])
+        publish_bytes(path, json.dumps({**kept, digest: value}).encode())
     return value
+
+
+def _figure(digest: str) -> float | None:
+    known = _known().get(digest)
+    usable = isinstance(known, (int, float)) and not isinstance(known, bool) and 0 < known < 1e9
+    return float(known) if usable and known is not None else None
 
 
 def _cores() -> int | None:
@@ -52,7 +65,7 @@ def _path() -> Path:
 
 
 def _known() -> dict[str, float]:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(*_NO_HARM):
         known = json.loads(_path().read_text())
         if isinstance(known, dict):
             return known
