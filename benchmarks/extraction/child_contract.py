@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-DRAWS, SHOTS = 30, 10
+DRAWS, SHOTS = 200, 10
 
 
 def recipes(reference: Any) -> dict[str, Any]:
