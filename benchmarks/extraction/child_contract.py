@@ -86,7 +86,7 @@ def accuracies(X: np.ndarray, y: np.ndarray, shots: int, n: int) -> np.ndarray:
     scores = []
     for train in draws(y, shots, n):
         test = np.setdiff1d(np.arange(len(y)), train)
-        head = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 6)))
+        head = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 21)))
         scores.append(head.fit(X[train], y[train]).score(X[test], y[test]))
     return np.array(scores)
 
