@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from conftest import make_tiny_backbone, write_images
 
 import featcache as fc
 from featcache.errors import BackboneError, SpecMismatch, StoreError
-from featcache.extraction import encoder, remembered
+from featcache.extraction import encoder, publishing, remembered
 from featcache.extraction import precision as precise
+from featcache.extraction import run as module
 from featcache.extraction.audit import audit
 from featcache.extraction.settings import Settings
 from featcache.preprocess import Preprocess
@@ -230,3 +233,39 @@ def test_another_engine_goes_on_with_images_that_are_nearly_alike(tmp_path, prec
     assert store.report.computed == 6 and store.report.precision["audited"] is not None
     report = audit(store, 12, source=all_, backbone=make_tiny_backbone(), progress=False)
     assert report.ok and report.compared == 12
+
+
+def test_large_rows_reach_the_writer_in_pieces(folder, tmp_path, monkeypatch):
+    at_once = run(folder, tmp_path / "s", augmented=1)
+    pieces, put = [], publishing.Writer.put
+
+    def counted(self, keys, *rest):
+        pieces.append(len(keys))
+        put(self, keys, *rest)
+
+    monkeypatch.setattr(publishing.Writer, "put", counted)
+    monkeypatch.setattr(module, "_PIECE_BYTES", 5 * 4 * at_once.load().X.shape[1])
+    store = run(folder, tmp_path / "t", augmented=1)
+    assert max(pieces) == 5 and sum(pieces) == 24
+    assert all(np.array_equal(at_once.load(view_number=k).X, store.load(view_number=k).X) for k in (0, 1))
+
+
+def test_after_an_error_nothing_is_read_any_more(folder, tmp_path, monkeypatch):
+    class Full(Exception):
+        pass
+
+    def full(self, *args, **options):
+        raise Full
+
+    monkeypatch.setattr(fc.FeatureStore, "append", full)
+    with pytest.raises(Full) as caught:
+        run(folder, tmp_path / "s", workers=3, batch_size=1, publish_seconds=0)
+    assert caught.value.__traceback__ is not None
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("featcache-read") and t.is_alive()]
+
+
+@pytest.mark.parametrize("options", [{"precision": []}, {"device": None}, {"device": 3}, {"device": ""}])
+def test_arguments_that_are_no_text_are_refused(folder, tmp_path, options):
+    with pytest.raises(BackboneError, match="expected"):
+        run(folder, tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()

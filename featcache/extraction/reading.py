@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,7 +147,7 @@ class Reading:
         decode: Callable[[Any, bytes, tuple[int, ...]], np.ndarray] | None,
         wanted: Callable[[bytes], tuple[int, ...]] = lambda key: (0,),
         on_key: Callable[[int, bytes], None] = lambda index, key: None,
-    ) -> Iterator[Read]:
+    ) -> Generator[Read, None, None]:
         """Read the given images, in order, decoding those that are wanted.
 
         Parameters

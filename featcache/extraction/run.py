@@ -39,6 +39,8 @@ _MANY = 256
 _NOT_COMPUTED = "its codes were not computed"
 #: Rows that vanish while a run is going on are computed again so often.
 _ATTEMPTS = 3
+#: Codes are handed to the writer in pieces of so many bytes, as the network gives them.
+_PIECE_BYTES = 32 << 20
 
 
 class Extraction:
@@ -271,9 +273,12 @@ class Extraction:
                     self._compute(itertools.chain([first], batches), writer)
             finally:
                 # Also after Ctrl-C or an error: rows that are computed are published before anything else happens.
-                if writer is not None:
-                    writer.close()
-                    self._take_gauge()
+                try:
+                    if writer is not None:
+                        writer.close()
+                        self._take_gauge()
+                finally:
+                    reads.close()  # now, not when an error's traceback is collected: nothing is read for nobody
 
     def _take_gauge(self) -> None:
         gauge = self.encoder.gauge
@@ -349,14 +354,24 @@ class Extraction:
             if computed is None:
                 return
             self._hand_over(under_way.popleft(), computed, writer)
+            del computed  # before the next batch is computed
 
     def _hand_over(self, batch: list[Read], codes: dict[str, np.ndarray], writer: Writer) -> None:
         self.tally.computed += len(batch)
+        keys = np.stack([np.frombuffer(r.key or NO_KEY, "u1") for r in batch for _ in r.numbers])
+        numbers = np.array([number for r in batch for number in r.numbers], "u2")
+        # In pieces that the writer's limits can hold: a batch of feature maps may be many times as large as its pixels.
+        rows = max(1, _PIECE_BYTES // sum(array[0].nbytes for array in codes.values()))
+        for start in range(0, len(keys), rows):
+            part = slice(start, start + rows)
+            self._hand_over_rows(keys[part], {n: array[part] for n, array in codes.items()}, numbers[part], writer)
+
+    def _hand_over_rows(
+        self, keys: np.ndarray, codes: dict[str, np.ndarray], numbers: np.ndarray, writer: Writer
+    ) -> None:
         dtype = np.dtype(str(self.encoder.spec["dtype"]))
         with np.errstate(over="ignore"):
             codes = {node: array.astype(dtype) for node, array in codes.items()}
-        keys = np.stack([np.frombuffer(r.key or NO_KEY, "u1") for r in batch for _ in r.numbers])
-        numbers = np.array([number for r in batch for number in r.numbers], "u2")
         finite, constant = np.ones(len(keys), dtype=bool), np.ones(len(keys), dtype=bool)
         for array in codes.values():
             flat = array.reshape(len(keys), -1)
@@ -364,9 +379,10 @@ class Extraction:
             constant &= (flat == flat[:, :1]).all(axis=1)
         for place in np.flatnonzero(~finite).tolist():
             self.tally.failed_keys[keys[place].tobytes()] = f"the network gives NaN or Inf for it (as {dtype.name})"
+        if not finite.all():
+            codes = {node: array[finite] for node, array in codes.items()}
         if finite.any():
-            good = {node: array[finite] for node, array in codes.items()}
-            writer.put(keys[finite], good, constant[finite], numbers[finite])
+            writer.put(keys[finite], codes, constant[finite], numbers[finite])
 
     # -- what it came to -------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class Settings:
     augmented: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in precise.CLASSES:
+        if not isinstance(self.precision, str) or self.precision not in precise.CLASSES:
             raise BackboneError(f"precision {self.precision!r}: expected one of {', '.join(precise.CLASSES)}")
         if self.dtype not in ("auto", "float32", "float16"):
             raise StoreError(f"dtype {self.dtype!r}: expected auto, float32 or float16")
@@ -45,6 +45,8 @@ class Settings:
             raise BackboneError(f"pixels {self.pixels!r}: expected one of {', '.join(PIXELS)}")
         if self.engine not in ENGINES:
             raise BackboneError(f"engine {self.engine!r}: expected one of {', '.join(ENGINES)}")
+        if not isinstance(self.device, str) or not self.device:
+            raise BackboneError(f"device {self.device!r}: expected auto, cpu, cuda, cuda:1, …")
         check_view_name(self.view)
         for name, least in (("batch_size", 1), ("workers", 0), ("augmented", 0)):
             value = getattr(self, name)
