@@ -695,3 +695,28 @@ def test_a_gpu_gives_the_same_bits_whatever_the_batches():
     parts = np.concatenate([c["flatten"] for c in backbone.stream(np.array_split(batch, 9), device="cuda:all")])
     assert np.array_equal(whole, parts)
     assert backbone.best_chunk("fp16") in cuda.CANDIDATES
+
+
+def test_no_home_and_a_full_disk_end_in_the_fused_engine(monkeypatch):
+    from featcache.backbone import packages
+
+    def homeless():
+        raise FileNotFoundError("this user has no home folder; set FEATCACHE_CACHE")
+
+    monkeypatch.setattr(packages, "cache_folder", homeless)
+    backbone = Backbone("squeezenet1_1", weights="random", preprocess=Preprocess(resize=64, crop=64))
+    codes = backbone.encode(np.zeros((1, 64, 64, 3), "u1"), engine="compiled")
+    report = backbone.engine_report(engine="compiled")
+    assert codes and report["engine"] == "fused" and "no home folder" in report["reason"]
+
+
+def test_a_writer_that_fails_is_a_package_that_cannot_be_had(tmp_path, monkeypatch):
+    from featcache.backbone import packages
+
+    def full(path):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(packages, "compiler", lambda: "c++")
+    with pytest.raises(packages.PackageError, match="cannot be written .*file write failed"):
+        packages.Packages(tmp_path / "packages").build("a" * 64, full)
+    assert not list((tmp_path / "packages").glob("tmp*"))

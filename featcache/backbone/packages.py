@@ -91,7 +91,10 @@ class Packages:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder if folder is not None else cache_folder() / "packages"
+        try:
+            self.folder = folder if folder is not None else cache_folder() / "packages"
+        except OSError as error:
+            raise PackageError(str(error)) from error
 
     def state(self, key: str) -> str:
         """Return "built", "absent", or "impossible: …" with the reason."""
@@ -140,8 +143,9 @@ class Packages:
             if self._intact(key):  # another process was first
                 return
             self._remove_stale()
-            work = Path(tempfile.mkdtemp(dir=self.folder, prefix="tmp-"))
+            work = self.folder / "tmp"
             try:
+                work = Path(tempfile.mkdtemp(dir=self.folder, prefix="tmp-"))
                 path = work / "package.pt2"
                 problem = make(path)
                 if problem:
@@ -150,8 +154,9 @@ class Packages:
                 path.chmod(0o600)
                 shutil.rmtree(self.folder / key, ignore_errors=True)  # damaged
                 work.rename(self.folder / key)
-            except OSError as error:
-                raise PackageError(f"the cache cannot be written ({error.strerror or error})") from error
+            except (OSError, RuntimeError) as error:  # torch's own writer knows no OSError
+                reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+                raise PackageError(f"the cache cannot be written ({reason})") from error
             finally:
                 shutil.rmtree(work, ignore_errors=True)
             self._evict(key)

@@ -167,7 +167,10 @@ class Encoder:
     @cached_property
     def device(self) -> str:
         """The device in use."""
-        return Backbone.usual_device() if self.settings.device == "auto" else self.settings.device
+        asked = self.settings.device
+        if asked == "auto":
+            return Backbone.usual_device()
+        return "cpu" if asked.split(":")[0] == "cpu" else asked  # "cpu:0" is the same one
 
     @cached_property
     def first_device(self) -> str:
