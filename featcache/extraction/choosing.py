@@ -21,10 +21,10 @@ __all__ = ["ModeChoice", "Trial", "choose_engine", "choose_mode"]
 
 #: A mode must be so many times as fast as fp32 to be worth its rounding.
 _WORTH_SPEEDUP = 1.15
-#: The part of the network's time that low precision usually saves; what a trial must be expected to win back, twice.
-_USUAL_GAIN, _RESERVE = 0.375, 2.0
+#: The part of the network's time that low precision usually saves; how many times over a trial must win itself back.
+_USUAL_GAIN, _RESERVE = 0.375, 1.5
 #: What trials cost, in images computed in fp32 and in seconds: one whole-network mode; the choice of layers.
-_TRIAL_IMAGES, _TRIAL_SECONDS = 72, 0.2
+_TRIAL_IMAGES, _TRIAL_SECONDS = 72, 0.6
 _LAYERS_IMAGES, _LAYERS_SECONDS = 900, 0.5
 #: What building a package usually takes, and the part of the network's time that it saves beyond the fused engine.
 _BUILD_SECONDS, _BUILD_GAIN = 40.0, 0.1

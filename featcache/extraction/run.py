@@ -253,8 +253,11 @@ class Extraction:
         if len(encoder.numbers) > 1:
             probable = probable[self._has(probable)]
         known_keys = KnownKeys(store, probable)
+        new = store.empty  # then no key needs to be looked up
 
         def wanted(key: bytes) -> tuple[int, ...]:
+            if new:
+                return encoder.numbers
             return () if key in known_keys else self._missing_views(key)
 
         writer: Writer | None = None

@@ -153,6 +153,11 @@ class RowStore:
         return self._shards.all
 
     @property
+    def empty(self) -> bool:
+        """Whether no key can have a row: there are no shards, and none in the trash."""
+        return not self._shards.all and not self._shards.damaged and not self._shards.anything_in_trash
+
+    @property
     def damaged(self) -> dict[str, str]:
         """Shards that cannot be read, with the reason; their rows count as missing."""
         return self._shards.damaged

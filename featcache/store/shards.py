@@ -19,7 +19,7 @@ from .entries import CONSTANT, FAILED, OK
 from .index import RowIndex
 from .loading import Rows
 from .storable import view_numbers
-from .trash import TrashedKeys, bring_back
+from .trash import TrashedKeys, bring_back, in_trash
 from .writing import RowSource, write_container
 
 __all__ = ["ShardSet"]
@@ -64,6 +64,11 @@ class ShardSet:
     def folder(self) -> Path:
         """Where they lie."""
         return self._root / "shards"
+
+    @property
+    def anything_in_trash(self) -> bool:
+        """Whether there is any file in the trash, a shard or not."""
+        return bool(in_trash(self._root))
 
     def names(self) -> list[str]:
         """Return the names of all shard files, sorted: the order that decides between rows of one key."""
