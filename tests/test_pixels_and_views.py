@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -269,3 +270,42 @@ def test_arguments_that_are_no_text_are_refused(folder, tmp_path, options):
     with pytest.raises(BackboneError, match="expected"):
         run(folder, tmp_path / "s", **options)
     assert not (tmp_path / "s").exists()
+
+
+def test_the_network_is_busy_while_results_are_handed_over(folder, tmp_path, monkeypatch):
+    under_way, most = 0, 0
+    lock, original = threading.Lock(), fc.Backbone.encode
+
+    def watched(self, pixels, **options):
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.02)
+        try:
+            return original(self, pixels, **options)
+        finally:
+            with lock:
+                under_way -= 1
+
+    reference = run(folder, tmp_path / "r", precision="fp32")
+    monkeypatch.setattr(fc.Backbone, "encode", watched)
+    store = run(folder, tmp_path / "s", precision="fp32", batch_size=1)
+    assert 2 <= most <= 3 and np.array_equal(store.load().X, reference.load().X)
+
+
+def test_an_error_in_a_batch_ahead_loses_none_before_it(folder, tmp_path, monkeypatch):
+    original, calls = fc.Backbone.encode, []
+
+    def failing(self, pixels, **options):
+        calls.append(len(pixels))
+        if len(calls) == 4:
+            raise BackboneError("the fourth batch fails")
+        return original(self, pixels, **options)
+
+    monkeypatch.setattr(fc.Backbone, "encode", failing)
+    with pytest.raises(BackboneError, match="the fourth"):
+        run(folder, tmp_path / "s", precision="fp32", batch_size=2)
+    monkeypatch.setattr(fc.Backbone, "encode", original)
+    again = run(folder, tmp_path / "s", precision="fp32", batch_size=2).report
+    assert (again.computed, again.reused) == (6, 6), "three batches of two were published"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +33,8 @@ _AUDIT_ROWS = 8
 #: Faster pixels must take less than this part of the reference's time to be worth another spec.
 _WORTH_PIXELS = 0.9
 _MOST_PER_PASS = 4096
+#: Batches on their way through a CPU: one at its end, one that takes over the threads as they get free, one waiting.
+_BATCHES_AHEAD = 3
 #: Decoded pixels that may be in flight, and in one batch: inputs of 8192 × 8192 pixels must not fill the memory.
 _WINDOW_BYTES, _BATCH_BYTES = 512 << 20, 256 << 20
 
@@ -205,14 +208,32 @@ class Encoder:
         return {node: np.concatenate([part[node] for part in parts]) for node in parts[0]}
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """Compute codes of batches in the mode in use; on an accelerator, copies and arithmetic overlap."""
+        """Compute codes of batches in the mode in use, in order; reading ahead in `batches` by a few."""
         if self.device == "cpu":
-            for pixels in batches:
-                yield self.backbone.encode(pixels, mode=self.mode, device=self.device, engine=self.engine)
+            yield from self._ahead(iter(batches))
             return
         yield from self.backbone.stream(
             batches, mode=self.mode, device=self.device, engine=self.engine, chunk=self.chunk
         )
+
+    def _ahead(self, batches: Iterator[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Keep the network's threads busy while results are handed over and the next batch is put together."""
+
+        def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
+            return self.backbone.encode(pixels, mode=self.mode, device=self.device, engine=self.engine)
+
+        first = next(batches, None)
+        if first is None:
+            return
+        yield encode(first)  # alone: whatever is made on first use is made once
+        flying: deque[Future[dict[str, np.ndarray]]] = deque()
+        with ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="featcache-batch") as pool:
+            for pixels in batches:
+                flying.append(pool.submit(encode, pixels))
+                if len(flying) >= _BATCHES_AHEAD:
+                    yield flying.popleft().result()
+            while flying:
+                yield flying.popleft().result()
 
     def pixels(self, payload: Any, key: bytes, numbers: Sequence[int]) -> np.ndarray:
         """Decode one image once, and make of it the views that are wanted: uint8 of shape (len(numbers), H, W, C)."""
