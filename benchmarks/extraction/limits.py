@@ -47,23 +47,28 @@ def _limit_line(case: Case, arch: str, weights: str, precision: str) -> dict[str
     sizes = [word for k, v in case.sizes.items() for word in (f"--{k}", v)]
     n = 10 if case.tiny else case.photos // (2 if arch == "resnet18" else 1)
     words = [case.many(n), "--work", work, "--arch", arch, "--weights", weights, "--precision", precision, *sizes]
-    words += ["--least", 0] if case.tiny else []
+    words += ["--least", 0, "--rounds", 1] if case.tiny else []
     found = case.script("extraction/child_limit.py", *words, benchmarks=True).answer
     shutil.rmtree(work)
     note(f"{arch}, {precision}: {found}")
-    decode, forward = (sum(found[name]) / 2 for name in ("decode", "forward"))
-    bound = 1 / (1 / decode + 1 / forward)
+    bounds = [_bound(found, i) for i in range(len(found["achieved"]))]
     return {
         "network": arch,
         "precision": precision,
         "mode": found["mode"],
         "engine": engine_name(found),
-        "decode only, before and after": found["decode"],
-        "forward only, before and after": found["forward"],
-        "limit": round(bound, 1),
+        "decode only, before, between and after": found["decode"],
+        "forward only, before, between and after": found["forward"],
+        "limits": [round(bound, 1) for bound in bounds],
         "achieved": found["achieved"],
-        "achieved / limit": round(found["achieved"] / bound, 3),
+        "achieved / limit": median([rate / bound for rate, bound in zip(found["achieved"], bounds, strict=True)]),
     }
+
+
+def _bound(found: dict[str, Any], i: int) -> float:
+    """Return what an extraction could at most reach, by the measurements just before and after it."""
+    decode, forward = (sum(found[name][i : i + 2]) / 2 for name in ("decode", "forward"))
+    return 1 / (1 / decode + 1 / forward)
 
 
 # ------------------------------------------------------------------------------------------------ forward
