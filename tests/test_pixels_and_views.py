@@ -11,7 +11,7 @@ from conftest import make_tiny_backbone, write_images
 
 import featcache as fc
 from featcache.errors import BackboneError, SpecMismatch, StoreError
-from featcache.extraction import encoder, publishing, remembered
+from featcache.extraction import encoder, probing, publishing, remembered
 from featcache.extraction import precision as precise
 from featcache.extraction import run as module
 from featcache.extraction.audit import audit
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def pixels_that_pay(monkeypatch):
     """What these small images and a busy machine would decide by chance."""
-    monkeypatch.setattr(encoder.Encoder, "_saves_time", lambda self, variant: True)
+    monkeypatch.setattr(probing.Probe, "saves_time", lambda self, variant: True)
 
 
 def run(source, path, **options):
@@ -61,9 +61,9 @@ def test_whether_faster_pixels_pay_is_remembered_for_the_images(folder, tmp_path
     for spent in (0.5, 5.0):  # what a busy machine would make of it the second time
         planned = encoder.Encoder(source, make_tiny_backbone(), Settings(), None)
         variant = planned.backbone.preprocess.fast_variants()[0]
-        assert len(planned._probes[variant])
-        planned._decoding.update({planned.backbone.preprocess: 1.0, variant: spent})
-        found.append(planned._saves_time(variant))
+        assert len(planned._probe.pixels(variant))
+        planned._probe._seconds.update({planned.backbone.preprocess: 1.0, variant: spent})
+        found.append(planned._probe.saves_time(variant))
     assert found == [True, True]
 
 
@@ -91,7 +91,7 @@ def test_pixels_that_do_not_agree_are_not_taken(folder, tmp_path, monkeypatch):
 def test_pixels_that_save_no_time_are_not_taken(folder, tmp_path, monkeypatch):
     monkeypatch.undo()
     for worth, expected in ((0.0, "reference"), (1e9, "torch")):
-        monkeypatch.setattr(encoder, "_WORTH_PIXELS", worth)
+        monkeypatch.setattr(probing, "_WORTH_PIXELS", worth)
         assert run(folder, tmp_path / expected).spec["preprocess"]["resampling"] == expected
 
 

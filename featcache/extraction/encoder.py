@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -15,23 +13,20 @@ import numpy as np
 from ..backbone import Backbone
 from ..backbone.arguments import cores
 from ..errors import BackboneError
-from ..fingerprint import digest_bytes
 from ..preprocess import Preprocess
 from ..sources import ImageSource
 from ..store import FeatureStore
 from . import precision as precise
 from .choosing import ModeChoice, Trial, choose_engine, choose_mode
 from .gauge import Gauge
+from .probing import Probe
 from .reading import Read, Reading
 from .remembered import remembered
 from .settings import Settings
 
 __all__ = ["Encoder"]
 
-_PROBE_IMAGES = 32
 _AUDIT_ROWS = 8
-#: Faster pixels must take less than this part of the reference's time to be worth another spec.
-_WORTH_PIXELS = 0.9
 _MOST_PER_PASS = 4096
 #: Batches on their way through a CPU: one at its end, one that takes over the threads as they get free, one waiting.
 _BATCHES_AHEAD = 3
@@ -59,9 +54,6 @@ class Encoder:
         self.gauge = Gauge(cores())
         #: Set by `prepare`, before the first batch; a run with nothing to compute chooses nothing.
         self.choice: ModeChoice | None = None
-        self._lock = threading.Lock()
-        #: Seconds of a core that the probe's images took, by recipe.
-        self._decoding: dict[Preprocess, float] = defaultdict(float)
         #: Images per forward pass on a GPU; a CPU's are fixed.
         self.chunk: int | None = None
         #: Probes never wait for a compiler.
@@ -100,7 +92,7 @@ class Encoder:
         if self.store is not None:
             stored = Preprocess.from_spec(self.store.spec["preprocess"])
             return stored if stored in variants else reference
-        return next((v for v in variants if self._saves_time(v) and self._agrees(v)), reference)
+        return next((v for v in variants if self._probe.saves_time(v) and self._probe.agrees(v)), reference)
 
     def _require_reference(self, recipe: Preprocess) -> None:
         if (recipe.resampling, recipe.decoder) != (Preprocess().resampling, Preprocess().decoder):
@@ -108,27 +100,6 @@ class Encoder:
                 f"preprocess {recipe.resampling}/{recipe.decoder}: expected reference pixels under --precision fp32 "
                 "(class exact), got faster ones; leave them out, or take --precision auto"
             )
-
-    def _saves_time(self, variant: Preprocess) -> bool:
-        """Tell whether pixels by this recipe take clearly less of a core's time here than the reference's.
-
-        Remembered for these very images: a plan and its run, and a run that is repeated, come to the same spec.
-        """
-        reference = self.backbone.preprocess
-        pixels = self._probes[reference]  # decodes, and notes the time
-        name = f"pixels-{reference.spec()}-{variant.spec()}-{digest_bytes(pixels.tobytes()).hex()}"
-        part = remembered(
-            name, precise.processor(), lambda: self._decoding[variant] / max(self._decoding[reference], 1e-9)
-        )
-        return part < _WORTH_PIXELS
-
-    def _agrees(self, variant: Preprocess) -> bool:
-        """Tell whether faster pixels give the same codes of the probe, in fp32, with reserve for the modes."""
-        pixels = self._probes[variant]
-        if not len(pixels):
-            return False
-        codes = self.encode(pixels, "fp32")
-        return all(precise.worst_cosine(self._exact[n], codes[n]) >= precise.PIXEL_TOLERANCE for n in codes)
 
     def _known_request(self) -> bool:
         request = self.request()
@@ -150,7 +121,7 @@ class Encoder:
             return str(self.store.spec.get("dtype", "float32"))
         if precision_class == "exact":
             return "float32"
-        return "float16" if precise.half_fits(self._exact) else "float32"
+        return "float16" if precise.half_fits(self._probe.exact) else "float32"
 
     @cached_property
     def precision_class(self) -> str:
@@ -261,61 +232,19 @@ class Encoder:
         return self.reading().results(indices, decode=None, on_key=on_key or (lambda index, key: None))
 
     @cached_property
-    def _probes(self) -> dict[Preprocess, np.ndarray]:
-        """Pixels of a few images spread evenly over the source, by every recipe that is tried: (n, H, W, C) each.
-
-        Each image is read once.
-        """
+    def _probe(self) -> Probe:
+        """A few images by every recipe that is tried: all of them before the spec is known, then that of the spec."""
         reference = self.backbone.preprocess
-        recipes = [reference]
+        others: list[Preprocess] = []
         if "spec" in self.__dict__:
-            recipes = list(dict.fromkeys((reference, self.preprocess)))
+            others = [self.preprocess]
         elif self.settings.pixels != "reference" and self.store is None:
-            recipes = [reference, *reference.fast_variants()]
-        self.sample(1, recipes)  # what a first use imports must not count
-        self._decoding.clear()
-        stacked = self.sample(_PROBE_IMAGES, recipes)
-        return {recipe: stacked[:, place] for place, recipe in enumerate(recipes)}
-
-    @cached_property
-    def _exact(self) -> dict[str, np.ndarray]:
-        """Codes of the probe in fp32 on reference pixels; {} when no image of it can be read."""
-        pixels = self._probes[self.backbone.preprocess]
-        return self.encode(pixels, "fp32") if len(pixels) else {}
-
-    def sample(self, n: int, recipes: Sequence[Preprocess] | None = None) -> np.ndarray:
-        """Return the pixels of up to n images spread over the source; unreadable ones are left out.
-
-        Parameters
-        ----------
-        n : int
-            How many.
-        recipes : sequence of Preprocess, default=None
-            Decode by each of these; the recipe in force when None.
-
-        Returns
-        -------
-        ndarray of uint8 of shape (n, len(recipes), H, W, C)
-        """
-        recipes = [self.preprocess] if recipes is None else recipes
-        spread = np.unique(np.linspace(0, len(self.source) - 1, min(n, len(self.source))).astype(int)).tolist()
-        decoded = self.reading(rows=len(recipes)).results(
-            spread, decode=lambda payload, key, numbers: np.stack([self._timed(r, payload) for r in recipes])
-        )
-        pixels = [r.pixels for r in decoded if r.pixels is not None]
-        return np.stack(pixels) if pixels else np.zeros((0, len(recipes), *recipes[0].shape), dtype="u1")
+            others = reference.fast_variants()
+        return Probe(len(self.source), lambda rows: self.reading(rows=rows), self.encode, [reference, *others])
 
     def engine_report(self) -> dict[str, Any]:
         """Return how the network was run here, and why not in another way."""
         return dict(self.backbone.engine_report(mode=self.mode, device=self.first_device, engine=self.engine))
-
-    def _timed(self, recipe: Preprocess, payload: Any) -> np.ndarray:
-        start = time.thread_time()
-        pixels = recipe.pixels(payload)
-        spent = time.thread_time() - start
-        with self._lock:
-            self._decoding[recipe] += spent
-        return pixels
 
     # -- before the first batch -----------------------------------------------------------------------------------
 
@@ -380,13 +309,13 @@ class Encoder:
 
     def _trial(self) -> Trial | None:
         """Return the probe, decoded as the rows will be, beside its exact codes."""
-        pixels = self._probes[self.preprocess] if self.preprocess in self._probes else self.sample(_PROBE_IMAGES)[:, 0]
-        if not len(pixels) or not self._exact:
+        pixels = self._probe.pixels(self.preprocess)
+        if not len(pixels):
             return None
         return Trial(
             encode=self.encode,
             pixels=pixels,
-            exact=self._exact,
+            exact=self._probe.exact,
             mixed=self._mixed,
             name=self._network_name(),
             machine=self.environment()["processor"],
@@ -398,9 +327,9 @@ class Encoder:
         return f"{network['arch']}-{network['weights']}-{network['nodes']}-{self.preprocess.shape}-{self.first_device}"
 
     def _mixed(self, mode: str) -> str | None:
-        pixels = self._probes.get(self.preprocess)
-        if pixels is None or self.device != "cpu":
+        if self.device != "cpu":
             return None
+        pixels = self._probe.pixels(self.preprocess)
         return self.backbone.mixed_mode(pixels, mode=mode, tolerance=precise.PROBE_TOLERANCE)
 
     def environment(self) -> dict[str, str]:
