@@ -198,13 +198,16 @@ class Encoder:
             return
         yield encode(first)  # alone: whatever is made on first use is made once
         flying: deque[Future[dict[str, np.ndarray]]] = deque()
-        with ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="featcache-batch") as pool:
+        pool = ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="featcache-batch")
+        try:
             for pixels in batches:
                 flying.append(pool.submit(encode, pixels))
                 if len(flying) >= _BATCHES_AHEAD:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C nothing more is begun
 
     def pixels(self, payload: Any, key: bytes, numbers: Sequence[int]) -> np.ndarray:
         """Decode one image once, and make of it the views that are wanted: uint8 of shape (len(numbers), H, W, C)."""
