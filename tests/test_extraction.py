@@ -61,6 +61,22 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_reading_fresh_files_again_imports_no_torch(tmp_path):
+    """A file just written has no remembered digest; recognising it needs the spec's recipe, not the network's."""
+    folder = write_images(tmp_path / "images", 4)
+    words = [str(folder), "-o", str(tmp_path / "s"), "--backbone", "embedded", "--quiet"]
+    code = f"""
+import sys
+from featcache.cli import run
+assert run(["extract", *{words!r}]) == 0
+assert not {{"torch", "torchvision"}} & set(sys.modules), "the network was loaded"
+"""
+    subprocess.run([sys.executable, "-m", "featcache", "extract", *words], check=True)
+    for path in sorted(folder.rglob("*.jpg")):
+        path.write_bytes(path.read_bytes())
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_moved_renamed_copied_and_relabelled_images_cost_nothing(done, image_folder, tiny_backbone, tmp_path):
     before = done.load()
     moved = tmp_path / "elsewhere"

@@ -220,7 +220,7 @@ class Encoder:
         workers = self.settings.workers
         threads = self.gauge.cores if workers is None else workers
         window = 2 * (self.settings.batch_size or Backbone.usual_batch(self.settings.device)) + 2 * threads
-        size = int(np.prod(self.backbone.preprocess.shape)) * rows
+        size = int(np.prod(self.preprocess.shape)) * rows
         fits = max(threads + 1, _WINDOW_BYTES // size)
         return Reading(
             self.source,
