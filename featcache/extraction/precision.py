@@ -44,7 +44,7 @@ TOLERANCE = 0.998
 #: Two environments computing in float32 may order their sums differently; measured differences stay far below this.
 EXACT_TOLERANCE = 0.9999
 #: What a mode must reach on the probe before it is used: half the error that the class allows, since the worst of 32
-#: images is not the worst of all (benchmarks/README.md shows both).
+#: images is not the worst of all (benchmarks/README.md has the worst of whole sets).
 PROBE_TOLERANCE = 0.999
 #: Pixels decoded faster must agree so well with the reference's, in fp32, that the modes keep most of that.
 PIXEL_TOLERANCE = 0.9992
