@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from . import cut
 from .packing import Activation, PackedConv, PackedLinear, activation_of, folded
+from .pooling import MaxPool
 
 __all__ = ["Rewritten", "layers", "rewritten"]
 
@@ -157,6 +158,7 @@ class _Rewriting:
         self.dtypes: dict[fx.Node, torch.dtype | None] = {}
         self.input_dtype = input_dtype(module, low, kept)
         self.reasons: list[str] = []
+        self.ends: dict[fx.Node, _Chain] = {}
         self.places: dict[str, str] = {}
 
     def run(self, pack: bool, convolutions: bool, workers: Executor | None) -> Rewritten:
@@ -164,7 +166,7 @@ class _Rewriting:
         packed = self._packed(chains, workers)
         inside = {node for chain in packed for node in self._members(chain)}
         starts = {chain.conv: chain for chain in packed}
-        ends = {chain.last: chain for chain in packed}
+        ends = self.ends = {chain.last: chain for chain in packed}
         for node in self.old.nodes:
             if node in starts:
                 self._place(starts[node], packed[starts[node]])
@@ -353,11 +355,31 @@ class _Rewriting:
         copied = self.new.node_copy(node, lambda n: self._as(self.values[n], dtype))
         copied.meta = {}
         if node.op == "call_module":
-            copied.target = self._moved(str(node.target), dtype or self.low)
+            copied.target = self._pool(node) or self._moved(str(node.target), dtype or self.low)
             if self._is_layer(node):
                 self.places[copied.target] = str(node.target)
         untyped = node.target in (getattr,) or (node.op == "call_method" and node.target in ("size", "dim"))
         self._note(node, copied, None if untyped else dtype)
+
+    def _pool(self, node: fx.Node) -> str:
+        """Return the name of faster max pooling; "" for other modules, and where nothing is packed."""
+        pool = self._module(node)
+        if not (self.ends and MaxPool.can_stand_for(pool)):
+            return ""
+        assert isinstance(pool, nn.MaxPool2d)
+        name = f"pool_{len(self.parts)}"
+        self.parts[name] = MaxPool(pool, all(self._nonnegative(n) for n in node.all_input_nodes))
+        return name
+
+    def _nonnegative(self, node: fx.Node) -> bool:
+        """Whether a value cannot be negative, nor NaN: oneDNN's ReLU makes that 0."""
+        node = self._past_no_ops(node)
+        if node in self.ends:
+            activation = self.ends[node].activation
+            return activation is not None and activation.never_negative
+        joined = node.op == "call_function" and node.target in (torch.cat, torch.concat)
+        pooled = node.op == "call_module" and isinstance(self._module(node), nn.MaxPool2d)
+        return (joined or pooled) and all(self._nonnegative(n) for n in node.all_input_nodes)
 
     def _wanted(self, node: fx.Node) -> torch.dtype | None:
         """Return the dtype that a layer has, and other operations take over from their inputs: the widest of them."""

@@ -26,6 +26,11 @@ class Activation:
         """Whether it can also follow an addition in the same call."""
         return self.name == "relu"
 
+    @property
+    def never_negative(self) -> bool:
+        """Whether its values are 0 or more; NaN becomes 0."""
+        return self.name == "relu" or (self.name == "hardtanh" and self.numbers[0] >= 0)
+
 
 def _gelu(approximate: Any) -> Activation | None:
     return Activation("gelu", (), str(approximate)) if approximate in ("none", "tanh") else None
