@@ -182,7 +182,8 @@ def two_gpus(monkeypatch):
     asked = {"streams": [], "probes": []}
     encode = fc.Backbone.encode
 
-    def stream(self, batches, *, mode, device, engine, chunk):
+    def stream(self, batches, *, mode, device, engine, chunk, threads):
+        assert (threads is None) == (device != "cpu"), "a GPU computes itself"
         asked["streams"].append((mode, device, chunk))
         ahead = []
         for pixels in batches:  # two batches are on their way, as on a GPU
@@ -262,7 +263,7 @@ def test_after_an_error_nothing_is_read_any_more(folder, tmp_path, monkeypatch):
     with pytest.raises(Full) as caught:
         run(folder, tmp_path / "s", workers=3, batch_size=1, publish_seconds=0)
     assert caught.value.__traceback__ is not None
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("featcache-read") and t.is_alive()]
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("featcache-team") and t.is_alive()]
 
 
 @pytest.mark.parametrize("options", [{"precision": []}, {"device": None}, {"device": 3}, {"device": ""}])

@@ -15,6 +15,7 @@ from featcache.extraction.gauge import STAGES, Gauge, verdict
 from featcache.extraction.precision import require_same_codes, row_distances, same_nearest
 from featcache.extraction.publishing import Writer
 from featcache.extraction.reading import Reading
+from featcache.extraction.team import Team
 
 
 class Numbers:
@@ -36,8 +37,9 @@ def decoded(payload, key, numbers):
     return np.full((len(numbers), 1, 1, 3), payload[0], "u1")
 
 
-def reading(source, workers=2, window=8, cores=2):
-    return Reading(source, workers=workers, window=window, gauge=Gauge(cores))
+def reading(source, workers=2, window=8, cores=2, memory=None):
+    team = Team(cores) if workers is None else Team(0, workers)
+    return Reading(source, team=lambda: team, window=window, gauge=Gauge(cores), memory=memory)
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -97,34 +99,6 @@ def test_threads_that_wait_for_bytes_are_joined_by_others():
     list(reading(Numbers(256, seconds=0.01), workers=None, window=64, cores=1).results(range(256), decode=decoded))
     grown = time.perf_counter() - start
     assert grown < 0.75 * 256 * 0.01, "one thread alone would wait for each image in turn"
-
-
-def test_the_crowd_grows_and_keeps_to_its_size():
-    crowd, inside, most = budget.Crowd(2), 0, 0
-    lock = threading.Lock()
-
-    def work():
-        nonlocal inside, most
-        with crowd:
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(0.01)
-            with lock:
-                inside -= 1
-
-    def run(n):
-        threads = [threading.Thread(target=work) for _ in range(n)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
-
-    run(8)
-    assert most == 2
-    crowd.grow(5)
-    crowd.grow(5)
-    crowd.grow(5)
-    crowd.grow(5)
-    assert crowd.size == 5
 
 
 def test_a_budget_of_bytes_lets_one_giant_in_and_no_second():

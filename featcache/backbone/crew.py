@@ -8,11 +8,24 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, Protocol
 
 import torch
 
-__all__ = ["crew"]
+__all__ = ["Threads", "crew", "lent"]
+
+
+class Threads(Protocol):
+    """Threads that somebody else has."""
+
+    size: int
+    urgent_at_once: int
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        """Have something done in one of `size` threads; while all of them are free, in each of them once."""
+
 
 _crews: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -39,17 +52,31 @@ def crew(size: int) -> ThreadPoolExecutor:
         return _crews[key]
 
 
+def lent(threads: Threads) -> None:
+    """Let each of somebody's threads compute on one core, and no more of them at once than torch may use."""
+    _settle(threads, threads.size)
+    threads.urgent_at_once = min(threads.size, torch.get_num_threads())
+
+
 def _hired(size: int) -> ThreadPoolExecutor:
-    """Start the threads at once: PyTorch remembers the last number that any thread asked for, so it is set back."""
+    pool = ThreadPoolExecutor(size, thread_name_prefix="featcache-model")
+    _settle(pool, size)
+    return pool
+
+
+def _settle(pool: Executor | Threads, size: int) -> None:
+    """Start them all at once: PyTorch remembers the last number that any thread asked for, so it is set back."""
     before, present = torch.get_num_threads(), threading.Barrier(size)
 
-    def settle() -> None:
+    def one() -> None:
         torch.get_num_threads()  # a thread's first question sets it to that last number; later ones do not
         torch.set_num_threads(1)
         present.wait()
 
-    pool = ThreadPoolExecutor(size, thread_name_prefix="featcache-model")
-    for started in [pool.submit(settle) for _ in range(size)]:
-        started.result()
+    try:
+        for started in [pool.submit(one) for _ in range(size)]:
+            started.result()
+    except BaseException:
+        present.abort()  # after Ctrl-C those who are there must not wait for the others
+        raise
     torch.set_num_threads(before)
-    return pool

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +19,7 @@ from ..errors import BackboneError, WeightsError
 from ..fingerprint import digest_tensors
 from . import cuda, cut, mixed, weights, zoo
 from .arguments import Mode
-from .crew import crew
+from .crew import Threads, crew
 from .engines import Engines, Runner, describe
 from .normalise import normalised, normalised_on
 
@@ -86,6 +87,7 @@ class Network:
         mode: Mode,
         device: str,
         engine: str = "auto",
+        threads: Threads | None = None,
     ) -> dict[str, np.ndarray]:
         """Return node → float32 codes for uint8 pixels (N, H, W, C); see `Backbone.encode`."""
         target = usable_device(device)
@@ -105,7 +107,7 @@ class Network:
                 if len(pixels) and not runner.proven:
                     size = runner.chunk
                     runner = self.engines.proven(mode, target, engine, lambda dtype: normal(0, size, dtype))  # noqa: B023
-                return self._encoded(runner, len(pixels), normal, target, mode)
+                return self._encoded(runner, len(pixels), normal, target, mode, threads)
             except (MemoryError, RuntimeError) as error:
                 if not cuda.is_out_of_memory(error) or runner.chunk == 1:
                     raise
@@ -119,6 +121,7 @@ class Network:
         normal: Callable[[int, int, torch.dtype], Tensor],
         target: torch.device,
         mode: Mode,
+        threads: Threads | None,
     ) -> dict[str, np.ndarray]:
         codes = {node: np.empty((n, *self.shapes[node]), np.float32) for node in self.nodes}
 
@@ -131,8 +134,11 @@ class Network:
 
         starts = range(0, n, runner.chunk)
         if runner.parallel:
-            for _ in crew(torch.get_num_threads()).map(run, starts):
-                pass
+            pool = threads if threads is not None else crew(torch.get_num_threads())
+            parts = [pool.submit(run, start) for start in starts]
+            wait(parts, return_when=FIRST_EXCEPTION)
+            for part in parts:
+                part.result()
         else:
             for start in starts:
                 run(start)

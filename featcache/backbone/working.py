@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..preprocess import Preprocess
+    from .crew import Threads
     from .cuda import Lane
     from .engines import Engines
     from .network import Network
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Working"]
 
 _CHUNK_GPU = 64
+#: Batches on their way through a CPU: one at its end, one that takes over the threads as they get free, one waiting.
+_BATCHES_AHEAD = 3
 
 
 class Working:
@@ -38,7 +44,13 @@ class Working:
             """Everything that decides the codes."""
 
     def encode(
-        self, pixels: np.ndarray, *, mode: str = "fp32", device: str = "cpu", engine: str = "auto"
+        self,
+        pixels: np.ndarray,
+        *,
+        mode: str = "fp32",
+        device: str = "cpu",
+        engine: str = "auto",
+        threads: Threads | None = None,
     ) -> dict[str, np.ndarray]:
         """Compute the codes of a batch.
 
@@ -55,6 +67,8 @@ class Working:
             What runs the network: "eager" is the module as PyTorch runs it, "fused" its layers fused and packed for a
             CPU, "compiled" a package made by a compiler (and kept) on first use. "auto" is "fused" on a CPU where the
             network could be traced, else "eager". `engine_report` tells what is really used, and why.
+        threads : Threads, optional
+            What computes on a CPU instead of threads of its own; only `stream` gives it.
 
         Returns
         -------
@@ -86,7 +100,9 @@ class Working:
         arguments.check_pixels(pixels, recipe.shape)
         if engine == "compiled":
             self._engines  # noqa: B018 - tells it its identity
-        return self._network.encode(pixels, recipe.mean, recipe.std, mode=parsed, device=device, engine=engine)
+        return self._network.encode(
+            pixels, recipe.mean, recipe.std, mode=parsed, device=device, engine=engine, threads=threads
+        )
 
     def stream(
         self,
@@ -96,11 +112,13 @@ class Working:
         device: str = "cpu",
         engine: str = "auto",
         chunk: int | None = None,
+        threads: Threads | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Compute the codes of a stream of batches, lazily and in order.
 
-        On a GPU the next batch is copied while one is computed, at most two are on their way, and a chunk that needs
-        too much memory is halved.
+        On a CPU up to three batches are on their way, so that cores which are done with one go on with the next. On a
+        GPU the next batch is copied while one is computed, at most two are on their way, and a chunk that needs too
+        much memory is halved.
 
         Parameters
         ----------
@@ -113,6 +131,8 @@ class Working:
         chunk : int, optional
             Images per forward pass on a GPU, 64 by default; `best_chunk` measures the fastest. A row's bits depend
             on it.
+        threads : Threads, optional
+            What computes on a CPU instead of threads of its own.
 
         Yields
         ------
@@ -122,8 +142,33 @@ class Working:
         arguments.check_mode(mode)
         arguments.check_engine(engine)
         if not device.startswith("cuda"):
-            return (self.encode(batch, mode=mode, device=device, engine=engine) for batch in batches)
+            return self._stream_ahead(iter(batches), mode, device, engine, threads)
         return self._stream_on_gpus(batches, mode, device, chunk)
+
+    def _stream_ahead(
+        self, batches: Iterator[np.ndarray], mode: str, device: str, engine: str, threads: Threads | None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Keep the network's threads busy while results are handed over and the next batch is put together."""
+        encode = partial(self.encode, mode=mode, device=device, engine=engine, threads=threads)
+        first = next(batches, None)
+        if first is None:
+            return
+        if threads is not None:
+            from .crew import lent
+
+            lent(threads)
+        yield encode(first)  # alone: whatever is made on first use is made once
+        flying: deque[Future[dict[str, np.ndarray]]] = deque()
+        pool = ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="featcache-batch")
+        try:
+            for pixels in batches:
+                flying.append(pool.submit(encode, pixels))
+                if len(flying) >= _BATCHES_AHEAD:
+                    yield flying.popleft().result()
+            while flying:
+                yield flying.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C nothing more is begun
 
     def _stream_on_gpus(
         self, batches: Iterable[np.ndarray], mode: str, device: str, chunk: int | None
@@ -295,6 +340,6 @@ class Working:
 
     @staticmethod
     def usual_batch(device: str = "cpu") -> int:
-        """Return a batch size that keeps a device busy: 64 images per core on a CPU, else 256."""
-        # Between two batches of a CPU some cores wait for the last one.
-        return 64 * arguments.cores() if device == "cpu" else 256
+        """Return a batch size that keeps a device busy: 32 images per core on a CPU, else 256."""
+        # Several batches are on their way at a time: larger ones would only take more memory.
+        return 32 * arguments.cores() if device == "cpu" else 256

@@ -1,4 +1,4 @@
-"""Limits on what is under way: bytes, since one huge photo takes as much memory as thousands of usual ones; threads."""
+"""A limit on what is under way, in bytes: one huge photo takes as much memory as thousands of usual ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-__all__ = ["ByteBudget", "Crowd"]
+__all__ = ["ByteBudget"]
 
 
 class ByteBudget:
@@ -35,34 +35,3 @@ class ByteBudget:
             with self._changed:
                 self._used -= size
                 self._changed.notify_all()
-
-
-class Crowd:
-    """Lets so many threads work at once; the number may grow.
-
-    Parameters
-    ----------
-    size : int
-        How many, at first.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._inside = 0
-        self._changed = threading.Condition()
-
-    def grow(self, most: int) -> None:
-        """Let half as many more in, up to `most`."""
-        with self._changed:
-            self.size = min(most, self.size + max(1, self.size // 2))
-            self._changed.notify_all()
-
-    def __enter__(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._inside < self.size)
-            self._inside += 1
-
-    def __exit__(self, *exc: object) -> None:
-        with self._changed:
-            self._inside -= 1
-            self._changed.notify()

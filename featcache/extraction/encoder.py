@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -19,17 +17,17 @@ from ..store import FeatureStore
 from . import precision as precise
 from .choosing import ModeChoice, Trial, choose_engine, choose_mode
 from .gauge import Gauge
+from .pixels import PixelMemory
 from .probing import Probe
 from .reading import Read, Reading
 from .remembered import remembered
 from .settings import Settings
+from .team import Team
 
 __all__ = ["Encoder"]
 
 _AUDIT_ROWS = 8
 _MOST_PER_PASS = 4096
-#: Batches on their way through a CPU: one at its end, one that takes over the threads as they get free, one waiting.
-_BATCHES_AHEAD = 3
 #: Decoded pixels that may be in flight, and in one batch: inputs of 8192 × 8192 pixels must not fill the memory.
 _WINDOW_BYTES, _BATCH_BYTES = 512 << 20, 256 << 20
 
@@ -178,36 +176,19 @@ class Encoder:
         ]
         return {node: np.concatenate([part[node] for part in parts]) for node in parts[0]}
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """Compute codes of batches in the mode in use, in order; reading ahead in `batches` by a few."""
-        if self.device == "cpu":
-            yield from self._ahead(iter(batches))
-            return
-        yield from self.backbone.stream(
-            batches, mode=self.mode, device=self.device, engine=self.engine, chunk=self.chunk
+    def stream(self, batches: Iterable[np.ndarray], team: Team) -> Iterator[dict[str, np.ndarray]]:
+        """Compute codes of batches in the mode in use, in order; reading ahead in `batches` by a few.
+
+        On a CPU the team computes, unless it only reads.
+        """
+        return self.backbone.stream(
+            batches,
+            mode=self.mode,
+            device=self.device,
+            engine=self.engine,
+            chunk=self.chunk,
+            threads=team if team.size and self.device == "cpu" else None,
         )
-
-    def _ahead(self, batches: Iterator[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """Keep the network's threads busy while results are handed over and the next batch is put together."""
-
-        def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
-            return self.backbone.encode(pixels, mode=self.mode, device=self.device, engine=self.engine)
-
-        first = next(batches, None)
-        if first is None:
-            return
-        yield encode(first)  # alone: whatever is made on first use is made once
-        flying: deque[Future[dict[str, np.ndarray]]] = deque()
-        pool = ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="featcache-batch")
-        try:
-            for pixels in batches:
-                flying.append(pool.submit(encode, pixels))
-                if len(flying) >= _BATCHES_AHEAD:
-                    yield flying.popleft().result()
-            while flying:
-                yield flying.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C nothing more is begun
 
     def pixels(self, payload: Any, key: bytes, numbers: Sequence[int]) -> np.ndarray:
         """Decode one image once, and make of it the views that are wanted: uint8 of shape (len(numbers), H, W, C)."""
@@ -215,7 +196,15 @@ class Encoder:
             return self.preprocess.pixels(payload)[None]
         return self.preprocess.views(payload, key, max(numbers))[list(numbers)]
 
-    def reading(self, *, rows: int = 1, gauge: Gauge | None = None) -> Reading:
+    def team(self) -> Team:
+        """Return the threads of a stream, for a ``with`` statement: all-rounders, or those that were asked for.
+
+        Where the settings say how many threads read, the network has threads of its own.
+        """
+        workers = self.settings.workers
+        return Team(self.gauge.cores) if workers is None else Team(0, workers)
+
+    def reading(self, *, rows: int = 1, gauge: Gauge | None = None, memory: PixelMemory | None = None) -> Reading:
         """Return how images are read here, each giving up to so many rows of pixels."""
         workers = self.settings.workers
         threads = self.gauge.cores if workers is None else workers
@@ -224,10 +213,11 @@ class Encoder:
         fits = max(threads + 1, _WINDOW_BYTES // size)
         return Reading(
             self.source,
-            workers=workers,
+            team=self.team,
             window=min(window, fits),
             gauge=gauge or Gauge(self.gauge.cores),
             memory_of=lambda payload: self.preprocess.memory_of(payload),
+            memory=memory,
         )
 
     def keys(self, indices: Sequence[int], on_key: Callable[[int, bytes], None] | None = None) -> Iterator[Read]:

@@ -1,18 +1,19 @@
 """The first stages of the stream: read, digest and decode in threads, in the source's order, within bounded memory.
 
 One pass over an image's bytes yields both its key and its pixels. At most a window of images and a budget of bytes is
-in flight, whatever their number and size. How many threads read is measured: one per core decodes; where they spend
-their time waiting for bytes (a network disk), more of them are let in.
+in flight, whatever their number and size. How many threads read is measured: one per core, each of which computes as
+well; where they spend their time waiting for bytes (a network disk), helpers join them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +22,10 @@ import numpy as np
 from ..errors import ImageError
 from ..fingerprint import digest_bytes, digest_pixels
 from ..images import pixel_identity
-from .budget import ByteBudget, Crowd
+from .budget import ByteBudget
 from .gauge import Gauge
+from .pixels import PixelMemory
+from .team import Team
 
 __all__ = ["Read", "Reading", "key_of"]
 
@@ -117,27 +120,30 @@ class Reading:
     ----------
     source : ImageSource
         Where to read.
-    workers : int or None
-        Reading threads; 0 reads in the caller's thread; None: one per core, more while they wait for bytes.
+    team : callable
+        Makes the threads that read, unless `results` gets them; one without any reads in the caller's thread.
     window : int
         How many images may be in flight.
     gauge : Gauge
         Told what each image cost.
     memory_of : callable, default=None
         Payload → bytes that decoding it takes.
+    memory : PixelMemory, optional
+        Where pixels are put; whoever gets them gives them back.
     """
 
     def __init__(
         self,
         source: Any,
         *,
-        workers: int | None,
+        team: Callable[[], Team],
         window: int,
         gauge: Gauge,
         memory_of: Callable[[Any], int] = lambda payload: 0,
+        memory: PixelMemory | None = None,
     ) -> None:
-        self.source, self.workers, self.window, self.gauge = source, workers, window, gauge
-        self._memory_of = memory_of
+        self.source, self.window, self.gauge = source, window, gauge
+        self._team, self._memory_of, self._memory = team, memory_of, memory
         self._budget = ByteBudget(DECODING_BYTES)
 
     def results(
@@ -147,6 +153,7 @@ class Reading:
         decode: Callable[[Any, bytes, tuple[int, ...]], np.ndarray] | None,
         wanted: Callable[[bytes], tuple[int, ...]] = lambda key: (0,),
         on_key: Callable[[int, bytes], None] = lambda index, key: None,
+        team: Team | None = None,
     ) -> Generator[Read, None, None]:
         """Read the given images, in order, decoding those that are wanted.
 
@@ -160,6 +167,8 @@ class Reading:
             Key → view numbers whose codes are missing; () when everything is there.
         on_key : callable
             Told each (index, key) as soon as it is known, from the reading threads.
+        team : Team, optional
+            Threads that go on after the last image; else there are some for the time of reading.
 
         Yields
         ------
@@ -174,7 +183,9 @@ class Reading:
             finally:
                 clock.report(self.gauge)
 
-        yield from map(read, indices) if self.workers == 0 else self._threaded(read, indices)
+        with contextlib.nullcontext(team) if team is not None else self._team() as threads:
+            alone = not (threads.size or threads.helpers)
+            yield from map(read, indices) if alone else self._threaded(threads, read, indices)
 
     def _one(
         self,
@@ -201,7 +212,7 @@ class Reading:
             if decode is None or not numbers or not seen.claim(key):
                 return Read(index, key)
             with self._budget.hold(self._memory_of(payload)):
-                pixels = decode(payload, key, numbers)
+                pixels = self._kept(decode(payload, key, numbers))
             clock.lap("decode")
             return Read(index, key, pixels, numbers=numbers)
         except ImageError as error:
@@ -209,24 +220,29 @@ class Reading:
         except OSError as error:
             return Read(index, key, error=f"cannot be read: {error.strerror or error}")
 
-    def _threaded(self, read: Callable[[int], Read], indices: Sequence[int]) -> Iterator[Read]:
-        most = self.workers or min(_MOST_THREADS_PER_CORE * self.gauge.cores, _MOST_THREADS)
-        crowd = Crowd(self.workers or min(self.gauge.cores, most))
+    def _kept(self, pixels: np.ndarray) -> np.ndarray:
+        if self._memory is None:
+            return pixels
+        kept = self._memory.take(pixels.shape)
+        kept[...] = pixels
+        return kept
 
-        def admitted(index: int) -> Read:
-            with crowd:
-                return read(index)
-
-        pool = ThreadPoolExecutor(most, thread_name_prefix="featcache-read")
+    def _threaded(self, team: Team, read: Callable[[int], Read], indices: Sequence[int]) -> Iterator[Read]:
         flying: deque[Future[Read]] = deque()
         try:
             for place, index in enumerate(indices, start=1):
-                flying.append(pool.submit(admitted, index))
-                if place % _BETWEEN_LOOKS == 0 and self.gauge.blocked > _MOSTLY_WAITING:
-                    crowd.grow(most)
+                flying.append(team.later(read, index))
+                if place % _BETWEEN_LOOKS == 0 and team.size and self.gauge.blocked > _MOSTLY_WAITING:
+                    team.grow(self._more_helpers(team))
                 if len(flying) >= self.window:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in flying:
+                future.cancel()
+
+    def _more_helpers(self, team: Team) -> int:
+        """Return the number of helpers that makes half as many more threads, up to a limit."""
+        most = min(_MOST_THREADS_PER_CORE * self.gauge.cores, _MOST_THREADS) - team.size
+        return min(most, team.helpers + max(1, (team.size + team.helpers) // 2))

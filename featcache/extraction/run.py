@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from ..sources import ImageSource
 from ..store import FAILED, NO_KEY, Entries, FeatureStore, Snapshot
 from .encoder import Encoder
 from .gauge import Verdict
+from .pixels import PixelMemory
 from .planning import estimate
 from .publishing import Writer
 from .reading import Read
 from .report import ExtractionReport, Plan
 from .settings import Settings
 from .tally import NO_KEYS, KnownKeys, Tally, among
+from .team import Team
 
 __all__ = ["Extraction"]
 
@@ -261,11 +263,11 @@ class Extraction:
             return () if key in known_keys else self._missing_views(key)
 
         writer: Writer | None = None
-        with self.progress as bar:
+        memory = PixelMemory()
+        with self.progress as bar, encoder.team() as team:
             bar.start("extracting", len(indices))
-            reads = encoder.reading(rows=len(encoder.numbers), gauge=encoder.gauge).results(
-                indices, decode=encoder.pixels, wanted=wanted, on_key=self._note_key
-            )
+            reading = encoder.reading(rows=len(encoder.numbers), gauge=encoder.gauge, memory=memory)
+            reads = reading.results(indices, decode=encoder.pixels, wanted=wanted, on_key=self._note_key, team=team)
             try:
                 batches = self._batches(reads, bar)
                 first = next(batches, None)
@@ -273,7 +275,7 @@ class Extraction:
                     encoder.prepare(len(indices), self._likely_stored(head))
                     encoder.gauge.begin()
                     writer = Writer(store, encoder.computed(), self.settings.publish_seconds, encoder.gauge)
-                    self._compute(itertools.chain([first], batches), writer)
+                    self._compute(itertools.chain([first], batches), writer, team, memory)
             finally:
                 # Also after Ctrl-C or an error: rows that are computed are published before anything else happens.
                 try:
@@ -338,17 +340,17 @@ class Extraction:
         failed = f"{len(self.tally.errors)} failed" if self.tally.errors else ""
         return " · ".join(part for part in (failed, self._note) if part)
 
-    def _compute(self, batches: Iterator[list[Read]], writer: Writer) -> None:
+    def _compute(self, batches: Iterator[list[Read]], writer: Writer, team: Team, memory: PixelMemory) -> None:
         """Run batches through the network and hand their good rows to the writer."""
-        under_way: deque[list[Read]] = deque()
+        under_way: deque[tuple[list[Read], np.ndarray]] = deque()
 
         def pixels() -> Iterator[np.ndarray]:
             for batch in batches:
-                under_way.append(batch)
-                yield np.concatenate([r.pixels for r in batch if r.pixels is not None])
+                under_way.append((batch, _together([r.pixels for r in batch if r.pixels is not None], memory)))
+                yield under_way[-1][1]
 
-        codes = self.encoder.stream(pixels())
         waits = self.encoder.device != "cpu"
+        codes = self.encoder.stream(pixels(), team)
         while True:
             start = time.perf_counter()
             computed = next(codes, None)
@@ -356,7 +358,9 @@ class Extraction:
                 self.encoder.gauge.add_device(time.perf_counter() - start)
             if computed is None:
                 return
-            self._hand_over(under_way.popleft(), computed, writer)
+            batch, used = under_way.popleft()
+            memory.give_back(used)
+            self._hand_over(batch, computed, writer)
             del computed  # before the next batch is computed
 
     def _hand_over(self, batch: list[Read], codes: dict[str, np.ndarray], writer: Writer) -> None:
@@ -444,3 +448,12 @@ class Extraction:
             )
             error.report = report
             raise error
+
+
+def _together(parts: Sequence[np.ndarray], memory: PixelMemory) -> np.ndarray:
+    """Return a batch of pixels (N, H, W, C), in memory that is to be given back; that of its parts is."""
+    batch = memory.take((sum(map(len, parts)), *parts[0].shape[1:]))
+    np.concatenate(parts, out=batch)
+    for part in parts:
+        memory.give_back(part)
+    return batch

@@ -1,0 +1,195 @@
+"""The threads of a stream, and the memory that its pixels lie in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+
+import numpy as np
+import pytest
+import torch
+
+from featcache.backbone.crew import lent
+from featcache.extraction.pixels import PixelMemory
+from featcache.extraction.reading import Reading
+from featcache.extraction.team import Team
+
+
+class Held:
+    """Tasks that note that they began, and wait until they are released."""
+
+    def __init__(self):
+        self.begun, self.inside, self.most = [], 0, 0
+        self.go, self._lock = threading.Event(), threading.Lock()
+
+    def __call__(self, name):
+        with self._lock:
+            self.begun.append(name)
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        assert self.go.wait(10)
+        with self._lock:
+            self.inside -= 1
+        return name
+
+
+def until(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
+    assert condition()
+
+
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+def test_urgent_tasks_come_first_and_each_kind_in_its_order():
+    held, done = Held(), []
+    with Team(1) as team:
+        team.later(held, "first")
+        until(lambda: held.begun)
+        others = [team.later(done.append, f"later {i}") for i in range(3)]
+        urgent = [team.submit(done.append, f"urgent {i}") for i in range(3)]
+        held.go.set()
+        wait([*others, *urgent])
+    assert done == [*(f"urgent {i}" for i in range(3)), *(f"later {i}" for i in range(3))]
+
+
+def test_helpers_leave_what_is_urgent():
+    held = Held()
+    with Team(1, helpers=2) as team:
+        tasks = [team.submit(held, "urgent") for _ in range(3)] + [team.later(held, "other") for _ in range(4)]
+        until(lambda: len(held.begun) == 3)
+        time.sleep(0.02)
+        assert sorted(held.begun) == ["other", "other", "urgent"]
+        held.go.set()
+        wait(tasks)
+    assert sorted(held.begun) == ["other"] * 4 + ["urgent"] * 3
+
+
+def test_no_more_urgent_tasks_at_once_than_allowed():
+    held = Held()
+    with Team(3) as team:
+        team.urgent_at_once = 1
+        tasks = [team.submit(held, "urgent") for _ in range(4)]
+        until(lambda: held.begun)
+        time.sleep(0.02)
+        assert held.most == 1
+        other = team.later(lambda: "other")
+        assert other.result(5) == "other", "the threads that may not compute still read"
+        held.go.set()
+        wait(tasks)
+    assert held.most == 1 and len(held.begun) == 4
+
+
+def test_all_work_is_done_whoever_asks():
+    with Team(2, helpers=1) as team:
+        team.grow(3)
+        team.grow(2)
+        assert team.helpers == 3
+        futures = [(team.submit if i % 3 else team.later)(lambda i=i: i * i) for i in range(2000)]
+        assert [f.result(10) for f in futures] == [i * i for i in range(2000)]
+
+
+def test_errors_reach_whoever_waits_and_the_thread_goes_on():
+    def fails():
+        raise KeyError("mine")
+
+    with Team(1) as team:
+        with pytest.raises(KeyError, match="mine"):
+            team.submit(fails).result(5)
+        assert team.submit(int, "7").result(5) == 7
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_cancels_what_was_not_begun_and_whoever_waits_goes_on():
+    held = Held()
+    team = Team(1)
+    running = team.later(held, "running")
+    until(lambda: held.begun)
+    waiting = [team.submit(held, "never"), team.later(held, "never")]
+    woken = threading.Thread(target=wait, args=(waiting,))
+    woken.start()
+    waiting[1].cancel()
+    team.shutdown(wait=False)
+    woken.join(5)
+    assert not woken.is_alive(), "concurrent.futures.wait must hear of it"
+    held.go.set()
+    team.shutdown()
+    assert running.result(5) == "running" and held.begun == ["running"]
+    with pytest.raises(CancelledError):
+        waiting[0].result(5)
+    with pytest.raises(RuntimeError, match="ended"):
+        team.submit(int)
+
+
+def test_a_team_leaves_no_threads():
+    before = threading.active_count()
+    for _ in range(5):
+        with Team(3, helpers=2) as team:
+            team.submit(int).result(5)
+    assert threading.active_count() == before
+
+
+# -- PyTorch's threads -----------------------------------------------------------------------------------------------
+
+
+def test_lent_threads_compute_on_one_core_each_and_the_caller_keeps_its_own():
+    before = torch.get_num_threads()
+    held = threading.Barrier(3)
+
+    def threads():
+        held.wait(10)
+        return torch.get_num_threads()
+
+    with Team(3) as team:
+        lent(team)
+        assert team.urgent_at_once == min(3, before)
+        team.urgent_at_once = 3
+        assert [f.result(10) for f in [team.submit(threads) for _ in range(3)]] == [1, 1, 1]
+    assert torch.get_num_threads() == before
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_is_given_back_is_taken_again_and_no_other():
+    memory = PixelMemory()
+    one, two = memory.take((2, 3)), memory.take((2, 3))
+    one[...], two[...] = 1, 2
+    assert one.dtype == np.uint8 and not np.shares_memory(one, two)
+    memory.give_back(one)
+    memory.give_back(one)  # a second time means nothing
+    again, new = memory.take((2, 3)), memory.take((2, 3))
+    assert np.shares_memory(again, one) and not np.shares_memory(new, one) and not np.shares_memory(new, two)
+    assert (two == 2).all()
+    foreign = np.zeros((2, 3), np.uint8)
+    memory.give_back(foreign)
+    assert not np.shares_memory(memory.take((2, 3)), foreign)
+    assert memory.take((3, 2)).shape == (3, 2)
+
+
+def test_pixels_in_memory_of_their_own_are_the_same():
+    class Source:
+        version, ids = None, tuple(map(str, range(40)))
+
+        def read(self, i):
+            return bytes([i])
+
+    def decode(payload, key, numbers):
+        return np.full((len(numbers), 2, 2, 3), payload[0], np.uint8)
+
+    from featcache.extraction.gauge import Gauge
+
+    memory, seen, places = PixelMemory(), [], set()
+    found = Reading(Source(), team=lambda: Team(2), window=4, gauge=Gauge(2), memory=memory)
+    for read in found.results(range(40), decode=decode):
+        seen.append(int(read.pixels.max()))
+        assert (read.pixels == read.index).all()
+        places.add(read.pixels.ctypes.data)
+        memory.give_back(read.pixels)
+    assert seen == list(range(40))
+    assert len(places) <= 6, "no more of it than was in flight"
