@@ -1,7 +1,9 @@
 """The command line: same names and defaults as the library, one clear line per mistake, JSON for machines."""
 
+import gc
 import inspect
 import json
+import os
 import subprocess
 import sys
 import time
@@ -354,3 +356,29 @@ def test_a_list_with_columns_of_other_names(capsys, image_folder, tmp_path):
     )  # fmt: skip
     data = fc.FeatureStore.open(tmp_path / "s").load()
     assert data.classes.tolist() == ["00", "01"] and np.unique(data.groups).tolist() == ["p0", "p1", "p2"]
+
+
+# -- starting and ending ---------------------------------------------------------------------------------------------
+
+
+def test_a_command_leaves_the_collector_as_it_was():
+    before = gc.get_threshold()
+    assert run(["--version"]) == 0
+    assert gc.get_threshold() == before
+
+
+def test_the_end_runs_what_was_registered_and_loses_no_output():
+    code = (
+        "import atexit, sys; from featcache.cli.starting import leave; atexit.register(print, 'registered')\n"
+        "print('written', end=''); leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "writtenregistered\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+def test_the_end_says_when_output_could_not_be_written():
+    code = "from featcache.cli.starting import leave; print('much'); leave(0)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 120 and "No space left" in done.stderr

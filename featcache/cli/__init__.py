@@ -8,17 +8,14 @@ Heavy libraries are imported by the verbs, not here: ``featcache --help`` takes 
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 __all__ = ["run"]
 
-_OBJECTS_BETWEEN_COLLECTIONS = (100_000, 50, 100)
 _INTERRUPTED = "interrupted; what was published is kept, the same command goes on from there"
 
 
@@ -37,10 +34,11 @@ def run(arguments: Sequence[str]) -> int:
     """
     from ..errors import FeatcacheError
     from .commands import app
+    from .starting import rarer_collections
 
     _prepare_streams()
     try:
-        with _rarer_collections(), warnings.catch_warnings():
+        with rarer_collections(), warnings.catch_warnings():
             # What Pillow thinks of an image's metadata; an image that cannot be used ends in the ledger.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             status = app(args=list(arguments), prog_name="featcache", standalone_mode=False)
@@ -63,17 +61,6 @@ def run(arguments: Sequence[str]) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _usage(error)
-
-
-@contextlib.contextmanager
-def _rarer_collections() -> Iterator[None]:
-    """Let the garbage collector look less often: importing PyTorch makes a million objects, and all of them stay."""
-    before = gc.get_threshold()
-    gc.set_threshold(*_OBJECTS_BETWEEN_COLLECTIONS)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _prepare_streams() -> None:
