@@ -379,6 +379,8 @@ def test_the_end_runs_what_was_registered_and_loses_no_output():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
 def test_the_end_says_when_output_could_not_be_written():
     code = "from featcache.cli.starting import leave; print('much'); leave(0)"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-c", code]
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     assert done.returncode == 120 and "No space left" in done.stderr
