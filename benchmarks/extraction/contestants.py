@@ -1,5 +1,6 @@
 """Who takes part in a race, and the race: interleaved, so that what disturbs one disturbs all."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,11 +86,16 @@ def with_ratios(lines: list[dict[str, Any]], to: str = "tutorial loop") -> list[
 
 
 def featcache(
-    case: Case, name: str, network: Sequence[Any], precision: str, cache: str = "cache", repeats: int = 99
+    case: Case, name: str, network: Sequence[Any], precision: str, cache: str = "cache", fresh: bool = False
 ) -> Contestant:
-    """Our own command line."""
-    words = [*network, "--precision", precision]
-    return Contestant(name, lambda folder: case.extract(folder, *words, cache=cache), repeats)
+    """Our own command line; `fresh`: each run has an empty private cache, the first one of the name given."""
+    words, runs = [*network, "--precision", precision], itertools.count()
+
+    def run(folder: Path) -> Ran:
+        number = next(runs)
+        return case.extract(folder, *words, cache=f"{cache}-{number}" if fresh and number else cache)
+
+    return Contestant(name, run)
 
 
 def loop(case: Case, name: str, script: str, network: Sequence[Any], *more: Any, **options: Any) -> Contestant:

@@ -53,7 +53,7 @@ def jobs(case: Case, n: int) -> dict[str, Any]:
     folder = case.many(n)
     large = n >= LARGE
     first = [
-        field.featcache(case, f"featcache {p}, first use", own, p, cache=f"first-{p}", repeats=1)
+        field.featcache(case, f"featcache {p}, first use", own, p, cache=f"first-{p}", fresh=True)
         for p in ("auto", "fp32")
     ]
     again = [field.featcache(case, f"featcache {p}", own, p, cache=f"first-{p}") for p in ("auto", "fp32")]
