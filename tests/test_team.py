@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from featcache import Backbone
 from featcache.backbone.crew import lent
+from featcache.errors import BackboneError
 from featcache.extraction.pixels import PixelMemory
 from featcache.extraction.reading import Reading
 from featcache.extraction.team import Team
@@ -193,3 +195,17 @@ def test_pixels_in_memory_of_their_own_are_the_same():
         memory.give_back(read.pixels)
     assert seen == list(range(40))
     assert len(places) <= 6, "no more of it than was in flight"
+
+
+def test_pixels_in_several_places_count_as_one_array():
+    rng = np.random.default_rng(0)
+    backbone = Backbone("squeezenet1_1", weights="random", preprocess={"resize": 64, "crop": 64})
+    parts = [rng.integers(0, 256, (n, 64, 64, 3), dtype="u1") for n in (1, 3, 1, 2)]
+    whole = backbone.encode(np.concatenate(parts))["features.12.cat"]
+    assert np.array_equal(backbone.encode(parts)["features.12.cat"], whole)
+    streamed = [rows["features.12.cat"] for rows in backbone.stream([parts, parts[:1], np.concatenate(parts)])]
+    assert np.array_equal(np.concatenate(streamed), np.concatenate([whole, whole[:1], whole]))
+    with pytest.raises(BackboneError, match=r"expected a uint8 array"):
+        backbone.encode([parts[0], parts[1][:, :32]])
+    with pytest.raises(BackboneError, match=r"expected a uint8 array"):
+        backbone.encode([])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BackboneError
+from .joined import Joined
 
 __all__ = ["CANDIDATES", "Lane", "Layer", "best_chunk", "devices_of", "is_out_of_memory", "ordered"]
 
@@ -147,7 +148,7 @@ class Lane:
         self._free = deque(_Slot() for _ in range(_IN_FLIGHT))
         self._busy: deque[_Slot] = deque()
 
-    def submit(self, pixels: np.ndarray) -> _Ticket:
+    def submit(self, pixels: np.ndarray | Joined) -> _Ticket:
         """Start a batch; its last chunks may still be on their way when this returns."""
         ticket = _Ticket({n: np.empty((len(pixels), *row), np.float32) for n, row in self.shapes.items()}, self)
         start = 0
@@ -227,7 +228,7 @@ class Lane:
         self.chunk //= 2
 
 
-def ordered(batches: Iterable[np.ndarray], lanes: Sequence[Lane]) -> Iterator[dict[str, np.ndarray]]:
+def ordered(batches: Iterable[np.ndarray | Joined], lanes: Sequence[Lane]) -> Iterator[dict[str, np.ndarray]]:
     """Yield each batch's codes in order; batches go to the lanes in turn, at most two to each ahead of the results."""
     waiting: deque[_Ticket] = deque()
     for i, batch in enumerate(batches):

@@ -21,6 +21,7 @@ from . import cuda, cut, mixed, weights, zoo
 from .arguments import Mode
 from .crew import Threads, crew
 from .engines import Engines, Runner, describe
+from .joined import Joined
 from .normalise import normalised, normalised_on
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Network:
 
     def encode(
         self,
-        pixels: np.ndarray,
+        pixels: np.ndarray | Joined,
         mean: Sequence[float],
         std: Sequence[float],
         *,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError
 from . import arguments
+from .joined import Joined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ class Working:
 
     def encode(
         self,
-        pixels: np.ndarray,
+        pixels: np.ndarray | list[np.ndarray],
         *,
         mode: str = "fp32",
         device: str = "cpu",
@@ -57,7 +58,7 @@ class Working:
         Parameters
         ----------
         pixels : ndarray of uint8, shape (N, H, W, C)
-            What `preprocess.pixels` gives, stacked; N may be 0.
+            What `preprocess.pixels` gives, stacked; N may be 0. Or a list of such arrays, which count as one.
         mode : {"fp32", "bf16", "fp16"} or str, default "fp32"
             Precision of weights and activations; pooling of maps and the result are float32 always.
             "bf16-except:features.0.0,features.1.conv.0.0" keeps those convolutions and linear layers in float32.
@@ -100,13 +101,14 @@ class Working:
         arguments.check_pixels(pixels, recipe.shape)
         if engine == "compiled":
             self._engines  # noqa: B018 - tells it its identity
+        rows = Joined(pixels) if isinstance(pixels, list) else pixels
         return self._network.encode(
-            pixels, recipe.mean, recipe.std, mode=parsed, device=device, engine=engine, threads=threads
+            rows, recipe.mean, recipe.std, mode=parsed, device=device, engine=engine, threads=threads
         )
 
     def stream(
         self,
-        batches: Iterable[np.ndarray],
+        batches: Iterable[np.ndarray | list[np.ndarray]],
         *,
         mode: str = "fp32",
         device: str = "cpu",
@@ -122,7 +124,7 @@ class Working:
 
         Parameters
         ----------
-        batches : iterable of ndarray of uint8, shape (N, H, W, C)
+        batches : iterable of ndarray of uint8, shape (N, H, W, C), or of lists of such arrays
             As for `encode`; of any sizes.
         mode, engine
             As for `encode`.
@@ -146,7 +148,7 @@ class Working:
         return self._stream_on_gpus(batches, mode, device, chunk)
 
     def _stream_ahead(
-        self, batches: Iterator[np.ndarray], mode: str, device: str, engine: str, threads: Threads | None
+        self, batches: Iterator[Any], mode: str, device: str, engine: str, threads: Threads | None
     ) -> Iterator[dict[str, np.ndarray]]:
         """Keep the network's threads busy while results are handed over and the next batch is put together."""
         encode = partial(self.encode, mode=mode, device=device, engine=engine, threads=threads)
@@ -171,7 +173,7 @@ class Working:
             pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C nothing more is begun
 
     def _stream_on_gpus(
-        self, batches: Iterable[np.ndarray], mode: str, device: str, chunk: int | None
+        self, batches: Iterable[Any], mode: str, device: str, chunk: int | None
     ) -> Iterator[dict[str, np.ndarray]]:
         from . import cuda
 
@@ -183,9 +185,9 @@ class Working:
         recipe = self.preprocess
         return self._network.lane(recipe.mean, recipe.std, arguments.parse_mode(mode), device, chunk)
 
-    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+    def _checked(self, pixels: np.ndarray | list[np.ndarray]) -> np.ndarray | Joined:
         arguments.check_pixels(pixels, self.preprocess.shape)
-        return pixels
+        return Joined(pixels) if isinstance(pixels, list) else pixels
 
     def best_chunk(self, mode: str = "fp32", device: str = "cuda") -> int:
         """Measure how many images per forward pass are fastest on a GPU, for `stream`; remember it per machine.

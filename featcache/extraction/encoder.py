@@ -176,7 +176,7 @@ class Encoder:
         ]
         return {node: np.concatenate([part[node] for part in parts]) for node in parts[0]}
 
-    def stream(self, batches: Iterable[np.ndarray], team: Team) -> Iterator[dict[str, np.ndarray]]:
+    def stream(self, batches: Iterable[list[np.ndarray]], team: Team) -> Iterator[dict[str, np.ndarray]]:
         """Compute codes of batches in the mode in use, in order; reading ahead in `batches` by a few.
 
         On a CPU the team computes, unless it only reads.

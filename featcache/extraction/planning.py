@@ -82,8 +82,13 @@ def estimate(encoder: Encoder, compute: int, source: ImageSource, began: float, 
 
 
 def _rates(encoder: Encoder) -> tuple[float, float, dict[str, np.ndarray] | None]:
-    """Measure seconds per image of reading and decoding, and of the network, each with all cores; codes of a round."""
-    decoding, computing, images, codes = 0.0, 0.0, 0, None
+    """Measure seconds per image of reading and decoding, and of the network, each with all cores; codes of a round.
+
+    Medians of the rounds: the first ones pay for memory and caches that a run pays for once.
+    """
+    decoding: list[float] = []
+    computing: list[float] = []
+    spent, codes = 0.0, None
     for round_ in range(_MOST_ROUNDS):
         start = time.perf_counter()
         pixels = _round(encoder, round_)
@@ -94,12 +99,16 @@ def _rates(encoder: Encoder) -> tuple[float, float, dict[str, np.ndarray] | None
             encoder.encode(pixels, encoder.mode)  # what is made on first use counts as setup
         start = time.perf_counter()
         codes = encoder.encode(pixels, encoder.mode)
-        computing += time.perf_counter() - start
-        decoding += decoded
-        images += len(pixels) // len(encoder.numbers)
-        if decoding + computing > _PROBE_SECONDS:
+        computed = time.perf_counter() - start
+        images = len(pixels) // len(encoder.numbers)
+        decoding.append(decoded / images)
+        computing.append(computed / images)
+        spent += decoded + computed
+        if spent > _PROBE_SECONDS:
             break
-    return decoding / max(images, 1), computing / max(images, 1), codes
+    if codes is None:
+        return 0.0, 0.0, None
+    return float(np.median(decoding)), float(np.median(computing)), codes
 
 
 def _round(encoder: Encoder, round_: int) -> np.ndarray:

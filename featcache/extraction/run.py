@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -342,11 +342,11 @@ class Extraction:
 
     def _compute(self, batches: Iterator[list[Read]], writer: Writer, team: Team, memory: PixelMemory) -> None:
         """Run batches through the network and hand their good rows to the writer."""
-        under_way: deque[tuple[list[Read], np.ndarray]] = deque()
+        under_way: deque[tuple[list[Read], list[np.ndarray]]] = deque()
 
-        def pixels() -> Iterator[np.ndarray]:
+        def pixels() -> Iterator[list[np.ndarray]]:
             for batch in batches:
-                under_way.append((batch, _together([r.pixels for r in batch if r.pixels is not None], memory)))
+                under_way.append((batch, [r.pixels for r in batch if r.pixels is not None]))
                 yield under_way[-1][1]
 
         waits = self.encoder.device != "cpu"
@@ -359,7 +359,8 @@ class Extraction:
             if computed is None:
                 return
             batch, used = under_way.popleft()
-            memory.give_back(used)
+            for array in used:
+                memory.give_back(array)
             self._hand_over(batch, computed, writer)
             del computed  # before the next batch is computed
 
@@ -448,12 +449,3 @@ class Extraction:
             )
             error.report = report
             raise error
-
-
-def _together(parts: Sequence[np.ndarray], memory: PixelMemory) -> np.ndarray:
-    """Return a batch of pixels (N, H, W, C), in memory that is to be given back; that of its parts is."""
-    batch = memory.take((sum(map(len, parts)), *parts[0].shape[1:]))
-    np.concatenate(parts, out=batch)
-    for part in parts:
-        memory.give_back(part)
-    return batch
