@@ -270,7 +270,7 @@ def test_codes_that_are_not_finite_go_to_the_ledger(tmp_path, monkeypatch):
 
     def encode(self, pixels, **options):
         codes = np.random.default_rng(0).random((len(pixels), 4), dtype="f4")
-        codes[pixels.mean(axis=(1, 2, 3)) > 250] = np.nan
+        codes[np.concatenate(pixels).mean(axis=(1, 2, 3)) > 250] = np.nan
         return {"features.12.cat": codes}
 
     monkeypatch.setattr(type(backbone), "encode", encode)
