@@ -407,18 +407,18 @@ def test_rows_found_stay_right_while_other_threads_publish_and_compact(store):
 
 def test_two_first_states_of_a_view_are_merged(store, monkeypatch):
     """Both writers see an empty view; the slower one must not replace the other's lines."""
-    from featcache.store import feature_store
+    from featcache.store import view_store
 
     for n in (0, 5):
         store.append(keys_for(range(n, n + 5)), {"flatten": rows_for(range(n, n + 5))})
-    real = feature_store.change_between
+    real = view_store.change_between
 
     def meanwhile(*args, **options):
-        monkeypatch.setattr(feature_store, "change_between", real)
+        monkeypatch.setattr(view_store, "change_between", real)
         FeatureStore.open(store.path).commit(entries_for(range(5)), keep_old=True)
         return real(*args, **options)
 
-    monkeypatch.setattr(feature_store, "change_between", meanwhile)
+    monkeypatch.setattr(view_store, "change_between", meanwhile)
     state = store.commit(entries_for(range(5, 10)), keep_old=True)
     assert state.number == 1 and len(state) == 10
     assert np.array_equal(store.load().X, rows_for(range(10)))

@@ -17,7 +17,7 @@ from .loading import Rows
 
 if TYPE_CHECKING:
     from .entries import Entries
-    from .feature_store import FeatureStore
+    from .view_store import ViewStore
 
 __all__ = ["Place", "StoredCodes", "choose_rows", "compact_index"]
 
@@ -65,15 +65,15 @@ class Place:
         """Return the lines of the state that have codes; raises as `open`."""
         return self._entries(self._store())
 
-    def _store(self) -> FeatureStore:
-        from .feature_store import FeatureStore  # which imports us
+    def _store(self) -> ViewStore:
+        from .view_store import ViewStore  # which imports us
 
-        store = FeatureStore.open(self.path, verify=self.verify)
+        store = ViewStore.open(self.path, verify=self.verify)
         if store.fingerprint != self.fingerprint:
             raise StoreError(f"{self.path}: another store than the one that was opened is in its place; open it again")
         return store
 
-    def _entries(self, store: FeatureStore) -> Entries:
+    def _entries(self, store: ViewStore) -> Entries:
         state = store.snapshot(self.view, self.number)
         if state is None:
             raise StoreError(f"{self.path}: view {self.view!r} is gone; load another one")

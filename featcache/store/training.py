@@ -22,7 +22,7 @@ from .views import parse_state
 
 if TYPE_CHECKING:
     from .entries import Entries
-    from .feature_store import FeatureStore
+    from .view_store import ViewStore
 
 __all__ = ["CodesDataset"]
 
@@ -114,7 +114,7 @@ class CodesDataset:
     @classmethod
     def of(
         cls,
-        store: FeatureStore,
+        store: ViewStore,
         view: str,
         *,
         node: str,
