@@ -37,9 +37,11 @@ def decoded(payload, key, numbers):
     return np.full((len(numbers), 1, 1, 3), payload[0], "u1")
 
 
-def reading(source, workers=2, window=8, cores=2, memory=None):
-    team = Team(cores) if workers is None else Team(0, workers)
-    return Reading(source, team=lambda: team, window=window, gauge=Gauge(cores), memory=memory)
+def reading(source, workers=2, window=8, cores=2):
+    def team():
+        return Team(cores) if workers is None else Team(0, workers)
+
+    return Reading(source, team=team, window=window, gauge=Gauge(cores))
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

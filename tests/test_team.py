@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from featcache import Backbone
-from featcache.backbone.crew import lent
+from featcache import Backbone, Preprocess
+from featcache.backbone.arguments import parse_mode
+from featcache.backbone.crew import settle
 from featcache.errors import BackboneError
 from featcache.extraction.pixels import PixelMemory
 from featcache.extraction.reading import Reading
@@ -129,11 +130,10 @@ def test_the_end_cancels_what_was_not_begun_and_whoever_waits_goes_on():
 
 
 def test_a_team_leaves_no_threads():
-    before = threading.active_count()
     for _ in range(5):
         with Team(3, helpers=2) as team:
             team.submit(int).result(5)
-    assert threading.active_count() == before
+    assert not [t for t in threading.enumerate() if t.name == "featcache-team"]
 
 
 # -- PyTorch's threads -----------------------------------------------------------------------------------------------
@@ -148,7 +148,8 @@ def test_lent_threads_compute_on_one_core_each_and_the_caller_keeps_its_own():
         return torch.get_num_threads()
 
     with Team(3) as team:
-        lent(team)
+        settle(team)
+        settle(team)  # a second time, when fewer may compute
         assert team.urgent_at_once == min(3, before)
         team.urgent_at_once = 3
         assert [f.result(10) for f in [team.submit(threads) for _ in range(3)]] == [1, 1, 1]
@@ -197,6 +198,12 @@ def test_pixels_in_memory_of_their_own_are_the_same():
     assert len(places) <= 6, "no more of it than was in flight"
 
 
+def test_many_small_arrays_are_few_pieces_of_memory():
+    memory = PixelMemory()
+    arrays = [memory.take((1, 4, 4, 3)) for _ in range(70_000)]  # a process may have 65,530 pieces
+    assert len({a.ctypes.data for a in arrays}) == len(arrays)
+
+
 def test_pixels_in_several_places_count_as_one_array():
     rng = np.random.default_rng(0)
     backbone = Backbone("squeezenet1_1", weights="random", preprocess={"resize": 64, "crop": 64})
@@ -209,3 +216,87 @@ def test_pixels_in_several_places_count_as_one_array():
         backbone.encode([parts[0], parts[1][:, :32]])
     with pytest.raises(BackboneError, match=r"expected a uint8 array"):
         backbone.encode([])
+
+
+# -- streams ---------------------------------------------------------------------------------------------------------
+
+
+def small(**options):
+    return Backbone("squeezenet1_1", weights="random", preprocess={"resize": 64, "crop": 64}, **options)
+
+
+def noise(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 64, 64, 3), dtype="u1")
+
+
+def test_two_streams_on_one_team_and_one_that_nobody_finishes():
+    backbone, pixels = small(), noise(40)
+    expected = backbone.encode(pixels)["features.12.cat"]
+    with Team(2) as team:
+        for _ in range(2):
+            rows = list(backbone.stream(np.array_split(pixels, 5), threads=team))
+            assert np.array_equal(np.concatenate([r["features.12.cat"] for r in rows]), expected)
+        unfinished = backbone.stream(np.array_split(pixels, 10), threads=team)
+        next(unfinished)
+        unfinished.close()
+        assert team.submit(int, "7").result(5) == 7
+
+
+@pytest.mark.parametrize("message", ["broken chunk", "out of memory: DefaultCPUAllocator"])
+def test_an_error_in_a_chunk_reaches_the_caller_or_halves_the_chunk(monkeypatch, message):
+    backbone, pixels = small(), noise(30)
+    expected = backbone.encode(pixels)["features.12.cat"]
+    runner = backbone._network.engines.runner(parse_mode("fp32"), torch.device("cpu"), "auto", (3, 64, 64))
+    original, calls = type(runner.module).forward, []
+
+    def failing(self, x):
+        calls.append(len(x))
+        if len(x) == runner.chunk and len(calls) > 3:
+            raise RuntimeError(message)
+        return original(self, x)
+
+    monkeypatch.setattr(type(runner.module), "forward", failing)
+    with Team(2) as team:
+        streamed = backbone.stream([pixels], threads=team)
+        if "memory" not in message:
+            with pytest.raises(RuntimeError, match="broken chunk"):
+                list(streamed)
+        else:
+            assert np.allclose(next(streamed)["features.12.cat"], expected, rtol=1e-4, atol=1e-5)
+            assert backbone.engine_report()["chunk"] == runner.chunk // 2
+        assert team.submit(int, "7").result(5) == 7
+
+
+def test_a_network_that_runs_in_one_thread_only_gets_one_batch_at_a_time():
+    seen = {"inside": 0, "most": 0}
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            if x.sum() > 1e9:  # cannot be traced
+                return x
+            seen["inside"] += 1
+            seen["most"] = max(seen["most"], seen["inside"])
+            time.sleep(0.01)
+            y = self.body(x).mean((2, 3))
+            seen["inside"] -= 1
+            return y
+
+    torch.manual_seed(0)
+    model = Own()
+    backbone = Backbone(model, version="1", nodes="body", preprocess=Preprocess(resize=64, crop=64))
+    pixels = noise(24)
+    expected = backbone.encode(pixels)["body"]
+    with Team(2) as team:
+        rows = list(backbone.stream(np.array_split(pixels, 8), threads=team))
+    assert seen["most"] == 1 and np.array_equal(np.concatenate([r["body"] for r in rows]), expected)
+
+
+def test_lists_where_none_may_be_are_refused():
+    backbone, pixels = small(), noise(2)
+    for call in (lambda: backbone.mixed_mode([pixels, pixels]), lambda: backbone.encode([[pixels], [pixels]])):
+        with pytest.raises(BackboneError, match="expected a uint8 array"):
+            call()

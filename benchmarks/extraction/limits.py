@@ -45,7 +45,7 @@ def _limit_line(case: Case, arch: str, weights: str, precision: str) -> dict[str
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     sizes = [word for k, v in case.sizes.items() for word in (f"--{k}", v)]
-    n = 10 if case.tiny else 400 if arch == "resnet18" else 1343
+    n = 10 if case.tiny else 2 * case.photos // (3 if arch == "resnet18" else 1)
     words = [case.many(n), "--work", work, "--arch", arch, "--weights", weights, "--precision", precision, *sizes]
     words += ["--least", 0, "--rounds", 1] if case.tiny else []
     found = case.script("extraction/child_limit.py", *words, benchmarks=True).answer

@@ -206,11 +206,7 @@ def check_engine(engine: Any) -> None:
 
 
 def check_pixels(pixels: Any, shape: tuple[int, int, int]) -> None:
-    """Raise BackboneError unless `pixels` is a uint8 array of shape (N, *shape), or a list of some."""
-    if isinstance(pixels, list) and pixels:
-        for part in pixels:
-            check_pixels(part, shape)
-        return
+    """Raise BackboneError unless `pixels` is a uint8 array of shape (N, *shape)."""
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == shape:
         return
     got = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__

@@ -14,17 +14,25 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Threads", "crew", "lent"]
+__all__ = ["Threads", "crew", "settle"]
 
 
 class Threads(Protocol):
-    """Threads that somebody else has."""
+    """Threads that somebody else has and that do other things as well, such as `featcache.extraction.team.Team`.
+
+    Attributes
+    ----------
+    size : int
+        How many there are.
+    urgent_at_once : int
+        How many may do at the same time what `submit` gets; to be set.
+    """
 
     size: int
     urgent_at_once: int
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        """Have something done in one of `size` threads; while all of them are free, in each of them once."""
+        """Have something done before all other work; so many tasks as there are threads are done by one thread each."""
 
 
 _crews: dict[tuple[int, int], ThreadPoolExecutor] = {}
@@ -52,8 +60,9 @@ def crew(size: int) -> ThreadPoolExecutor:
         return _crews[key]
 
 
-def lent(threads: Threads) -> None:
-    """Let each of somebody's threads compute on one core, and no more of them at once than torch may use."""
+def settle(threads: Threads) -> None:
+    """Make each of somebody's threads compute on one core, and no more of them at once than PyTorch may use cores."""
+    threads.urgent_at_once = threads.size
     _settle(threads, threads.size)
     threads.urgent_at_once = min(threads.size, torch.get_num_threads())
 
@@ -76,7 +85,6 @@ def _settle(pool: Executor | Threads, size: int) -> None:
     try:
         for started in [pool.submit(one) for _ in range(size)]:
             started.result()
-    except BaseException:
+    finally:
         present.abort()  # after Ctrl-C those who are there must not wait for the others
-        raise
-    torch.set_num_threads(before)
+        torch.set_num_threads(before)

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -135,14 +135,15 @@ class Network:
         starts = range(0, n, runner.chunk)
         if runner.parallel:
             pool = threads if threads is not None else crew(torch.get_num_threads())
-            parts = [pool.submit(run, start) for start in starts]
-            wait(parts, return_when=FIRST_EXCEPTION)
-            for part in parts:
-                part.result()
+            _all_done([pool.submit(run, start) for start in starts])
         else:
             for start in starts:
                 run(start)
         return codes
+
+    def is_parallel(self, mode: Mode, device: str, engine: str, row: tuple[int, int, int]) -> bool:
+        """Whether several batches may be computed at the same time."""
+        return self.engines.runner(mode, usable_device(device), engine, row).parallel
 
     def lane(self, mean: Sequence[float], std: Sequence[float], mode: Mode, device: str, chunk: int) -> cuda.Lane:
         """Return a way through a GPU for a stream of batches."""
@@ -205,6 +206,18 @@ def usable_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device says it differently
         raise BackboneError(f"device {device!r}: not available to PyTorch on this machine; use device='cpu'") from error
     return target
+
+
+def _all_done(parts: Sequence[Future[None]]) -> None:
+    """Wait; after an error (or Ctrl-C) nothing is begun any more, and what runs is waited for before it is raised."""
+    try:
+        wait(parts, return_when=FIRST_EXCEPTION)
+    finally:
+        for part in parts:
+            part.cancel()
+        wait(parts)
+    for part in sorted(parts, key=lambda part: part.cancelled()):
+        part.result()
 
 
 def _padded(pixels: np.ndarray, size: int) -> np.ndarray:

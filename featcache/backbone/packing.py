@@ -28,7 +28,7 @@ class Activation:
 
     @property
     def never_negative(self) -> bool:
-        """Whether its values are 0 or more; NaN becomes 0."""
+        """Whether its values are 0 or more, as oneDNN computes it: even of NaN."""
         return self.name == "relu" or (self.name == "hardtanh" and self.numbers[0] >= 0)
 
 

@@ -19,7 +19,7 @@ _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class MaxPool(nn.Module):
-    """`nn.MaxPool2d` to the last bit; a NaN among values said to be not negative may be lost.
+    """`nn.MaxPool2d`; among values said to be not negative a NaN may be lost, and a zero its sign.
 
     Parameters
     ----------

@@ -98,10 +98,9 @@ class Working:
         """
         parsed, recipe = arguments.parse_mode(mode), self.preprocess
         arguments.check_engine(engine)
-        arguments.check_pixels(pixels, recipe.shape)
+        rows = self._checked(pixels)
         if engine == "compiled":
             self._engines  # noqa: B018 - tells it its identity
-        rows = Joined(pixels) if isinstance(pixels, list) else pixels
         return self._network.encode(
             rows, recipe.mean, recipe.std, mode=parsed, device=device, engine=engine, threads=threads
         )
@@ -118,9 +117,9 @@ class Working:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Compute the codes of a stream of batches, lazily and in order.
 
-        On a CPU up to three batches are on their way, so that cores which are done with one go on with the next. On a
-        GPU the next batch is copied while one is computed, at most two are on their way, and a chunk that needs too
-        much memory is halved.
+        On a CPU up to three batches are on their way, so that cores which are done with one go on with the next; a
+        network that could not be traced takes one at a time. On a GPU the next batch is copied while one is computed,
+        at most two are on their way, and a chunk that needs too much memory is halved.
 
         Parameters
         ----------
@@ -140,6 +139,11 @@ class Working:
         ------
         dict of str to ndarray of float32
             As `encode` gives them, one per batch.
+
+        Raises
+        ------
+        BackboneError
+            As `encode`; of a batch when its codes are due.
         """
         arguments.check_mode(mode)
         arguments.check_engine(engine)
@@ -156,10 +160,13 @@ class Working:
         if first is None:
             return
         if threads is not None:
-            from .crew import lent
+            from .crew import settle
 
-            lent(threads)
+            settle(threads)
         yield encode(first)  # alone: whatever is made on first use is made once
+        if not self._is_parallel(mode, device, engine):
+            yield from map(encode, batches)
+            return
         flying: deque[Future[dict[str, np.ndarray]]] = deque()
         pool = ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="featcache-batch")
         try:
@@ -170,7 +177,14 @@ class Working:
             while flying:
                 yield flying.popleft().result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C nothing more is begun
+            pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C these are finished, or end with their threads
+
+    def _is_parallel(self, mode: str, device: str, engine: str) -> bool:
+        height, width, channels = self.preprocess.shape
+        on_cpu = device.split(":")[0] == "cpu"
+        return on_cpu and self._network.is_parallel(
+            arguments.parse_mode(mode), device, engine, (channels, height, width)
+        )
 
     def _stream_on_gpus(
         self, batches: Iterable[Any], mode: str, device: str, chunk: int | None
@@ -186,7 +200,8 @@ class Working:
         return self._network.lane(recipe.mean, recipe.std, arguments.parse_mode(mode), device, chunk)
 
     def _checked(self, pixels: np.ndarray | list[np.ndarray]) -> np.ndarray | Joined:
-        arguments.check_pixels(pixels, self.preprocess.shape)
+        for part in pixels if isinstance(pixels, list) and pixels else [pixels]:
+            arguments.check_pixels(part, self.preprocess.shape)
         return Joined(pixels) if isinstance(pixels, list) else pixels
 
     def best_chunk(self, mode: str = "fp32", device: str = "cuda") -> int:
@@ -343,5 +358,5 @@ class Working:
     @staticmethod
     def usual_batch(device: str = "cpu") -> int:
         """Return a batch size that keeps a device busy: 32 images per core on a CPU, else 256."""
-        # Several batches are on their way at a time: larger ones would only take more memory.
+        # In a stream several are on their way at a time: larger ones would only take more memory.
         return 32 * arguments.cores() if device == "cpu" else 256

@@ -27,7 +27,7 @@ def rarer_collections() -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process now: Python would free those objects one by one."""
+    """End the process now: Python would free those objects one by one, and wait for threads that are left."""
     try:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):

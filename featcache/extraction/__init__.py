@@ -75,7 +75,8 @@ def extract(
     batch_size : int, default=None
         Images handed to the network at once; None = what keeps the device busy. Does not change the codes.
     workers : int, default=None
-        Threads that read and decode; None = one per core, and more while they wait for bytes; 0 = none of their own.
+        Threads that read and decode, beside those that compute; 0 = none. None = one thread per core for all of it,
+        and more that read while those wait for bytes.
     device : str, default="auto"
         "cpu", "cuda", "cuda:1", …; "cuda:0,cuda:1" or "cuda:all" for several; "auto" = the first GPU, else the CPU.
     publish_seconds : float, default=None

@@ -52,8 +52,8 @@ class Verdict:
 class Gauge:
     """Seconds of the cores per stage, from all threads of a stream.
 
-    Decoding, digests and writing are measured by their threads' own clocks. The network runs on threads of its own, so
-    it gets what the process used beyond that: the little that Python needs to hand batches over counts as "model".
+    Decoding, digests and writing are measured by their threads' own clocks. The network gets
+    what the process used beyond that: the little that Python needs to hand batches over counts as "model".
 
     Parameters
     ----------

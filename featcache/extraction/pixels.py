@@ -15,9 +15,12 @@ import numpy as np
 
 __all__ = ["PixelMemory"]
 
+#: So many arrays in one piece of memory, at most: a process may have only so many pieces.
+_PIECE_ARRAYS, _PIECE_BYTES = 64, 8 << 20
+
 
 class PixelMemory:
-    """Arrays of uint8 for a while; there are never more than were in use at the same time."""
+    """Arrays of uint8 for a while. Of each shape there are about as many as were in use at the same time."""
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
@@ -35,10 +38,17 @@ class PixelMemory:
         Returns
         -------
         ndarray of uint8
+
+        Raises
+        ------
+        MemoryError
+            When the system has no more.
         """
         with self._lock:
             free = self._free[shape]
-            array = free.pop() if free else np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+            if not free:
+                free.extend(_piece(shape))
+            array = free.pop()
             self._lent[id(array)] = array
         return array
 
@@ -48,3 +58,13 @@ class PixelMemory:
             own = self._lent.pop(id(array), None)
             if own is not None:
                 self._free[own.shape].append(own)
+
+
+def _piece(shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    count = max(1, min(_PIECE_ARRAYS, _PIECE_BYTES // size))
+    try:
+        memory = mmap.mmap(-1, count * size)
+    except OSError as error:
+        raise MemoryError(f"{count * size} bytes for pixels: {error.strerror}") from error
+    return np.frombuffer(memory, np.uint8).reshape(count, *shape)

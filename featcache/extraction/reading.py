@@ -33,7 +33,7 @@ __all__ = ["Read", "Reading", "key_of"]
 DECODING_BYTES = 768 << 20
 #: So many images between two looks at how long the threads wait for bytes.
 _BETWEEN_LOOKS = 64
-#: Reading threads that wait for bytes more than this part of their time leave the cores to others.
+#: Threads that wait for bytes more than this part of their reading time are joined by helpers.
 _MOSTLY_WAITING = 0.5
 _MOST_THREADS_PER_CORE, _MOST_THREADS = 4, 64
 
