@@ -156,6 +156,58 @@ def test_lent_threads_compute_on_one_core_each_and_the_caller_keeps_its_own():
     assert torch.get_num_threads() == before
 
 
+def test_teams_that_begin_at_the_same_time_leave_pytorchs_number_alone():
+    before, found = torch.get_num_threads(), []
+
+    def stream():
+        with Team(2) as team:
+            settle(team)
+            found.append((torch.get_num_threads(), team.urgent_at_once))
+
+    for _ in range(20):
+        threads = [threading.Thread(target=stream) for _ in range(4)]
+        [t.start() for t in threads]
+        [t.join(20) for t in threads]
+    fresh = threading.Thread(target=lambda: found.append((torch.get_num_threads(), min(2, before))))
+    fresh.start()
+    fresh.join()
+    assert set(found) == {(before, min(2, before))} and len(found) == 81
+
+
+def test_while_a_thread_still_reads_pytorchs_number_is_as_it_was():
+    before, held, seen = torch.get_num_threads(), Held(), []
+    with Team(2) as team:
+        team.later(held, "a slow read")
+        until(lambda: held.begun)
+        starting = threading.Thread(target=settle, args=(team,))
+        starting.start()
+        time.sleep(0.05)
+        fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        fresh.start()
+        fresh.join()
+        held.go.set()
+        starting.join(10)
+    assert seen == [before] == [torch.get_num_threads()]
+
+
+def test_an_error_stops_the_chunks_that_were_not_begun(monkeypatch):
+    backbone, pixels = small(), noise(64)
+    backbone.encode(pixels[:4])
+    runner = backbone._network.engines.runner(parse_mode("fp32"), torch.device("cpu"), "auto", (3, 64, 64))
+    calls = []
+
+    def failing(self, x):
+        calls.append(len(x))
+        raise RuntimeError("broken chunk")
+
+    monkeypatch.setattr(type(runner.module), "forward", failing)
+    with pytest.raises(RuntimeError, match="broken chunk"):
+        backbone.encode([pixels] * 20)
+    begun = len(calls)
+    time.sleep(0.05)
+    assert len(calls) == begun < 100
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 

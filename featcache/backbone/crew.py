@@ -63,8 +63,9 @@ def crew(size: int) -> ThreadPoolExecutor:
 def settle(threads: Threads) -> None:
     """Make each of somebody's threads compute on one core, and no more of them at once than PyTorch may use cores."""
     threads.urgent_at_once = threads.size
-    _settle(threads, threads.size)
-    threads.urgent_at_once = min(threads.size, torch.get_num_threads())
+    with _lock:
+        _settle(threads, threads.size)
+        threads.urgent_at_once = min(threads.size, torch.get_num_threads())
 
 
 def _hired(size: int) -> ThreadPoolExecutor:
@@ -74,13 +75,16 @@ def _hired(size: int) -> ThreadPoolExecutor:
 
 
 def _settle(pool: Executor | Threads, size: int) -> None:
-    """Start them all at once: PyTorch remembers the last number that any thread asked for, so it is set back."""
+    """Tell all threads at the same time, and one pool after the other.
+
+    PyTorch gives threads that are new to it the last number that any thread asked for, so it is set back.
+    """
     before, present = torch.get_num_threads(), threading.Barrier(size)
 
     def one() -> None:
+        present.wait()  # some may have to end what they do first
         torch.get_num_threads()  # a thread's first question sets it to that last number; later ones do not
         torch.set_num_threads(1)
-        present.wait()
 
     try:
         for started in [pool.submit(one) for _ in range(size)]:

@@ -92,7 +92,10 @@ def _length(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) 
     room = size + 2 * padding - kernel
     count = (-(-room // stride) if ceil_mode else room // stride) + 1
     # A window may not begin in the padding on the right.
-    return count - 1 if ceil_mode and (count - 1) * stride >= size + padding else count
+    count -= ceil_mode and (count - 1) * stride >= size + padding
+    if count < 1:
+        raise RuntimeError(f"max pooling: expected an input of at least {kernel - 2 * padding} values, got {size}")
+    return count
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -32,6 +32,6 @@ def leave(status: int) -> NoReturn:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    except Exception:  # what stands in the way is said as Python always says it
+    except BaseException:  # what stands in the way is said as Python always says it; after Ctrl-C, too
         sys.exit(status)
     os._exit(status)
