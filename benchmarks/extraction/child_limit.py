@@ -31,14 +31,15 @@ def decode_rate(pixels_of: Any, files: list[Path]) -> float:
 
 def forward_rate(encoder: Any, pixels: np.ndarray, least: float) -> float:
     """Return images per second of the network alone: all chunks at once before one thread a core, nothing else runs."""
-    many, seconds = 1, 0.0
-    while seconds < least:
+    many = 1
+    while True:
         start = time.perf_counter()
         encoder.backbone.encode([pixels] * many, mode=encoder.mode, engine=encoder.engine)
         seconds = time.perf_counter() - start
         rate = many * len(pixels) / seconds
+        if seconds >= least:
+            return rate
         many = max(many + 1, int(1.2 * least * rate / len(pixels)))
-    return rate
 
 
 def extraction(source: Path, backbone: Any, store: Path, precision: str) -> tuple[dict[str, Any], Any]:
