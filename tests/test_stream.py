@@ -54,17 +54,36 @@ def test_results_come_in_order_whatever_the_threads(workers):
     assert [int(r.pixels[0, 0, 0, 0]) for r in found] == list(range(50))
 
 
-def test_no_more_images_are_in_flight_than_the_window_holds():
+@pytest.mark.parametrize(("images", "workers"), [(18, 3), (150, 2)])
+def test_no_more_images_are_in_flight_than_the_window_holds(images, workers):
     begun, taken, most = [], 0, 0
 
     def watched(payload, key, numbers):
         begun.append(payload)
         return decoded(payload, key, numbers)
 
-    for _ in reading(Numbers(60), workers=3, window=8).results(range(60), decode=watched):
+    n, window = images, images - 10
+    for _ in reading(Numbers(n), workers=workers, window=window).results(range(n), decode=watched):
         taken += 1
         most = max(most, len(begun) - taken)
-    assert taken == 60 and most <= 8
+    assert taken == n and most <= window
+
+
+@pytest.mark.parametrize(("images", "together"), [(8, 1), (63, 1), (64, 2), (131, 4), (1000, 4)])
+def test_threads_get_several_images_at_a_time_only_where_there_are_many(images, together):
+    by_thread = []
+
+    def watched(payload, key, numbers):
+        by_thread.append((threading.get_ident(), int.from_bytes(payload, "little")))
+        return decoded(payload, key, numbers)
+
+    two = reading(Numbers(images), workers=2, window=136)
+    found = list(two.results(range(images), decode=watched))
+    assert two._together(images, 2) == together
+    assert [r.index for r in found] == list(range(images))
+    of = {number: thread for thread, number in by_thread}
+    groups = [{of[i] for i in range(start, min(start + together, images))} for start in range(0, images, together)]
+    assert all(len(threads) == 1 for threads in groups)
 
 
 def test_only_the_views_that_are_missing_are_decoded_and_equal_images_once():

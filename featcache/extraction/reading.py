@@ -31,8 +31,10 @@ __all__ = ["Read", "Reading", "key_of"]
 
 #: Memory that images being decoded may take together; the largest image that is read at all (537 MB) always may.
 DECODING_BYTES = 768 << 20
-#: So many images between two looks at how long the threads wait for bytes.
-_BETWEEN_LOOKS = 64
+#: Images that a thread gets at a time, where there are many: handing over one costs as much as handing over four.
+_TOGETHER, _MANY_PER_THREAD = 4, 16
+#: So many hand-overs between two looks at how long the threads wait for bytes.
+_BETWEEN_LOOKS = 16
 #: Threads that wait for bytes more than this part of their reading time are joined by helpers.
 _MOSTLY_WAITING = 0.5
 _MOST_THREADS_PER_CORE, _MOST_THREADS = 4, 64
@@ -228,19 +230,27 @@ class Reading:
         return kept
 
     def _threaded(self, team: Team, read: Callable[[int], Read], indices: Sequence[int]) -> Iterator[Read]:
-        flying: deque[Future[Read]] = deque()
+        def read_all(some: Sequence[int]) -> list[Read]:
+            return [read(index) for index in some]
+
+        together = self._together(len(indices), team.size + team.helpers)
+        flying: deque[Future[list[Read]]] = deque()
         try:
-            for place, index in enumerate(indices, start=1):
-                flying.append(team.later(read, index))
+            for place, start in enumerate(range(0, len(indices), together), start=1):
+                flying.append(team.later(read_all, indices[start : start + together]))
                 if place % _BETWEEN_LOOKS == 0 and team.size and self.gauge.blocked > _MOSTLY_WAITING:
                     team.grow(self._more_helpers(team))
-                if len(flying) >= self.window:
-                    yield flying.popleft().result()
+                if (len(flying) + 1) * together > self.window:
+                    yield from flying.popleft().result()
             while flying:
-                yield flying.popleft().result()
+                yield from flying.popleft().result()
         finally:
             for future in flying:
                 future.cancel()
+
+    def _together(self, images: int, threads: int) -> int:
+        """Return how many images a thread gets at a time: few where there are few, so that all threads end together."""
+        return max(1, min(_TOGETHER, min(images, self.window) // (_MANY_PER_THREAD * threads)))
 
     def _more_helpers(self, team: Team) -> int:
         """Return the number of helpers that makes half as many more threads, up to a limit."""

@@ -315,7 +315,7 @@ class Extraction:
     def _batches(self, reads: Iterator[Read], bar: Progress) -> Iterator[list[Read]]:
         """Group the images that must be computed; note what became of all others."""
         batch: list[Read] = []
-        rows = 0
+        rows = size = 0
         for read in reads:
             if read.error:
                 self.tally.errors[read.index] = read.error
@@ -325,9 +325,12 @@ class Extraction:
                 batch.append(read)
                 rows += len(read.pixels)
             bar.advance(1, self._remark())
-            if rows and rows >= self.encoder.batch_size:  # asking for the size of a batch imports torch
+            if rows and not size:
+                size = self.encoder.batch_size  # asked for when there is something to compute: it imports torch
+            if size and rows >= size:
                 yield batch
                 batch, rows = [], 0
+                size = self.encoder.batch_size  # the first batch chose the mode, and with it the chunk of a GPU
         if batch:
             yield batch
 
