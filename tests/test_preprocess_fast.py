@@ -14,7 +14,7 @@ from featcache.errors import ImageError
 from featcache.images import Picture, open_picture, open_rgb
 from featcache.images import jpeg as jpeg_module
 from featcache.images.header import jpeg_frame
-from featcache.preprocess import INTERPOLATIONS, Preprocess, torch_kernel
+from featcache.preprocess import INTERPOLATIONS, Preprocess
 from featcache.preprocess.resizing import window_of
 from featcache.preprocess.torch_kernel import one_thread, resize_with_torch
 
@@ -143,20 +143,13 @@ def test_no_setting_of_torch_is_changed():
 def test_the_kernel_runs_on_one_thread(monkeypatch):
     import torch
 
-    inside, kernel = [], torch.ops.aten._upsample_bilinear2d_aa
+    inside, kernel = [], torch._C._nn._upsample_bilinear2d_aa
 
-    class Aten:
-        @staticmethod
-        def _upsample_bilinear2d_aa(*arguments):
-            inside.append(torch.get_num_threads())
-            return kernel(*arguments)
+    def watched(*arguments):
+        inside.append(torch.get_num_threads())
+        return kernel(*arguments)
 
-    class Torch:
-        ops = type("ops", (), {"aten": Aten})
-        from_numpy = staticmethod(torch.from_numpy)
-        get_num_threads = staticmethod(torch.get_num_threads)
-
-    monkeypatch.setattr(torch_kernel, "_torch", lambda: Torch)
+    monkeypatch.setattr(torch._C._nn, "_upsample_bilinear2d_aa", watched)
     Preprocess(32, 32, resampling="torch").pixels(photo(90, 80))
     assert inside == [1]
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backbone.joined import copy_whole
 from ..errors import ImageError
 from ..fingerprint import digest_bytes, digest_pixels
 from ..images import pixel_identity
@@ -226,7 +227,7 @@ class Reading:
         if self._memory is None:
             return pixels
         kept = self._memory.take(pixels.shape)
-        kept[...] = pixels
+        copy_whole(pixels, kept)
         return kept
 
     def _threaded(self, team: Team, read: Callable[[int], Read], indices: Sequence[int]) -> Iterator[Read]:

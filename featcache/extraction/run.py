@@ -369,7 +369,7 @@ class Extraction:
 
     def _hand_over(self, batch: list[Read], codes: dict[str, np.ndarray], writer: Writer) -> None:
         self.tally.computed += len(batch)
-        keys = np.stack([np.frombuffer(r.key or NO_KEY, "u1") for r in batch for _ in r.numbers])
+        keys = np.frombuffer(b"".join((r.key or NO_KEY) * len(r.numbers) for r in batch), "u1").reshape(-1, len(NO_KEY))
         numbers = np.array([number for r in batch for number in r.numbers], "u2")
         # In pieces that the writer's limits can hold: a batch of feature maps may be many times as large as its pixels.
         rows = max(1, _PIECE_BYTES // sum(array[0].nbytes for array in codes.values()))
