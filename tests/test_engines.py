@@ -655,6 +655,22 @@ def test_devices():
         cuda.devices_of("cuda:all", lambda: 0)
 
 
+def test_a_stream_gives_what_was_on_its_way_before_what_its_batches_raise():
+    backbone = Backbone("squeezenet1_1", weights="random", preprocess={"resize": 64, "crop": 64})
+    parts = [np.full((n, 64, 64, 3), n, np.uint8) for n in (2, 1, 3)]
+
+    def batches():
+        yield from parts
+        raise OSError("the disk is gone")
+
+    found, stream = [], backbone.stream(batches())
+    with pytest.raises(OSError, match="the disk is gone"):
+        found.extend(stream)
+    assert [len(codes["features.12.cat"]) for codes in found] == [2, 1, 3]
+    for codes, part in zip(found, parts, strict=True):
+        assert np.array_equal(codes["features.12.cat"], backbone.encode(part)["features.12.cat"])
+
+
 def test_a_stream_on_the_cpu_encodes():
     backbone, batches = made("squeezenet1_1"), [pixels(3), pixels(1, seed=1)]
     taken = []

@@ -13,7 +13,9 @@ from PIL import Image
 import featcache as fc
 from featcache.errors import BackboneError, FailureBudgetExceeded, SourceError, SpecMismatch, StoreError, ViewMismatch
 from featcache.extraction import precision as precise
+from featcache.extraction.encoder import Encoder
 from featcache.extraction.publishing import Writer
+from featcache.extraction.settings import Settings
 from featcache.store import FeatureStore
 
 #: Codes computed in other batch sizes differ by at most this much (worst centred cosine 1 - 1e-6).
@@ -44,6 +46,17 @@ def test_a_second_run_computes_nothing_and_commits_nothing(done, image_folder):
     again = run(image_folder, make_tiny_backbone(), done.path)
     assert (again.report.computed, again.report.reused) == (0, 12)
     assert again.snapshots() == [0]
+
+
+def test_a_job_that_goes_on_keeps_its_compiled_code_in_the_same_environment(done, image_folder, monkeypatch):
+    going_on = Encoder(fc.ImageSource.open(image_folder), make_tiny_backbone(), Settings(precision="fp32"), done)
+    here = going_on.environment()
+    assert going_on._newest()["environment"] == here and going_on._asked_engine() == "auto"
+    for before, expected in (({**here, "engine": "compiled"}, "compiled"), ({"engine": "compiled"}, "auto")):
+        monkeypatch.setattr(Encoder, "_newest", lambda self, before=before: {"environment": before})
+        assert going_on._asked_engine() == expected
+    asked = Settings(precision="fp32", engine="eager")
+    assert Encoder(going_on.source, make_tiny_backbone(), asked, done)._asked_engine() == "eager"
 
 
 def test_a_second_run_imports_no_torch(done, image_folder):

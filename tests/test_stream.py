@@ -86,6 +86,34 @@ def test_threads_get_several_images_at_a_time_only_where_there_are_many(images, 
     assert all(len(threads) == 1 for threads in groups)
 
 
+def test_what_no_one_foresaw_in_a_group_of_images_comes_out_once_those_before_it_have():
+    def decode(payload, key, numbers):
+        if int.from_bytes(payload, "little") == 70:
+            raise RuntimeError("unforeseen")
+        return decoded(payload, key, numbers)
+
+    seen = []
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        seen.extend(r.index for r in reading(Numbers(200), workers=2, window=136).results(range(200), decode=decode))
+    assert seen == list(range(68))
+
+
+def test_no_image_of_a_group_begins_once_nobody_wants_results():
+    begun, two = [], Team(0, 2)
+
+    def slow(payload, key, numbers):
+        begun.append(payload)
+        time.sleep(0.02)
+        return decoded(payload, key, numbers)
+
+    results = reading(Numbers(200), workers=2, window=136).results(range(200), decode=slow, team=two)
+    assert next(results).index == 0
+    results.close()
+    before = len(begun)
+    two.shutdown()
+    assert len(begun) <= before + 2, "each thread ends the image that it has begun"
+
+
 def test_only_the_views_that_are_missing_are_decoded_and_equal_images_once():
     source = Numbers(4)
     source.read = lambda i: (i // 2).to_bytes(8, "little")

@@ -13,6 +13,7 @@ import torch
 from featcache import Backbone, Preprocess
 from featcache.backbone.arguments import parse_mode
 from featcache.backbone.crew import settle
+from featcache.backbone.joined import copy_whole
 from featcache.errors import BackboneError
 from featcache.extraction.pixels import PixelMemory
 from featcache.extraction.reading import Reading
@@ -254,6 +255,16 @@ def test_many_small_arrays_are_few_pieces_of_memory():
     memory = PixelMemory()
     arrays = [memory.take((1, 4, 4, 3)) for _ in range(70_000)]  # a process may have 65,530 pieces
     assert len({a.ctypes.data for a in arrays}) == len(arrays)
+
+
+@pytest.mark.parametrize("side", [4, 800])
+def test_arrays_are_copied_whatever_their_size_order_and_rights(side):
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    pixels.flags.writeable = False
+    for array in (pixels, pixels[::-1, ::2], pixels.transpose(1, 0, 2)):
+        to = np.zeros(array.shape, np.uint8)
+        copy_whole(array, to)
+        assert np.array_equal(to, array)
 
 
 def test_pixels_in_several_places_count_as_one_array():

@@ -1,4 +1,4 @@
-"""Pixels of one batch that lie in several places."""
+"""Pixels of one batch that lie in several places, and how images are copied."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import numpy as np
 
 __all__ = ["Joined", "copy_whole"]
 
+_SMALL_BYTES = 1 << 20
+
 
 def copy_whole(array: np.ndarray, to: np.ndarray) -> None:
-    """Copy an array of bytes that is not empty to a contiguous one of its shape, without giving Python's lock away.
+    """Copy uint8, not empty, to a contiguous array of the same shape; few of them without giving Python's lock away.
 
-    NumPy does give it away for every copy; among busy threads, getting it back takes longer than copying one image.
+    NumPy does give it away for every copy; among busy threads, getting it back takes longer than copying a small image.
     """
-    to.data.cast("B")[:] = np.ascontiguousarray(array).data.cast("B")
+    if array.nbytes > _SMALL_BYTES:
+        np.copyto(to, array)
+    else:
+        to.data.cast("B")[:] = np.ascontiguousarray(array).data.cast("B")
 
 
 class Joined:

@@ -1,4 +1,4 @@
-"""Pixels as a network's input: normalised in the cache, image by image, into the layout that the network wants."""
+"""Pixels as a network's input: normalised a few images at a time, into the layout that the network wants."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 __all__ = ["normalised", "normalised_on"]
 
-#: Values treated at a time: four passes over so many stay in the caches. Fewer would mean more calls, each of which
-#: gives the interpreter's lock away and waits to get it back.
+#: Values treated at a time. Four passes over fewer would stay nearer to the core, but mean more calls, each of which
+#: gives Python's lock away and waits to get it back.
 _BLOCK = 1 << 20
 
 

@@ -144,6 +144,10 @@ class Working:
         ------
         BackboneError
             As `encode`; of a batch when its codes are due.
+
+        Notes
+        -----
+        What `batches` raises comes out after the codes of the batches before it.
         """
         arguments.check_mode(mode)
         arguments.check_engine(engine)
@@ -169,13 +173,22 @@ class Working:
             return
         flying: deque[Future[dict[str, np.ndarray]]] = deque()
         pool = ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="featcache-batch")
+        failed: BaseException | None = None
         try:
-            for pixels in batches:
+            while failed is None:
+                try:
+                    pixels = next(batches, None)
+                except BaseException as error:  # Ctrl-C as well: what is on its way comes first
+                    pixels, failed = None, error
+                if pixels is None:
+                    break
                 flying.append(pool.submit(encode, pixels))
                 if len(flying) >= _BATCHES_AHEAD:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
+            if failed is not None:
+                raise failed
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C these are finished, or end with their threads
 

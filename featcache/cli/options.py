@@ -50,7 +50,10 @@ Weights = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Images handed to the network at once (default: by device).")
 ]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Threads that read and decode, nothing else.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Threads that only read and decode (default: one per core does everything)."),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
 View = Annotated[str, typer.Option("--view", help="Which view of the store.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column to use as the label.")]

@@ -2,10 +2,10 @@
 
 Rooms: `run` (one extraction from plan to snapshot), `planning` (what it will take), `tally` (what it knows of images
 and keys), `encoder` (the spec in force, pixels → codes), `reading` and `publishing` (the two ends of the stream, with
-`budget`, the limits on what is under way, and `gauge`, where the time goes), `precision` (numerical classes and how
-codes are compared), `probing` (a few of the user's images, on which pixels and modes are judged), `choosing` (the mode
-and engine that pay) and `remembered` (figures of this machine), `report` (what will be and was done), `settings`;
-`audit` (stored rows computed again).
+`team`, its threads, `pixels`, their memory, `budget`, the limits on what is under way, and `gauge`, where the time
+goes), `precision` (numerical classes and how codes are compared), `probing` (a few of the user's images, on which
+pixels and modes are judged), `choosing` (the mode and engine that pay) and `remembered` (figures of this machine),
+`report` (what will be and was done), `settings`; `audit` (stored rows computed again).
 """
 
 from __future__ import annotations

@@ -208,7 +208,9 @@ class Encoder:
         """Return how images are read here, each giving up to so many rows of pixels."""
         workers = self.settings.workers
         threads = self.gauge.cores if workers is None else workers
-        window = 2 * (self.settings.batch_size or Backbone.usual_batch(self.settings.device)) + 2 * threads
+        # Of a device that is not known yet, since asking imports torch, the larger batch.
+        usual = max(Backbone.usual_batch(self.settings.device), Backbone.usual_batch("cpu"))
+        window = 2 * (self.settings.batch_size or usual) + 2 * threads
         size = int(np.prod(self.preprocess.shape)) * rows
         fits = max(threads + 1, _WINDOW_BYTES // size)
         return Reading(
@@ -283,9 +285,14 @@ class Encoder:
         self.choice = choose_mode(
             self.precision_class, n_images, self._trial, device=self.device, used_before=used_before
         )
-        mode, asked = self.choice.mode, self.settings.engine
+        mode, asked = self.choice.mode, self._asked_engine()
         self.engine = choose_engine(asked, n_images, lambda: self._seconds(mode)) if self.device == "cpu" else asked
         self.chunk = self._chunk() if self.device.startswith("cuda") else None
+
+    def _asked_engine(self) -> str:
+        """Return the engine asked for; a job that goes on where it began keeps its compiled code."""
+        asked, before = self.settings.engine, self._newest().get("environment")
+        return "compiled" if asked == "auto" and before == {**self.environment(), "engine": "compiled"} else asked
 
     def _chunk(self) -> int:
         """Return the images per forward pass that keep a GPU busiest: those of the newest rows, else as measured."""

@@ -16,13 +16,13 @@ STAGES = ("read", "fingerprint", "decode", "model", "write", "idle")
 _MUCH_IDLE = 0.35
 
 _ADVICE = {
-    "read": "put the images on a nearer or faster disk, or give more --workers",
+    "read": "put the images on a nearer or faster disk, or let more threads read than 4 per core (--workers)",
     "fingerprint": "nothing: the digest is what recognises an image",
     "decode": "store smaller images (the network sees only the crop), leave --precision auto (faster pixels), or use "
     "more cores",
     "model": "a smaller backbone, --precision auto or bf16, more cores, or a GPU",
     "write": "put the store on a faster disk, or write less: fewer nodes, pooling, --dtype float16",
-    "idle": "look for other programs on these cores; or reading that waits: give more --workers",
+    "idle": "look for other programs on these cores; or reading that waits: a nearer or faster disk",
     "device": "nothing on this machine: the accelerator is busy; a smaller backbone, --precision auto, or another GPU",
 }
 

@@ -32,10 +32,10 @@ __all__ = ["Read", "Reading", "key_of"]
 
 #: Memory that images being decoded may take together; the largest image that is read at all (537 MB) always may.
 DECODING_BYTES = 768 << 20
-#: Images that a thread gets at a time, where there are many: handing over one costs as much as handing over four.
+#: Images that a thread gets at a time, where there are many: handing over has its price, whatever is handed over.
 _TOGETHER, _MANY_PER_THREAD = 4, 16
-#: So many hand-overs between two looks at how long the threads wait for bytes.
-_BETWEEN_LOOKS = 16
+#: So many images between two looks at how long the threads wait for bytes.
+_BETWEEN_LOOKS = 64
 #: Threads that wait for bytes more than this part of their reading time are joined by helpers.
 _MOSTLY_WAITING = 0.5
 _MOST_THREADS_PER_CORE, _MOST_THREADS = 4, 64
@@ -129,7 +129,7 @@ class Reading:
         How many images may be in flight.
     gauge : Gauge
         Told what each image cost.
-    memory_of : callable, default=None
+    memory_of : callable, default: 0 of everything
         Payload → bytes that decoding it takes.
     memory : PixelMemory, optional
         Where pixels are put; whoever gets them gives them back.
@@ -231,21 +231,25 @@ class Reading:
         return kept
 
     def _threaded(self, team: Team, read: Callable[[int], Read], indices: Sequence[int]) -> Iterator[Read]:
+        over = threading.Event()
+
         def read_all(some: Sequence[int]) -> list[Read]:
-            return [read(index) for index in some]
+            return [read(index) for index in some if not over.is_set()]
 
         together = self._together(len(indices), team.size + team.helpers)
         flying: deque[Future[list[Read]]] = deque()
         try:
-            for place, start in enumerate(range(0, len(indices), together), start=1):
+            for start in range(0, len(indices), together):
                 flying.append(team.later(read_all, indices[start : start + together]))
-                if place % _BETWEEN_LOOKS == 0 and team.size and self.gauge.blocked > _MOSTLY_WAITING:
+                look = start % _BETWEEN_LOOKS < together and start > 0
+                if look and team.size and self.gauge.blocked > _MOSTLY_WAITING:
                     team.grow(self._more_helpers(team))
                 if (len(flying) + 1) * together > self.window:
                     yield from flying.popleft().result()
             while flying:
                 yield from flying.popleft().result()
         finally:
+            over.set()
             for future in flying:
                 future.cancel()
 

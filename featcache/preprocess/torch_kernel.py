@@ -102,7 +102,7 @@ def _scale(extent: float, wanted: int) -> tuple[float, bool]:
 def _run(pixels: np.ndarray, high: _Axis, wide: _Axis, interpolation: str) -> np.ndarray:
     """Call the kernel on an image that begins where `pixels` begin."""
     torch = _torch()
-    # As torch.nn.functional calls them; torch.ops.aten's take the interpreter's lock three times more.
+    # Where torch.nn.functional finds them; called by torch.ops.aten they ask for Python's lock several times.
     kernels = torch._C._nn
     kernel = kernels._upsample_bilinear2d_aa if interpolation == "bilinear" else kernels._upsample_bicubic2d_aa
     # It is at its fastest with contiguous rows, and PyTorch has no read-only tensors.
