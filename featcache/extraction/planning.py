@@ -12,11 +12,14 @@ import numpy as np
 from ..sources import ImageSource
 from .encoder import Encoder
 from .gauge import Verdict
+from .remembered import seconds_measuring
 
 __all__ = ["Prediction", "estimate"]
 
-#: The probe goes on for so many seconds, in rounds of so many images, up to so many rounds.
-_PROBE_SECONDS, _ROUND, _MOST_ROUNDS = 1.5, 16, 8
+#: The probe goes on for so many seconds, in rounds, up to so many.
+_PROBE_SECONDS, _MOST_ROUNDS = 1.5, 4
+#: Images of a round: few, or where that takes less than so many seconds about a batch, at which a run's rate is reached.
+_FEW, _MANY, _ROUND_SECONDS = 16, 64, 0.5
 #: What a shard holds beside the codes: key, view number, flag and checksums per row; header and skeleton per file.
 _ROW_BYTES, _FILE_BYTES, _SHARD_BYTES = 36, 12 << 10, 64 << 20
 #: A line of a view: key, status and offsets, beside its texts.
@@ -67,8 +70,10 @@ def estimate(encoder: Encoder, compute: int, source: ImageSource, began: float, 
     -------
     Prediction
     """
+    measuring = seconds_measuring()
     encoder.choose(compute, encoder.mode_before)
-    setup = time.perf_counter() - began - reading
+    measuring = seconds_measuring() - measuring  # the run will remember it
+    setup = time.perf_counter() - began - reading - measuring
     decode, model, codes = _rates(encoder)
     precision = encoder.precision()
     if codes is None:
@@ -84,14 +89,13 @@ def estimate(encoder: Encoder, compute: int, source: ImageSource, began: float, 
 def _rates(encoder: Encoder) -> tuple[float, float, dict[str, np.ndarray] | None]:
     """Measure seconds per image of reading and decoding, and of the network, each with all cores; codes of a round.
 
-    Medians of the rounds: the first ones pay for memory and caches that a run pays for once.
+    Medians of the larger rounds: small ones, and the first, pay for memory and caches that a run pays for once.
     """
-    decoding: list[float] = []
-    computing: list[float] = []
-    spent, codes = 0.0, None
+    figures: list[tuple[int, float, float]] = []
+    spent, codes, size = 0.0, None, _FEW
     for round_ in range(_MOST_ROUNDS):
         start = time.perf_counter()
-        pixels = _round(encoder, round_)
+        pixels = _round(encoder, round_, size)
         decoded = time.perf_counter() - start
         if not len(pixels):
             continue
@@ -101,20 +105,21 @@ def _rates(encoder: Encoder) -> tuple[float, float, dict[str, np.ndarray] | None
         codes = encoder.encode(pixels, encoder.mode)
         computed = time.perf_counter() - start
         images = len(pixels) // len(encoder.numbers)
-        decoding.append(decoded / images)
-        computing.append(computed / images)
+        figures.append((size, decoded / images, computed / images))
         spent += decoded + computed
         if spent > _PROBE_SECONDS:
             break
+        size = _MANY if _MANY * (decoded + computed) / images < _ROUND_SECONDS else _FEW
     if codes is None:
         return 0.0, 0.0, None
-    return float(np.median(decoding)), float(np.median(computing)), codes
+    best = [figure for figure in figures if figure[0] == max(figures)[0]]
+    return float(np.median([f[1] for f in best])), float(np.median([f[2] for f in best])), codes
 
 
-def _round(encoder: Encoder, round_: int) -> np.ndarray:
+def _round(encoder: Encoder, round_: int, size: int) -> np.ndarray:
     """Return the pixels of one round's images, spread over the source and other ones each time: (n, H, W, C)."""
     n = len(encoder.source)
-    places = np.unique((np.linspace(0, n - 1, min(_ROUND, n)) + round_ * max(1, n // 127)).astype(int) % n).tolist()
+    places = np.unique((np.linspace(0, n - 1, min(size, n)) + round_ * max(1, n // 127)).astype(int) % n).tolist()
     reads = encoder.reading(rows=len(encoder.numbers), gauge=encoder.gauge).results(
         places, decode=encoder.pixels, wanted=lambda key: encoder.numbers
     )

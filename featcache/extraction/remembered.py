@@ -6,17 +6,25 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..files import cache_folder, publish_bytes
 
-__all__ = ["remembered"]
+__all__ = ["remembered", "seconds_measuring"]
 
 #: What a cache may do without any harm: a user without a home (RuntimeError), a file nested too deep, a full disk.
 _NO_HARM = (OSError, ValueError, RuntimeError)
 #: So many figures are kept, the newest.
 _MOST = 2000
+
+_spent = [0.0]
+
+
+def seconds_measuring() -> float:
+    """Return how long this process has measured what later runs will know."""
+    return _spent[0]
 
 
 def remembered(name: str, machine: str, measure: Callable[[], float]) -> float:
@@ -40,7 +48,9 @@ def remembered(name: str, machine: str, measure: Callable[[], float]) -> float:
     known = _figure(digest)
     if known is not None:
         return known
+    start = time.perf_counter()
     measured = float(f"{measure():.4g}")
+    _spent[0] += time.perf_counter() - start
     value = _figure(digest) or measured  # by another run meanwhile: both are to decide the same
     with contextlib.suppress(*_NO_HARM):
         path = _path()
