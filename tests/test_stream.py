@@ -335,7 +335,9 @@ def test_figures_of_a_machine_are_measured_once(private):
         calls.append(1)
         return 1.23456
 
+    before = remembered.seconds_measuring()
     assert remembered.remembered("a", "m", measure) == remembered.remembered("a", "m", measure) == 1.235
+    assert remembered.seconds_measuring() > before, "a plan does not count what its run will know"
     assert remembered.remembered("a", "other", measure) == 1.235 and len(calls) == 2
 
 
