@@ -18,7 +18,7 @@ __all__ = ["Prediction", "estimate"]
 
 #: The probe goes on for so many seconds, in rounds, up to so many.
 _PROBE_SECONDS, _MOST_ROUNDS = 1.5, 4
-#: Images of a round: few, or about a batch (at which a run reaches its rate) where that takes less than so many seconds.
+#: Images of a round: few, or about a batch (a run reaches its rate there) where that takes less than so many seconds.
 _FEW, _MANY, _ROUND_SECONDS = 16, 64, 0.5
 #: What a shard holds beside the codes: key, view number, flag and checksums per row; header and skeleton per file.
 _ROW_BYTES, _FILE_BYTES, _SHARD_BYTES = 36, 12 << 10, 64 << 20
