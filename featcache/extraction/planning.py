@@ -13,6 +13,7 @@ from ..sources import ImageSource
 from .encoder import Encoder
 from .gauge import Verdict
 from .remembered import seconds_measuring
+from .team import Team
 
 __all__ = ["Prediction", "estimate"]
 
@@ -74,7 +75,8 @@ def estimate(encoder: Encoder, compute: int, source: ImageSource, began: float, 
     encoder.choose(compute, encoder.mode_before)
     measuring = seconds_measuring() - measuring  # the run will remember it
     setup = time.perf_counter() - began - reading - measuring
-    decode, model, codes = _rates(encoder)
+    with encoder.team() as team:
+        decode, model, codes = _rates(encoder, team)
     precision = encoder.precision()
     if codes is None:
         return Prediction(None, 0, precision, None)
@@ -86,23 +88,24 @@ def estimate(encoder: Encoder, compute: int, source: ImageSource, began: float, 
     return Prediction(round(seconds, 3), _bytes(rows, size, source), precision, encoder.gauge.verdict())
 
 
-def _rates(encoder: Encoder) -> tuple[float, float, dict[str, np.ndarray] | None]:
+def _rates(encoder: Encoder, team: Team) -> tuple[float, float, dict[str, np.ndarray] | None]:
     """Measure seconds per image of reading and decoding, and of the network, each with all cores; codes of a round.
 
+    In threads as fresh as a run's: those in which modes were tried have their memory in other pieces.
     Medians of the larger rounds: small ones, and the first, pay for memory and caches that a run pays for once.
     """
     figures: list[tuple[int, float, float]] = []
     spent, codes, size = 0.0, None, _FEW
     for round_ in range(_MOST_ROUNDS):
         start = time.perf_counter()
-        pixels = _round(encoder, round_, size)
+        pixels = _round(encoder, round_, size, team)
         decoded = time.perf_counter() - start
         if not len(pixels):
             continue
         if codes is None:
-            encoder.encode(pixels, encoder.mode)  # what is made on first use counts as setup
+            list(encoder.stream([[pixels]], team))  # what is made on first use counts as setup
         start = time.perf_counter()
-        codes = encoder.encode(pixels, encoder.mode)
+        (codes,) = encoder.stream([[pixels]], team)
         computed = time.perf_counter() - start
         images = len(pixels) // len(encoder.numbers)
         figures.append((size, decoded / images, computed / images))
@@ -116,12 +119,12 @@ def _rates(encoder: Encoder) -> tuple[float, float, dict[str, np.ndarray] | None
     return float(np.median([f[1] for f in best])), float(np.median([f[2] for f in best])), codes
 
 
-def _round(encoder: Encoder, round_: int, size: int) -> np.ndarray:
+def _round(encoder: Encoder, round_: int, size: int, team: Team) -> np.ndarray:
     """Return the pixels of one round's images, spread over the source and other ones each time: (n, H, W, C)."""
     n = len(encoder.source)
     places = np.unique((np.linspace(0, n - 1, min(size, n)) + round_ * max(1, n // 127)).astype(int) % n).tolist()
     reads = encoder.reading(rows=len(encoder.numbers), gauge=encoder.gauge).results(
-        places, decode=encoder.pixels, wanted=lambda key: encoder.numbers
+        places, decode=encoder.pixels, wanted=lambda key: encoder.numbers, team=team
     )
     found = [r.pixels for r in reads if r.pixels is not None]
     return np.concatenate(found) if found else np.zeros((0, *encoder.preprocess.shape), "u1")
