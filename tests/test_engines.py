@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from featcache import Backbone, Preprocess
-from featcache.backbone import arguments, cuda, engines, mixed, network, packages, packing, zoo
+from featcache.backbone import arguments, cuda, engines, fused, mixed, network, packages, packing, zoo
 from featcache.backbone.normalise import normalised
 from featcache.errors import BackboneError
 
@@ -139,7 +139,25 @@ class LateOther(nn.Module):
         return self.c(x) + 1.0 + torch.add(x, self.c(x))
 
 
-@pytest.mark.parametrize("body", [Odd, InPlaceOther, LateOther])
+class NeededOther(nn.Module):
+    """What is added lives on: read later, through a view that was made before, or by the same convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        later = self.a(x)
+        seen = F.relu(self.c(self.b(later)) + later)
+        view = seen[:, :4]
+        same = self.b(seen) + seen
+        dies = self.c(same)
+        mine = self.b(dies) + dies  # read while it would be written
+        once = self.c(mine)
+        return self.c(self.b(once)) + once + later + torch.cat([view, view], 1)
+
+
+@pytest.mark.parametrize("body", [Odd, InPlaceOther, LateOther, NeededOther])
 @pytest.mark.parametrize("mode", ["fp32", "bf16", "bf16-except:body.a,body.c"])
 def test_fusing_what_users_write(body, mode):
     torch.manual_seed(1)
@@ -158,6 +176,32 @@ def test_batch_norms_activations_and_additions_are_fused_away():
     kinds = {type(m).__name__ for m in trunk.trunk.children()}
     assert kinds == {"PackedConv", "MaxPool", "AdaptiveAvgPool2d"}
     assert sum("add" in str(n.target) for n in trunk.trunk.graph.nodes) == 0
+
+
+def in_place(module, shape):
+    """Return the layers that leave their sum where the other side of the addition was."""
+    parts = fused.rewritten(module, shape)
+    return [parts.places[name] for name, part in parts.trunk.named_children() if getattr(part, "in_place", False)]
+
+
+@needs_fusion
+def test_sums_take_the_place_of_what_nobody_reads_again():
+    found = in_place(made("resnet18")._network.module, (4, 3, 64, 64))
+    # Not the first block's, whose other side is what max pooling gave.
+    blocks = [f"layer{i}.{j}.{'downsample.0' if (i > 1 and j == 0) else 'conv2'}" for i in range(1, 5) for j in (0, 1)]
+    assert found == blocks[1:]
+    returned = in_place(made("resnet18", nodes="layer1.0,layer3.0,penultimate")._network.module, (4, 3, 64, 64))
+    assert found != returned and not {"layer1.1.conv2", "layer3.1.conv2"} & set(returned)
+    assert in_place(own(NeededOther())._network.module, (4, 3, 16, 16)) == ["body.c"]
+
+
+@needs_fusion
+def test_what_is_overwritten_is_made_anew_for_each_chunk():
+    backbone, batch = made("resnet18"), pixels(12)
+    once = backbone.encode(batch)
+    assert far(backbone.encode(batch, engine="eager"), once) < 1e-5
+    again = backbone.encode(batch)
+    assert all(np.array_equal(once[node], again[node]) for node in once)
 
 
 def test_nothing_is_fused_across_a_node_that_is_returned():

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -35,17 +35,23 @@ class Threads(Protocol):
         """Have something done before all other work; so many tasks as there are threads are done by one thread each."""
 
 
-_crews: dict[tuple[int, int], ThreadPoolExecutor] = {}
+#: The largest block whose end glibc learns from (DEFAULT_MMAP_THRESHOLD_MAX), less what surrounds it.
+_LARGEST_LESSON = (32 << 20) - (64 << 10)
+
+_crews: dict[tuple[int, int, str], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
 
-def crew(size: int) -> ThreadPoolExecutor:
+def crew(size: int, role: Literal["model", "packing"] = "model") -> ThreadPoolExecutor:
     """Return this process's pool of `size` threads, each of which computes on one core.
 
     Parameters
     ----------
     size : int
         Number of threads, usually `torch.get_num_threads()`.
+    role : {"model", "packing"}, default "model"
+        What they do. A thread's memory comes in heaps of 64 MiB: where weights fill them, the values of a chunk would
+        need a new one, which is given back to the system, and taken again page by page, for every layer.
 
     Returns
     -------
@@ -54,9 +60,9 @@ def crew(size: int) -> ThreadPoolExecutor:
     """
     with _lock:
         # A fork inherits the dictionary but not the threads.
-        key = (os.getpid(), size)
+        key = (os.getpid(), size, role)
         if key not in _crews:
-            _crews[key] = _hired(size)
+            _crews[key] = _hired(size, role)
         return _crews[key]
 
 
@@ -68,10 +74,19 @@ def settle(threads: Threads) -> None:
         threads.urgent_at_once = min(threads.size, torch.get_num_threads())
 
 
-def _hired(size: int) -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(size, thread_name_prefix="featcache-model")
+def _hired(size: int, role: str) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(size, thread_name_prefix=f"featcache-{role}")
     _settle(pool, size)
     return pool
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep up to 64 MiB per thread for the next chunk, instead of giving them back after each layer.
+
+    Its two thresholds follow the largest block that was ever freed (mallopt(3), M_MMAP_THRESHOLD), so one is freed
+    here; never written to, it takes no memory. With another allocator it does nothing.
+    """
+    torch.empty(_LARGEST_LESSON, dtype=torch.uint8, device="cpu")
 
 
 def _settle(pool: Executor | Threads, size: int) -> None:
@@ -79,6 +94,7 @@ def _settle(pool: Executor | Threads, size: int) -> None:
 
     PyTorch gives threads that are new to it the last number that any thread asked for, so it is set back.
     """
+    _keep_freed_memory()
     before, present = torch.get_num_threads(), threading.Barrier(size)
 
     def one() -> None:

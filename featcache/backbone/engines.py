@@ -223,9 +223,15 @@ class Engines:
         """Return the fused network, neither proven nor kept."""
         assert isinstance(self.module, cut.Cut)
         # Packed by threads of one core each, since layouts are chosen for the number of cores that will compute.
-        workers = crew(torch.get_num_threads())
+        size = torch.get_num_threads()
+        crew(size)  # first, or their memory would be what the packing threads' began
         return fused.rewritten(
-            self.module, shape, low=low, kept=kept, pack_convolutions=self.channels_last, workers=workers
+            self.module,
+            shape,
+            low=low,
+            kept=kept,
+            pack_convolutions=self.channels_last,
+            workers=crew(size, "packing"),
         )
 
     def _eager(self, mode: Mode, device: torch.device, chunk: int) -> Runner:

@@ -158,6 +158,7 @@ class _Rewriting:
         self.dtypes: dict[fx.Node, torch.dtype | None] = {}
         self.input_dtype = input_dtype(module, low, kept)
         self.reasons: list[str] = []
+        self.starts: dict[fx.Node, _Chain] = {}
         self.ends: dict[fx.Node, _Chain] = {}
         self.places: dict[str, str] = {}
 
@@ -165,7 +166,7 @@ class _Rewriting:
         chains = self._chains(convolutions) if pack else []
         packed = self._packed(chains, workers)
         inside = {node for chain in packed for node in self._members(chain)}
-        starts = {chain.conv: chain for chain in packed}
+        starts = self.starts = {chain.conv: chain for chain in packed}
         ends = self.ends = {chain.last: chain for chain in packed}
         for node in self.old.nodes:
             if node in starts:
@@ -331,7 +332,20 @@ class _Rewriting:
         self.parts[name], self.places[name] = module, str(chain.conv.target)
         given = (chain.conv.args[0],) if chain.other is None else (chain.conv.args[0], chain.other)
         args = tuple(self._as(self.values[a], dtype) for a in given if isinstance(a, fx.Node))
+        if chain.other is not None and isinstance(module, PackedConv):
+            module.in_place = self._dies(chain, chain.other, dtype)
         self._note(chain.conv, self.new.call_module(name, args), dtype)
+
+    def _dies(self, chain: _Chain, other: fx.Node, dtype: torch.dtype) -> bool:
+        """Whether what is added is memory that a packed layer made, and that nothing reads once it was added.
+
+        Only packed layers are trusted as other readers: whatever else might give a view of it away.
+        """
+        if other not in self.ends or self.dtypes[self.values[other]] != dtype:
+            return False
+        addition = set(self._members(chain)) - {chain.conv}  # the convolution itself must not read what it overwrites
+        others = set(other.users) - addition
+        return all(user in self.starts and self.order[user] < self.order[chain.conv] for user in others)
 
     def _copy(self, node: fx.Node) -> None:
         if node.op == "placeholder":

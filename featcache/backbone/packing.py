@@ -124,11 +124,16 @@ class PackedConv(nn.Module):
         self.unary = (chosen.name, list(chosen.numbers), chosen.algorithm)
         self.binary: tuple[Any, ...] = ("add", 1.0, chosen.name if activation else None, [], "")
         self.kernel = getattr(kernels._convolution_pointwise, "binary" if adds else "default")
+        self.kernel_in_place = kernels._convolution_pointwise_.binary
+        #: Whether the sum is left where `other` was: oneDNN adds to its output far faster than it reads a third array.
+        self.in_place = False
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolve `x`, add `other`, apply the activation."""
         if other is None:
             return self.kernel(x, self.weight, self.bias, *self.geometry, *self.unary)
+        if self.in_place:
+            return self.kernel_in_place(other, x, self.weight, self.bias, *self.geometry, *self.binary)
         return self.kernel(x, other, self.weight, self.bias, *self.geometry, *self.binary)
 
 
