@@ -101,7 +101,7 @@ def _forward_lines(case: Case, arch: str, weights: str) -> tuple[list[dict[str, 
             if name in left_out:
                 continue
             out = case.work / f"{name}.npy"
-            seconds = 0 if case.tiny else 2
+            seconds = 0 if case.tiny else 4
             common = [pixels, "--out", out, "--arch", arch, "--weights", weights, "--seconds", seconds]
             try:
                 runs.setdefault(name, []).append(case.script(script, *common, *words, of=of, benchmarks=of is None))

@@ -115,6 +115,8 @@ class Writer:
 
     def _run(self) -> None:
         try:
+            import h5py  # noqa: F401 - the store would with its first shard; now nothing waits for it
+
             while self._step():
                 pass
         except BaseException as error:  # handed to the caller's thread, which raises it
