@@ -83,8 +83,9 @@ def _hired(size: int, role: str) -> ThreadPoolExecutor:
 def _keep_freed_memory() -> None:
     """Have glibc keep up to 64 MiB per thread for the next chunk, instead of giving them back after each layer.
 
-    Its two thresholds follow the largest block that was ever freed (mallopt(3), M_MMAP_THRESHOLD), so one is freed
-    here; never written to, it takes no memory. With another allocator it does nothing.
+    Its two thresholds follow the largest mapped block that the process ever freed (mallopt(3), M_MMAP_THRESHOLD), so
+    one is mapped and freed here; it is not written to. Nothing happens where the user has set them, and with other
+    allocators.
     """
     torch.empty(_LARGEST_LESSON, dtype=torch.uint8, device="cpu")
 

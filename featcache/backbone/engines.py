@@ -30,6 +30,8 @@ __all__ = ["DTYPES", "Engines", "Runner", "chunk_of"]
 #: Precision modes and their dtypes.
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+#: Threads that pack, at most: each keeps some memory, and more are hardly faster.
+_PACKING = 4
 #: The forward pass always sees exactly this many images, the last chunk padded: the same kernels run whatever the batch
 #: size, so a row's bits depend neither on it nor on the neighbours. On a CPU the activations of four float32 images
 #: stay in the cache and below the size from which an allocation costs page faults; low precision has twice the room.
@@ -223,8 +225,7 @@ class Engines:
         """Return the fused network, neither proven nor kept."""
         assert isinstance(self.module, cut.Cut)
         # Packed by threads of one core each, since layouts are chosen for the number of cores that will compute.
-        size = torch.get_num_threads()
-        crew(size)  # first, or their memory would be what the packing threads' began
+        size = min(torch.get_num_threads(), _PACKING)
         return fused.rewritten(
             self.module,
             shape,

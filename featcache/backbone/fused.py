@@ -5,7 +5,8 @@ activations and residual additions done while a convolution's results are still 
 left as it is. The same rewriting gives mixed precision: each layer has a dtype, and values are cast where it changes.
 
 Nothing is fused across a value that something else needs as well (a node that is returned has a second user: the clone
-or the output), and nothing is moved: a fused layer stands where its convolution stood.
+or the output), and nothing is moved: a fused layer stands where its convolution stood. A sum takes the memory of its
+other side where nothing reads that any more.
 """
 
 from __future__ import annotations
@@ -188,14 +189,14 @@ class _Rewriting:
         found: dict[fx.Node, _Chain] = {}
         for node in self.old.nodes:
             kind = type(self._module(node)) if node.op == "call_module" else None
-            if (kind is nn.Conv2d and convolutions and self._packable(node)) or kind is nn.Linear:
+            if (kind is nn.Conv2d and convolutions and self._packable(node)) or (kind is nn.Linear and _plain(node)):
                 chain = self._chain(node)
                 found[chain.last] = chain
         return list(found.values())
 
     def _packable(self, node: fx.Node) -> bool:
         conv = self._module(node)
-        known = len(node.args) == 1 and not node.kwargs and self._row(node.args[0]) is not None
+        known = _plain(node) and self._row(node.args[0]) is not None
         return known and isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros"
 
     def _chain(self, conv: fx.Node) -> _Chain:
@@ -229,7 +230,8 @@ class _Rewriting:
     def _residual(self, node: fx.Node, mine: fx.Node, conv: fx.Node) -> fx.Node | None:
         """Return what an addition adds to the value `mine`, when it was computed before the convolution."""
         plain = node.op == "call_function" and node.target in _ADDITIONS and len(node.args) == 2 and not node.kwargs
-        if not plain:
+        # In groups oneDNN's kernel for three arrays rounds twice, and knows no low precision.
+        if not plain or int(getattr(self._module(conv), "groups", 1)) != 1:
             return None
         sides = [self._past_no_ops(a) if isinstance(a, fx.Node) else None for a in node.args]
         mine = self._past_no_ops(mine)
@@ -239,12 +241,17 @@ class _Rewriting:
         other = node.args[index]
         if not isinstance(other, fx.Node) or self._row(other) is None or self._row(other) != self._row(conv):
             return None
-        changed = node.target is operator.iadd and index == 0 and any(
-            self.order[user] > self.order[node] for user in other.users
-        )  # fmt: skip
+        changed = node.target is operator.iadd and index == 0 and not self._is_private(other, node)
         between = list(self.old.nodes)[self.order[conv] + 1 : self.order[node]]
         early = self.order[other] < self.order[conv]
         return other if early and not changed and not any(self._in_place(n) for n in between) else None
+
+    def _is_private(self, value: fx.Node, changing: fx.Node) -> bool:
+        """Whether nothing sees that a value is changed in place: no alias was made, and only layers read it before."""
+        others, made = set(value.users) - {changing}, value.op == "call_module" and not self._is_no_op(value)
+        if made and self._in_place(value):
+            made = len(value.all_input_nodes[0].users) == 1
+        return made and all(self._is_layer(user) and self.order[user] < self.order[changing] for user in others)
 
     def _past_no_ops(self, node: fx.Node) -> fx.Node:
         while self._is_no_op(node):
@@ -337,12 +344,15 @@ class _Rewriting:
         self._note(chain.conv, self.new.call_module(name, args), dtype)
 
     def _dies(self, chain: _Chain, other: fx.Node, dtype: torch.dtype) -> bool:
-        """Whether what is added is memory that a packed layer made, and that nothing reads once it was added.
+        """Whether what is added is a packed convolution's result that nothing reads from here on.
 
-        Only packed layers are trusted as other readers: whatever else might give a view of it away.
+        Only packed layers are trusted as its other readers: whatever else might give a view of it away.
         """
-        if other not in self.ends or self.dtypes[self.values[other]] != dtype:
-            return False
+        made = self.ends.get(other)
+        if made is None or not isinstance(self._module(made.conv), nn.Conv2d):
+            return False  # a linear layer's result is not channels_last, which the kernel in place wants
+        if self.dtypes[self.values[other]] != dtype:
+            return True  # a cast copy, made for this addition alone
         addition = set(self._members(chain)) - {chain.conv}  # the convolution itself must not read what it overwrites
         others = set(other.users) - addition
         return all(user in self.starts and self.order[user] < self.order[chain.conv] for user in others)
@@ -449,6 +459,11 @@ class _Rewriting:
             plain = dtype == torch.float32 and self.device is None
             self.parts[part] = module if plain else copy.deepcopy(module).to(device=self.device, dtype=dtype)
         return part
+
+
+def _plain(node: fx.Node) -> bool:
+    """Whether a module is called with its input alone, by position."""
+    return len(node.args) == 1 and not node.kwargs
 
 
 def to_dtype(value: Any, dtype: torch.dtype) -> Any:

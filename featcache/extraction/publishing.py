@@ -115,8 +115,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            import h5py  # noqa: F401 - the store would with its first shard; now nothing waits for it
-
+            FeatureStore.warm_up()  # while nothing waits for it
             while self._step():
                 pass
         except BaseException as error:  # handed to the caller's thread, which raises it

@@ -120,6 +120,11 @@ class RowStore:
         """Raise StoreError when `create` would for what is at `path`: a file, or a folder that holds other things."""
         check_place(Path(path))
 
+    @staticmethod
+    def warm_up() -> None:
+        """Import HDF5, which otherwise happens with the first shard that a process writes."""
+        import h5py  # noqa: F401
+
     def prepare(self, spec: Mapping[str, Any]) -> None:
         """Make ready for writing codes of `spec`, or raise SpecMismatch; sweep what dead writers left."""
         self.require(spec)
