@@ -376,6 +376,15 @@ def test_the_end_runs_what_was_registered_and_loses_no_output():
     assert (done.returncode, done.stdout) == (3, "writtenregistered\n")
 
 
+def test_joblibs_processes_do_not_keep_a_command_from_ending():
+    code = (
+        "import joblib, time\nfrom featcache.cli.starting import leave\n"
+        "joblib.Parallel(n_jobs=2)(joblib.delayed(time.sleep)(0.5) for i in range(4)); leave(3)"
+    )
+    # They would wait five minutes for more work.
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 3
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
 def test_the_end_says_when_output_could_not_be_written():
     code = "from featcache.cli.starting import leave; print('much'); leave(0)"

@@ -28,6 +28,9 @@ def rarer_collections() -> Iterator[None]:
 
 def leave(status: int) -> NoReturn:
     """End the process now: Python would free those objects one by one, and wait for threads that are left."""
+    # Processes that work for this one (joblib's) are told to end by Python alone; an exit function waits for them.
+    if "multiprocessing" in sys.modules and sys.modules["multiprocessing"].active_children():
+        sys.exit(status)
     try:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
