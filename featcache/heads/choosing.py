@@ -285,6 +285,9 @@ class _Task:
         if fast and info.name == "ridge" and self.leave_one_out:
             whole = (np.arange(len(self.y)), np.arange(len(self.y)))
             return self.score_all([ridge_loo(self.X, self.y, grid)], len(grid), Folds((whole,)))
+        if info.fold_path is not None and not set(given) - {info.param}:
+            together = info.fold_path(self.X, self.y, list(self.folds), grid)
+            return self.score_steps(together, len(grid), patience=info.patience)
         runs = [self._path(info, grid, given, pair, fast) for pair in self.folds]
         return self.score_all(runs, len(grid), patience=info.patience)
 
@@ -303,10 +306,16 @@ class _Task:
     def score_all(
         self, runs: list[Path], n_values: int, folds: Folds | None = None, patience: int = 0
     ) -> list[tuple[float, float]]:
-        """Walk all folds in step; pool their predictions per value, so that small folds do not distort the metric."""
+        """Walk the paths of all folds in step."""
+        return self.score_steps((list(steps) for steps in zip(*runs, strict=True)), n_values, folds, patience)
+
+    def score_steps(
+        self, values: Iterator[list[Any]], n_values: int, folds: Folds | None = None, patience: int = 0
+    ) -> list[tuple[float, float]]:
+        """Pool the predictions of all folds per value, so that small folds do not distort the metric."""
         truth = np.concatenate([self.y[held_out] for _, held_out in folds or self.folds or ()])
         measure, steps, best, since = check_metric(self.metric), list[tuple[float, float]](), -1.0, 0
-        for results in zip(*runs, strict=True):
+        for results in values:
             score = measure(truth, np.concatenate([codes for codes, _ in results]))
             steps.append((score, sum(loss for _, loss in results)))
             best, since = (score, 0) if score >= best else (best, since + 1)

@@ -10,6 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..solvers.standardised import shrunk_scale
+
 __all__ = ["CentroidClassifier", "LDAClassifier", "ShrunkScaler", "ledoit_wolf_share"]
 
 
@@ -52,11 +54,8 @@ class ShrunkScaler(StandardScaler):
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> ShrunkScaler:
         """Compute means and shrunken deviations of X (n_samples, n_features)."""
         super().fit(X, y, sample_weight)
-        common = float(np.mean(self.var_)) if self.with_std else 0.0
-        if common > 0.0:
-            n = float(np.max(self.n_samples_seen_))
-            self.scale_ = np.sqrt((n * self.var_ + self.prior_rows * common) / (n + self.prior_rows))
-            self.scale_[self.scale_ == 0.0] = 1.0
+        if self.with_std:
+            self.scale_ = shrunk_scale(self.var_, float(np.max(self.n_samples_seen_)), self.prior_rows)
         return self
 
 

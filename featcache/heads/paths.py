@@ -5,10 +5,9 @@ predicted class codes and a loss that breaks ties. Each shares among the values 
 distance matrix, a decomposition) and starts each fit from the last one. Paths only choose settings; the head that the
 user gets is fitted anew by its own estimator.
 
-Heads with an L2 penalty do not notice a rotation of the features, so their problems are solved in the eigenbasis
-of the training rows: at most as many coordinates as rows, exactly. There the curvature of the softmax loss is bounded
-by s/2 per coordinate (Böhning 1992) and that of the squared hinge loss by 2 s, s the eigenvalues of the covariance.
-Scaling by that bound makes L-BFGS take tens of passes where it would take hundreds.
+Those of the linear heads that are solved by descent walk all folds at once: see `fold_paths`. Ridge does not notice a
+rotation of the features either, so it is solved in the eigenbasis of the training rows: at most as many coordinates as
+rows, exactly.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from .estimators import ShrunkScaler
 
-__all__ = ["estimator_path", "hinge_path", "knn_path", "logistic_path", "rbf_path", "ridge_loo", "ridge_path"]
+__all__ = ["estimator_path", "knn_path", "rbf_path", "ridge_loo", "ridge_path"]
 
 #: One step of a path: predicted codes (n_val,) and a loss (smaller is better; 0.0 where the head has none).
 Step = tuple[np.ndarray, float]
@@ -60,72 +57,6 @@ def _codes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Classes that the training rows have, and the rows' positions among them (a fold may lack a rare class)."""
     classes, codes = np.unique(y, return_inverse=True)
     return classes, codes
-
-
-def _descend(objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, tol: float) -> np.ndarray:
-    options = {"maxiter": 300, "maxcor": 12, "gtol": tol, "ftol": 1e-9}
-    return minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(start.shape)
-
-
-def logistic_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
-    """Walk multinomial logistic regression through ascending C, as LogisticRegression parameterises it."""
-    data, (classes, codes) = _Rotated(X, X_val), _codes(y)
-    n, k = len(codes), len(classes)
-    onehot = np.eye(k)[codes]
-    weights, bias = np.zeros((data.rows.shape[1], k)), np.log(onehot.mean(axis=0))
-    for value in grid:
-        # Two rows ±w/2 carry half the penalty of scikit-learn's one row w, so two classes take it twice.
-        penalty = (2.0 if k == 2 else 1.0) / (value * n)
-        scale = 1.0 / np.sqrt(0.5 * data.spread + penalty)
-        rows = data.rows * scale
-
-        def objective(flat: np.ndarray, rows: np.ndarray = rows, damp: np.ndarray = penalty * scale**2) -> Any:
-            theta = flat.reshape(-1, k)
-            scores = rows @ theta[:-1] + theta[-1]
-            scores -= scores.max(axis=1, keepdims=True)
-            powers = np.exp(scores)
-            sums = powers.sum(axis=1)
-            damped = damp[:, None] * theta[:-1]
-            loss = (np.log(sums) - scores[np.arange(n), codes]).mean() + 0.5 * (damped * theta[:-1]).sum()
-            error = (powers / sums[:, None] - onehot) / n
-            return loss, np.vstack([rows.T @ error + damped, error.sum(axis=0)]).ravel()
-
-        theta = _descend(objective, np.vstack([weights / scale[:, None], bias]), 1e-4)
-        weights, bias = theta[:-1] * scale[:, None], theta[-1]
-        scores = data.val @ weights + bias
-        yield classes[scores.argmax(axis=1)], _log_loss(scores, classes, y_val)
-
-
-def _log_loss(scores: np.ndarray, classes: np.ndarray, y_val: np.ndarray) -> float:
-    """Sum of the log loss over the validation rows whose class was trained."""
-    known = np.isin(y_val, classes)
-    picked = scores[known, np.searchsorted(classes, y_val[known])]
-    return float((logsumexp(scores[known], axis=1) - picked).sum())
-
-
-def hinge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
-    """Walk LinearSVC (squared hinge, one against the rest, penalised intercept) through ascending C."""
-    data, (classes, codes) = _Rotated(X, X_val), _codes(y)
-    n, k = len(codes), len(classes)
-    signs = np.where(np.eye(k, dtype=bool)[codes], 1.0, -1.0)
-    # liblinear treats the intercept as one more feature of value 1; centred rows leave it at right angles to the rest.
-    spread = np.append(data.spread, 1.0)
-    full, full_val = (np.hstack([part, np.ones((len(part), 1))]) for part in (data.rows, data.val))
-    weights = np.zeros((full.shape[1], k))
-    for value in grid:
-        penalty = 1.0 / (value * n)
-        scale = 1.0 / np.sqrt(2.0 * spread + penalty)
-        rows = full * scale
-
-        def objective(flat: np.ndarray, rows: np.ndarray = rows, damp: np.ndarray = penalty * scale**2) -> Any:
-            theta = flat.reshape(-1, k)
-            slack = np.maximum(1.0 - signs * (rows @ theta), 0.0)
-            damped = damp[:, None] * theta
-            gradient = rows.T @ (signs * slack) * (-2.0 / n) + damped
-            return np.square(slack).sum() / n + 0.5 * (damped * theta).sum(), gradient.ravel()
-
-        weights = _descend(objective, weights / scale[:, None], 1e-4) * scale[:, None]
-        yield classes[(full_val @ weights).argmax(axis=1)], 0.0
 
 
 def ridge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-__all__ = ["BLOCK_BYTES", "row_blocks"]
+__all__ = ["BLOCK_BYTES", "in_memory", "row_blocks"]
 
 #: A block of this size is large enough for BLAS and small enough for any machine.
 BLOCK_BYTES = 32 << 20
@@ -38,3 +38,8 @@ def row_blocks(
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
         yield rows, np.asarray(X[rows], dtype=dtype)
+
+
+def in_memory(X: Any) -> bool:
+    """Tell whether rows are a plain array, which may be copied as a whole, or have to be read."""
+    return isinstance(X, np.ndarray) and not isinstance(X, np.memmap)

@@ -14,6 +14,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from featcache.features import FeatureSet
 from featcache.heads import METRICS, LDAClassifier, ShrunkScaler, fit, make_head, paths
+from featcache.heads.fold_paths import hinge_fold_path, logistic_fold_path
 from featcache.splits import k_fold
 
 X, Y = load_digits(return_X_y=True)
@@ -29,8 +30,6 @@ def scaled():
 @pytest.mark.parametrize(
     ("path", "make", "grid"),
     [
-        (paths.logistic_path, lambda v: LogisticRegression(C=v, solver="newton-cg", tol=1e-8), (1e-4, 1e-2, 1.0)),
-        (paths.hinge_path, lambda v: LinearSVC(C=v, dual=False, tol=1e-8), (1e-5, 1e-3, 1e-1)),
         (paths.ridge_path, lambda v: RidgeClassifier(alpha=v), (1e4, 1e2, 1.0)),
         (paths.rbf_path, lambda v: SVC(C=v), (0.1, 10.0)),
     ],
@@ -43,6 +42,36 @@ def test_paths_predict_what_scikit_learn_predicts(path, make, grid, classes):
     for value, (codes, _) in zip(grid, steps, strict=True):
         expected = make(value).fit(x, Y[TRAIN][keep]).predict(x_val)
         assert (codes == expected).mean() >= 0.99, value
+
+
+@pytest.mark.parametrize(
+    ("path", "make", "grid"),
+    [
+        (logistic_fold_path, lambda v: LogisticRegression(C=v, solver="newton-cg", tol=1e-8), (1e-4, 1e-2, 1.0)),
+        (hinge_fold_path, lambda v: LinearSVC(C=v, dual=False, tol=1e-8), (1e-5, 1e-3, 1e-1)),
+    ],
+)
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("rows", [60, 500])
+def test_fold_paths_predict_what_scikit_learn_predicts_on_every_fold(path, make, grid, classes, rows):
+    keep = np.flatnonzero(Y[:rows] < classes)
+    x, y = X[keep], Y[keep]
+    folds = list(k_fold(y, 3, seed=1))
+    scaled = ShrunkScaler().fit_transform(x.astype(float))
+    for value, steps in zip(grid, path(x, y, folds, grid), strict=True):
+        hits = []
+        for (train, held), (codes, _) in zip(folds, steps, strict=True):
+            hits.append(codes == make(value).fit(scaled[train], y[train]).predict(scaled[held]))
+        assert np.concatenate(hits).mean() >= 0.99, value
+
+
+def test_a_fold_that_lacks_a_class_never_predicts_it():
+    y = np.r_[np.repeat(np.arange(4), 10), 4]
+    x = np.eye(5)[y] * 3 + np.random.default_rng(0).normal(size=(41, 5))
+    folds = [(np.arange(40), np.arange(40, 41)), (np.arange(1, 41), np.arange(1))]
+    for path in (logistic_fold_path, hinge_fold_path):
+        for steps in path(x, y, folds, (0.1, 1.0)):
+            assert steps[0][0][0] != 4 and steps[0][1] == 0.0  # no loss either for a class that was not trained
 
 
 def scaled_of(x, x_val):

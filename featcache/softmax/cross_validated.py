@@ -1,0 +1,180 @@
+"""SoftmaxClassifierCV: the whole path of C on all folds at once, and the best C fitted again on all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
+from sklearn.model_selection import check_cv
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+
+from ..solvers.linear_path import LinearProblem
+from ..solvers.losses import SigmoidLoss, SoftmaxLoss
+from ..solvers.standardised import Standardised
+from .base import PROMISE, SoftmaxBase
+
+__all__ = ["SoftmaxClassifierCV"]
+
+_SCORINGS = ("accuracy", "balanced_accuracy", "neg_log_loss")
+
+
+class SoftmaxClassifierCV(SoftmaxBase):
+    """`SoftmaxClassifier` with C chosen by cross-validation; all folds of a whole path are solved side by side.
+
+    Parameters
+    ----------
+    Cs : int or sequence of float, default=10
+        Values of C; a number means so many on a logarithmic scale from 1e-4 to 1e4, as in LogisticRegressionCV.
+    cv : int, splitter or iterable of (train, test), default=5
+        Folds; a number means stratified ones.
+    scoring : {"accuracy", "balanced_accuracy", "neg_log_loss"}, default="accuracy"
+        What the best C is chosen by, as the mean over folds; ties go to the smaller C.
+    patience : int, default=0
+        Stop when so many values of C in a row are worse than the best; 0 = try all.
+    class_weight, fit_intercept, label_smoothing, standardize, tol, max_iter, device
+        As in `SoftmaxClassifier`. Standardisation is that of all rows given to `fit`.
+
+    Attributes
+    ----------
+    C_ : float
+        The chosen value.
+    Cs_ : ndarray of shape (n_cs,)
+        Values of C, ascending.
+    scores_ : ndarray of shape (n_folds, n_cs)
+        Score of each fold at each C; NaN where `patience` ended the path before.
+    path_iter_ : ndarray of shape (n_cs,)
+        Passes over the rows at each C, for all folds together; 0 where not tried.
+    classes_, coef_, intercept_, objective_, gap_, n_iter_, n_features_in_
+        Of the last fit, on all rows with `C_`.
+
+    Notes
+    -----
+    Only for one label per row (two classes or more).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> head = SoftmaxClassifierCV(Cs=[0.01, 0.1, 1.0], cv=3).fit(X, y)
+    >>> head.scores_.shape, bool(head.C_ in head.Cs_)
+    ((3, 3), True)
+    """
+
+    def __init__(
+        self,
+        Cs: int | Sequence[float] = 10,
+        *,
+        cv: Any = 5,
+        scoring: str = "accuracy",
+        patience: int = 0,
+        class_weight: Any = None,
+        fit_intercept: bool = True,
+        label_smoothing: float = 0.0,
+        standardize: bool = False,
+        tol: float = 1e-5,
+        max_iter: int = 1000,
+        device: str = "cpu",
+    ) -> None:
+        self.Cs = Cs
+        self.cv = cv
+        self.scoring = scoring
+        self.patience = patience
+        self.class_weight = class_weight
+        self.fit_intercept = fit_intercept
+        self.label_smoothing = label_smoothing
+        self.standardize = standardize
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> SoftmaxClassifierCV:
+        """Choose C and fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Codes.
+        y : array-like of shape (n_samples,)
+            Labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights >= 0 of the rows; the held-out rows are scored with them, too.
+        groups : array-like of shape (n_samples,), default=None
+            For a splitter that wants them.
+
+        Returns
+        -------
+        SoftmaxClassifierCV
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            As `SoftmaxClassifier.fit`, an unknown scoring, or a fold that trains on one class only.
+        """
+        self._check_settings()
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        y = column_or_1d(y, warn=True)
+        self.Cs_ = self._values()
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        folds = list(check_cv(self.cv, y, classifier=True).split(X, y, groups))
+        self._choose(X, y, weight, folds)
+        return self._fit_at(self.C_, X, y, sample_weight)
+
+    def _values(self) -> np.ndarray:
+        values = np.logspace(-4, 4, self.Cs) if isinstance(self.Cs, int) else np.asarray(self.Cs, dtype=np.float64)
+        if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (values <= 0).any():
+            raise ValueError(f"SoftmaxClassifierCV: expected finite values of C above 0, got {self.Cs!r}")
+        if self.scoring not in _SCORINGS:
+            raise ValueError(f"SoftmaxClassifierCV: expected scoring of {', '.join(_SCORINGS)}, got {self.scoring!r}")
+        return np.unique(values)
+
+    def _choose(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: list[Any]) -> None:
+        target, columns, loss, class_weight = self._target(y, weight)
+        rows = Standardised.of(X, weight).at_hand() if self.standardize else X
+        problem = self._problem(rows, target, columns, loss, weight * class_weight, folds)
+        codes = np.searchsorted(self.classes_, y)
+        self.scores_ = np.full((len(folds), len(self.Cs_)), np.nan)
+        self.path_iter_ = np.zeros(len(self.Cs_), dtype=np.int32)
+        penalties = [1.0 / (C * problem.total) for C in self.Cs_]
+        best, since = -np.inf, 0
+        for i, point in enumerate(problem.walk(penalties, tol=self.tol * PROMISE, max_iter=int(self.max_iter))):
+            self.path_iter_[i] = point.passes
+            for f, (_, held) in enumerate(folds):
+                scores = problem.scores(point, f, held).astype(np.float64)
+                self.scores_[f, i] = _score(self.scoring, scores, codes[held], weight[held], len(self.classes_))
+            score = float(self.scores_[:, i].mean())
+            best, since = (score, 0) if score > best else (best, since + (score < best))
+            if self.patience and since >= self.patience:
+                break
+        self.C_ = float(self.Cs_[int(np.nanargmax(np.nanmean(self.scores_, axis=0)))])
+
+    def _problem(
+        self,
+        rows: Any,
+        target: np.ndarray,
+        columns: int,
+        loss: SoftmaxLoss | SigmoidLoss,
+        weight: np.ndarray,
+        folds: list[Any],
+    ) -> LinearProblem:
+        """All folds as weightings of the same rows."""
+        table = np.zeros((len(folds), len(weight)))
+        for f, (train, _) in enumerate(folds):
+            table[f, train] = weight[train]
+            if len(np.unique(target[train][weight[train] > 0], axis=0)) < 2:
+                raise ValueError(f"SoftmaxClassifierCV: fold {f} trains on one class only; use fewer folds")
+        how: dict[str, Any] = {"fit_intercept": self.fit_intercept, "device": self.device}
+        return LinearProblem(rows, target, columns, table, loss, **how)
+
+
+def _score(scoring: str, scores: np.ndarray, codes: np.ndarray, weight: np.ndarray, k: int) -> float:
+    if scores.shape[1] == 1:
+        scores = np.column_stack([np.zeros(len(scores)), scores])
+    if scoring == "neg_log_loss":
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares = powers / powers.sum(axis=1, keepdims=True)
+        return -float(log_loss(codes, shares, sample_weight=weight, labels=np.arange(k)))
+    measure = accuracy_score if scoring == "accuracy" else balanced_accuracy_score
+    return float(measure(codes, scores.argmax(axis=1), sample_weight=weight))

@@ -1,0 +1,161 @@
+"""L-BFGS for several problems side by side that share their products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Point", "descend"]
+
+#: Pairs of steps and changes of the gradient that are kept, per problem.
+_PAIRS = 10
+#: Relative rounding error of an objective summed in this dtype: a line search must not chase smaller improvements.
+_NOISE = {"float32": 2e-7, "float64": 1e-15}
+
+
+@dataclass
+class Point:
+    """Where the problems stand.
+
+    Attributes
+    ----------
+    theta : array of shape (r, folds, columns)
+        The parameters.
+    value : array of shape (folds,)
+        The objectives.
+    gradient : array of shape (r, folds, columns)
+        Their gradients.
+    passes : int
+        Evaluations of the objective that led here.
+    converged : ndarray of bool of shape (folds,)
+        Whether each ended at the tolerance (or where rounding allows no more).
+    """
+
+    theta: Any
+    value: Any
+    gradient: Any
+    passes: int
+    converged: np.ndarray
+
+
+def descend(
+    xp: Any,
+    evaluate: Callable[[Any], tuple[Any, Any]],
+    start: Point,
+    precondition: Callable[[Any], Any],
+    *,
+    tol: float,
+    max_iter: int,
+) -> Point:
+    """Minimise from a point where value and gradient are known.
+
+    Parameters
+    ----------
+    xp : module
+        numpy or torch.
+    evaluate : callable
+        theta → (values (folds,), gradients like theta).
+    start : Point
+        Where to begin.
+    precondition : callable
+        gradient → gradient times an approximate inverse of the Hessian, symmetric and positive semidefinite.
+    tol : float
+        A problem ends when the decrease that its next step promises is below this share of its objective.
+    max_iter : int
+        Steps at most.
+
+    Returns
+    -------
+    Point
+    """
+    search = _Search(xp, evaluate, start, precondition, tol)
+    for _ in range(max_iter):
+        if not search.step():
+            break
+    return search.point(exhausted=bool(search.active.any()))
+
+
+class _Search:
+    """The state of one descent."""
+
+    def __init__(self, xp: Any, evaluate: Any, start: Point, precondition: Any, tol: float) -> None:
+        self.xp, self.evaluate, self.precondition, self.tol = xp, evaluate, precondition, tol
+        self.theta, self.value, self.gradient, self.passes = start.theta, start.value, start.gradient, start.passes
+        self.noise = _NOISE[str(self.theta.dtype).removeprefix("torch.")]
+        self.active = np.ones(len(_host(start.value)), dtype=bool)
+        self.failed = np.zeros(len(self.active), dtype=bool)
+        self.gamma = xp.ones_like(start.value)
+        self.memory: list[tuple[Any, Any, Any]] = []
+
+    def step(self) -> bool:
+        """Do one step of all problems that are not at their end; False when none is left."""
+        direction = self._direction()
+        slope = -_dot(self.xp, self.gradient, direction)
+        self.active &= _host(-slope) > self.tol * np.abs(_host(self.value))
+        if not self.active.any():
+            return False
+        moved = self._line_search(direction, slope)
+        if moved is None:
+            return False
+        step, self.theta, self.value, gradient = moved
+        self._remember(step, gradient - self.gradient)
+        self.gradient = gradient
+        return True
+
+    def _direction(self) -> Any:
+        """The two-loop recursion (Nocedal 1980), for all problems at once."""
+        xp, q, alphas = self.xp, self.gradient, []
+        for step, change, rho in reversed(self.memory):
+            alpha = rho * _dot(xp, step, q)
+            alphas.append(alpha)
+            q = q - alpha[:, None] * change
+        q = self.precondition(q) * self.gamma[:, None]
+        for (step, change, rho), alpha in zip(self.memory, reversed(alphas), strict=True):
+            q = q + step * (alpha - rho * _dot(xp, change, q))[:, None]
+        return q
+
+    def _line_search(self, direction: Any, slope: Any) -> tuple[Any, Any, Any, Any] | None:
+        """Halve the steps of those problems whose objective does not fall; give one up whose step comes to nothing."""
+        xp = self.xp
+        length = xp.asarray(self.active.astype(np.float32)) * xp.ones_like(self.value)
+        while True:
+            step = direction * -length[:, None]
+            theta = self.theta + step
+            value, gradient = self.evaluate(theta)
+            self.passes += 1
+            limit = self.value + 1e-4 * length * slope + self.noise * abs(self.value)
+            bad = self.active & ~_host(value <= limit)
+            if not bad.any():
+                return step, theta, value, gradient
+            hopeless = bad & (_host(length) < 1e-4)
+            self.failed |= hopeless
+            self.active &= ~hopeless
+            if not self.active.any():
+                return None
+            shorter = np.where(bad & ~hopeless, 0.4, np.where(hopeless, 0.0, 1.0)).astype(np.float32)
+            length = length * xp.asarray(shorter)
+
+    def _remember(self, step: Any, change: Any) -> None:
+        xp = self.xp
+        product, square = _dot(xp, step, change), _dot(xp, change, self.precondition(change))
+        useful = product > 1e-10 * square
+        one = xp.ones_like(product)
+        rho = xp.where(useful, one, 0 * one) / xp.where(useful, product, one)
+        self.gamma = xp.where(useful, product / xp.where(useful, square, one), self.gamma)
+        self.memory = [*self.memory[1 - _PAIRS :], (step, change, rho)]
+
+    def point(self, exhausted: bool) -> Point:
+        converged = ~self.failed & ~(self.active if exhausted else np.zeros_like(self.active))
+        return Point(self.theta, self.value, self.gradient, self.passes, converged)
+
+
+def _dot(xp: Any, a: Any, b: Any) -> Any:
+    return xp.einsum("rfk,rfk->f", a, b)
+
+
+def _host(values: Any) -> np.ndarray:
+    """A short array as NumPy's."""
+    return values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()

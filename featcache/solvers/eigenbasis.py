@@ -1,0 +1,116 @@
+"""The directions in which codes vary most, and how much: what preconditions every linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import eigh
+
+from .blocks import row_blocks
+
+__all__ = ["Eigenbasis"]
+
+#: Leading directions that are told apart; more gain nothing (bench_heads), and fewer cost passes.
+_LEADING = 32
+#: Rows that they are taken from.
+_SAMPLE = 384
+#: Directions with less than this share of the largest eigenvalue are rounding errors of the rows' Gram matrix.
+_RANK_TOL = 1e-12
+
+
+@dataclass(frozen=True)
+class Eigenbasis:
+    """Orthonormal directions along which the rows vary without correlation (the leading ones only nearly so).
+
+    Attributes
+    ----------
+    centre : ndarray of shape (n_features,)
+        What was subtracted from the rows; zeros when they were not to be centred.
+    vectors : ndarray of shape (n_features, r)
+        Orthonormal columns.
+    spread : ndarray of shape (r,)
+        Weighted mean square of the rows along each, falling.
+    complete : bool
+        Whether the directions span the rows, so that rows may be written in these coordinates.
+    """
+
+    centre: np.ndarray
+    vectors: np.ndarray
+    spread: np.ndarray
+    complete: bool
+
+    @classmethod
+    def of(cls, X: Any, weight: np.ndarray, *, centred: bool = True) -> Eigenbasis:
+        """Compute the basis of the weighted rows: complete where they are few, else the leading directions.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Rows; read block by block.
+        weight : ndarray of shape (n,)
+            Weights of the rows with sum 1.
+        centred : bool, default=True
+            Whether to subtract the weighted mean.
+
+        Returns
+        -------
+        Eigenbasis
+            In float64.
+
+        Raises
+        ------
+        ValueError
+            NaN or Inf in the rows.
+        """
+        n, d = X.shape
+        centre = np.zeros(d)
+        for rows, block in row_blocks(X, dtype=np.float64):
+            total = weight[rows] @ block
+            if not np.isfinite(total).all():
+                raise ValueError(f"codes: NaN or Inf in rows {rows.start} to {rows.stop - 1}; drop them")
+            centre += total if centred else 0.0
+        # Half as many coordinates as features repay a complete decomposition.
+        if n <= d // 2:
+            return _complete(X, weight, centre)
+        return _narrow(X, weight, centre) if d <= _LEADING else _leading(X, weight, centre)
+
+
+def _complete(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
+    """From the rows' products with each other: as many directions as the rows span."""
+    rows = (np.asarray(X[:], dtype=np.float64) - centre) * np.sqrt(weight)[:, None]
+    values, vectors = _descending(rows @ rows.T)
+    keep = values > max(values[0], 0.0) * _RANK_TOL if len(values) else np.zeros(0, dtype=bool)
+    values, vectors = values[keep], vectors[:, keep]
+    return Eigenbasis(centre, rows.T @ (vectors / np.sqrt(values)), values, True)
+
+
+def _narrow(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
+    """From the features' products with each other: all directions there are."""
+    gram = np.zeros((X.shape[1], X.shape[1]))
+    for rows, block in row_blocks(X, dtype=np.float64):
+        part = block - centre
+        gram += part.T @ (part * weight[rows, None])
+    values, vectors = _descending(gram)
+    return Eigenbasis(centre, vectors, np.maximum(values, 0.0), False)
+
+
+def _leading(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
+    """From an evenly spaced sample of the rows; how much all rows vary along them is measured on all."""
+    used = np.flatnonzero(weight > 0)
+    sample = used[np.linspace(0, len(used) - 1, min(_SAMPLE, len(used))).round().astype(int)]
+    some = (np.asarray(X[sample], dtype=np.float32) - centre.astype(np.float32)).astype(np.float64)
+    values, vectors = _descending(some @ some.T)
+    keep = np.flatnonzero(values > max(values[0], 0.0) * 1e-6)[:_LEADING]
+    directions = some.T @ (vectors[:, keep] / np.sqrt(values[keep]))
+    narrow, shift, spread = directions.astype(np.float32), centre.astype(np.float32), np.zeros(len(keep))
+    for rows, block in row_blocks(X):
+        spread += weight[rows] @ np.square((block - shift) @ narrow, dtype=np.float64)
+    order = np.argsort(-spread, kind="stable")
+    return Eigenbasis(centre, directions[:, order], spread[order], False)
+
+
+def _descending(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, vectors = eigh(gram, driver="evd", check_finite=False, overwrite_a=True)
+    return values[::-1], vectors[:, ::-1]
