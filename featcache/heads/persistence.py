@@ -45,6 +45,13 @@ _ALLOWED: dict[str, str] = {
         "featcache.softmax": ("SoftmaxClassifier",),
         "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
         "featcache.heads.auto": ("AutoClassifier",),
+        "featcache.heads.neighbors": ("CosineKNeighborsClassifier",),
+        "featcache.heads.kernel": ("NystroemClassifier",),
+        "featcache.heads.calibration": ("TemperatureClassifier",),
+        "featcache.heads.ensemble": ("EnsembleClassifier",),
+        "featcache.heads.rejection": ("RejectingClassifier",),
+        "featcache.heads.novelty": ("KNeighborsDetector", "MahalanobisDetector"),
+        "sklearn.kernel_approximation": ("Nystroem",),
     }.items()
     for name in names
 }
