@@ -1,7 +1,7 @@
 """Approximate nearest rows by an inverted file of faiss (the extra "ann"), for bases of more than about 10^6 rows.
 
 An inverted file, not a graph: its cells are the same whatever the number of threads, so that the same rows give the
-same neighbours. Indexes are kept beside their estimators, never in them: estimators stay plain arrays that can be saved.
+same neighbours. Indexes are kept beside their estimators, never in them: those stay plain arrays that can be saved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..solvers.neighbors import unit_rows
 __all__ = ["approximate_nearest"]
 
 #: Cells looked into; with 4 √n cells this keeps more than 95 % of the nearest ten of typical codes.
-_PROBES = 32
+_PROBES = 64
 
 #: owner → (the rows it was built of, index).
 _INDEXES: weakref.WeakKeyDictionary[Any, tuple[np.ndarray, Any]] = weakref.WeakKeyDictionary()

@@ -25,14 +25,14 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    heads : sequence of str or estimators, default=("ridge", "logreg", "knn")
+    heads : sequence of str or estimators, default=("ridge", "logreg", "lda")
         Names of heads, whose settings are chosen on the folds, or classifiers with `decision_function` or
         `predict_proba`, used as they are.
     weights : {"stacked", "uniform"}, default="stacked"
         "uniform": all alike, as always where no row can be held out.
     mean : {"geometric", "arithmetic"}, default="geometric"
         Which mean of the probabilities.
-    prior_rows : float, default=10.0
+    prior_rows : float, default=1.0
         Weight of equal shares against what the held-out rows say, in rows: with few rows the weights stay near equal.
     cv : int or iterable of (train, validation) row numbers, default=5
         Folds; fewer when no class has so many rows.
@@ -71,11 +71,11 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        heads: Sequence[Any] = ("ridge", "logreg", "knn"),
+        heads: Sequence[Any] = ("ridge", "logreg", "lda"),
         *,
         weights: str = "stacked",
         mean: str = "geometric",
-        prior_rows: float = 10.0,
+        prior_rows: float = 1.0,
         cv: Any = 5,
         random_state: int = 0,
     ) -> None:
@@ -170,7 +170,7 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
 def _mean(parts: Sequence[np.ndarray], weights: np.ndarray, kind: str) -> np.ndarray:
     """Log of the weighted mean of probabilities, given their logs (n, c); not normalised."""
     if kind == "geometric":
-        return sum(w * part for w, part in zip(weights, parts, strict=True) if w > 0)  # type: ignore[return-value]
+        return sum(w * part for w, part in zip(weights, parts, strict=True) if w > 0)
     total = sum(w * np.exp(part) for w, part in zip(weights, parts, strict=True))
     return np.log(np.maximum(total, np.finfo(np.float64).tiny))
 

@@ -273,12 +273,13 @@ class CosineKNeighborsClassifier(ClassifierMixin, BaseEstimator):
     def _choose(self) -> CosineKNeighborsClassifier:
         n = len(self.rows_)
         self.scale_ = 1.0 if self.metric == "cosine" else _mean_square(self.rows_)
-        ks = NEIGHBORS_GRID if self.n_neighbors == "auto" else (int(self.n_neighbors),)
-        ks = tuple(sorted({min(k, n) for k in ks}))
+        wanted = NEIGHBORS_GRID if self.n_neighbors == "auto" else (int(self.n_neighbors),)
+        ks = tuple(sorted({min(k, n) for k in wanted}))
         temperatures = TEMPERATURE_GRID if self.temperature == "auto" else (float(self.temperature),)
         if self.weights != "softmax":
             temperatures = (_ONE_SHOT[1],)
-        self.loo_score_ = self.loo_log_loss_ = None
+        self.loo_score_: float | None = None
+        self.loo_log_loss_: float | None = None
         self.n_neighbors_ = ks[0] if len(ks) == 1 else _ONE_SHOT[0]
         self.temperature_ = temperatures[0] if len(temperatures) == 1 else _ONE_SHOT[1]
         asked = self._rows_to_leave_out()

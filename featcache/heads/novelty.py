@@ -61,8 +61,9 @@ class MahalanobisDetector(_Detector):
     ----------
     shrinkage : "auto" or float, default="auto"
         Share of the scaled identity in the covariance, in [0, 1]; "auto": Ledoit and Wolf's formula on the residuals.
-    relative : bool, default=False
-        Subtract the distance from one Gaussian of all rows: better for novelties that resemble the classes.
+    relative : bool, default=True
+        Subtract the distance from one Gaussian of all rows (with the same identity part): better above all for
+        novelties that resemble the classes.
     false_alarm_rate : float, default=0.05
         Share of rows like the training rows that `predict` may call novel, estimated on rows left out.
 
@@ -111,7 +112,7 @@ class MahalanobisDetector(_Detector):
     """
 
     def __init__(
-        self, *, shrinkage: str | float = "auto", relative: bool = False, false_alarm_rate: float = 0.05
+        self, *, shrinkage: str | float = "auto", relative: bool = True, false_alarm_rate: float = 0.05
     ) -> None:
         self.shrinkage = shrinkage
         self.relative = relative
@@ -244,7 +245,7 @@ class KNeighborsDetector(_Detector):
 
     Parameters
     ----------
-    n_neighbors : int, default=5
+    n_neighbors : int, default=3
         k; at most one less than there are rows.
     metric : {"cosine", "euclidean"}, default="cosine"
         "cosine": Euclidean distance of rows at unit length.
@@ -275,7 +276,7 @@ class KNeighborsDetector(_Detector):
 
     _dtypes = (np.float32, np.float64)
 
-    def __init__(self, n_neighbors: int = 5, *, metric: str = "cosine", false_alarm_rate: float = 0.05) -> None:
+    def __init__(self, n_neighbors: int = 3, *, metric: str = "cosine", false_alarm_rate: float = 0.05) -> None:
         self.n_neighbors = n_neighbors
         self.metric = metric
         self.false_alarm_rate = false_alarm_rate

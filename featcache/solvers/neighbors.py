@@ -67,7 +67,7 @@ def nearest(
     """
     _check(queries, base, k, metric)
     tools = _Tools(base, queries, metric, device, block_bytes)
-    m, n = len(queries), len(base)
+    m = len(queries)
     best = np.full((m, k), -np.inf, dtype=tools.dtype)
     rows = np.full((m, k), -1, dtype=np.int64)
     for held, block in tools.blocks(base, block_bytes):
