@@ -16,6 +16,9 @@ from .choosing import train, tuning_folds
 
 __all__ = ["class_logits", "fitted_member", "folds_of", "held_out_logits", "log_softmax"]
 
+#: A share of 0 among the votes is no proof of impossibility.
+_LEAST = 1e-7
+
 
 def class_logits(estimator: Any, X: Any) -> np.ndarray:
     """Return one score per class whose softmax is a probability, up to a temperature: float64 (n_samples, n_classes).
@@ -28,7 +31,7 @@ def class_logits(estimator: Any, X: Any) -> np.ndarray:
         return np.column_stack([-scores, scores]) / 2 if scores.ndim == 1 else scores
     if hasattr(estimator, "predict_proba"):
         shares = np.asarray(estimator.predict_proba(X), dtype=np.float64)
-        return np.log(np.maximum(shares, np.finfo(np.float32).tiny))
+        return np.log(np.maximum(shares, _LEAST))
     raise HeadError(f"{type(estimator).__name__} gives no scores: it has neither decision_function nor predict_proba")
 
 
