@@ -40,8 +40,8 @@ def test_scikit_learns_own_checks(estimator, check):
 @pytest.mark.parametrize("name", ["ridge", "svm", "lda", "centroid", "logreg"])
 @pytest.mark.parametrize("classes", [2, 10])
 def test_equal_to_scikit_learns_temperature(name, classes):
-    rows = np.flatnonzero(CODES < classes)[:200]
-    # Noisy labels: where all held-out rows are right the best temperature is 0, and only the bounds of the search count.
+    rows = np.flatnonzero(classes > CODES)[:200]
+    # Noisy labels: where all held-out rows are right the best temperature is 0, and only the search's bounds count.
     y = np.where(RNG.random(len(rows)) < 0.2, CODES[rows][::-1], CODES[rows])
     folds, head = k_fold(y, 4), make_head(name)
     wide = X.astype(float)  # scikit-learn searches T in the precision of the scores

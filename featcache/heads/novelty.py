@@ -106,8 +106,9 @@ class MahalanobisDetector(_Detector):
 
     Examples
     --------
-    >>> X = [[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [3.0, 1.0], [3.1, 0.4]]
-    >>> MahalanobisDetector().fit(X, ["a", "a", "b", "b", "b"]).predict([[3.0, 0.5], [99.0, 0.0]]).tolist()
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> MahalanobisDetector().fit(X, y).predict([X[0], X[0] + 3.0]).tolist()
     [1, -1]
     """
 
