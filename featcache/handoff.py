@@ -194,8 +194,8 @@ def to_module(
     nn.Module
         Input: float32 of shape (N, C, H, W), normalised (``fitted.preprocess(image)`` gives one such image). Output:
         scores of shape (N, n_classes); the largest is the class in ``module.classes``, and where the head is a
-        (multinomial) logistic regression, or calibrated, their softmax is its probability. In eval mode; `trunk` is frozen
-        (``requires_grad_(True)`` unlocks it), `head` is trainable.
+        (multinomial) logistic regression, or calibrated, their softmax is its probability. In eval mode; `trunk` is
+        frozen (``requires_grad_(True)`` unlocks it), `head` is trainable.
 
     Raises
     ------
