@@ -164,10 +164,16 @@ def test_bounds_are_clopper_and_pearsons():
     right[[50, 120]] = False
     threshold, coverage, bound, _ = rejection_threshold(np.linspace(1, 0, 200), right, 0.08, 0.95)
     n = round(coverage * 200)
-    level = 1 - 0.05 / np.ceil(np.log2(201))
     wrong = int((~right[:n]).sum())
-    exact = binomtest(wrong, n, alternative="less").proportion_ci(level, method="exact").high
+    exact = binomtest(wrong, n, alternative="less").proportion_ci(0.95, method="exact").high
     assert bound == pytest.approx(exact) and bound <= 0.08 and n > 100
+
+
+def test_few_rows_bound_something_when_all_are_right():
+    right = np.ones(30, dtype=bool)
+    assert rejection_threshold(np.linspace(1, 0, 30), right, 0.1, 0.95)[1] == 1.0  # 0.05 ** (1 / 29) > 0.9
+    assert rejection_threshold(np.linspace(1, 0, 28), right[:28], 0.1, 0.95)[1] == 0.0
+    assert rejection_threshold(np.zeros(30), right, 0.1, 0.95)[:2] == (0.0, 1.0)
 
 
 def test_what_cannot_be_reached_is_said():

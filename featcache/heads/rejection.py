@@ -18,6 +18,9 @@ __all__ = ["RejectingClassifier", "confidences", "rejection_threshold"]
 
 _MEASURES = ("probability", "margin")
 
+#: Thresholds tried for a bound.
+_TRIED = 20
+
 
 class RejectingClassifier(ClassifierMixin, BaseEstimator):
     """Any head with a threshold on its confidence, below which it rather does not answer.
@@ -63,14 +66,17 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Confidences are those of heads fitted on the other folds, thus on somewhat fewer rows than the final head, which
-    errs on the careful side. With `confidence` thresholds are tried by bisection, each with its share of the risk, so
-    that the bound holds for the one taken [1]_. It presumes rows drawn as those to come will be, and settings that
-    were not chosen on them: for a bound to the letter give an estimator with fixed settings.
+    errs on the careful side. With `confidence` thresholds are tried from strict to lax until the bound of one fails,
+    so that it holds for the one taken [2]_; bisection as in [1]_ has to divide the risk and accepts about half as many.
+    It presumes rows drawn as those to come will be, and settings that were not chosen on them: for a bound to the
+    letter give an estimator with fixed settings.
 
     References
     ----------
     .. [1] Y. Geifman and R. El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017,
-       arXiv 1705.08500 (algorithm 1).
+       arXiv 1705.08500.
+    .. [2] A. Angelopoulos et al., "Learn then test: calibrating predictive algorithms to achieve risk control", 2021,
+       arXiv 2110.01052 (fixed sequence testing).
 
     Examples
     --------
@@ -240,7 +246,7 @@ def rejection_threshold(
         good = np.flatnonzero(rates <= error_rate)
         place = int(good[-1]) if len(good) else -1
     else:
-        place, rates = _bisected(accepted, wrong, error_rate, 1.0 - level)
+        place, rates = _in_sequence(accepted, wrong, error_rate, 1.0 - level)
     if place < 0:
         how = f", to be sure of it with probability {level}" if level is not None else ""
         note = f"nothing is accepted: {n} held-out rows do not show an error rate of {error_rate} at any threshold{how}"
@@ -248,18 +254,31 @@ def rejection_threshold(
     return float(ranked[ends[place]]), float(accepted[place] / n), float(rates[place]), []
 
 
-def _bisected(accepted: np.ndarray, wrong: np.ndarray, error_rate: float, risk: float) -> tuple[int, np.ndarray]:
-    """Place of the largest acceptable number that bisection finds (-1: none), and the bounds of all places."""
-    steps = int(np.ceil(np.log2(len(accepted) + 1)))
-    # beta's quantile is the binomial's upper confidence limit; with every row wrong it is 1.
-    bounds = np.where(wrong < accepted, beta.ppf(1.0 - risk / steps, wrong + 1, np.maximum(accepted - wrong, 1)), 1.0)
-    low, high, place = 0, len(accepted) - 1, -1
-    while low <= high:
-        middle = (low + high) // 2
-        if bounds[middle] <= error_rate:
-            place, low = middle, middle + 1
-        else:
-            # Too few rows bound nothing: where even no error would not do, more rows are needed, not fewer.
-            few = 1.0 - (risk / steps) ** (1.0 / accepted[middle]) > error_rate
-            low, high = (middle + 1, high) if few else (low, middle - 1)
+def _in_sequence(accepted: np.ndarray, wrong: np.ndarray, error_rate: float, risk: float) -> tuple[int, np.ndarray]:
+    """Place of the laxest threshold before the first whose bound fails (-1: none), and the bounds of all places.
+
+    Thresholds are tried from strict to lax, at numbers of accepted rows fixed before any label is seen; so each may
+    take the whole risk. The first is where one error (none, in small sets) would still do.
+    """
+    n = int(accepted[-1])
+    bounds = _upper_bounds(accepted, wrong, risk)
+    numbers = np.arange(1, n + 1)
+    for allowed in (1, 0):
+        enough = np.flatnonzero(_upper_bounds(numbers, np.minimum(numbers, allowed), risk) <= error_rate)
+        if len(enough):
+            break
+    else:
+        return -1, bounds
+    place = -1
+    for number in np.unique(np.linspace(numbers[enough[0]], n, _TRIED).round().astype(int)):
+        here = int(np.searchsorted(accepted, number, side="right")) - 1
+        if here >= 0 and bounds[here] > error_rate:
+            break
+        place = here
     return place, bounds
+
+
+def _upper_bounds(accepted: np.ndarray, wrong: np.ndarray, risk: float) -> np.ndarray:
+    """Upper confidence limits of the error rate after Clopper and Pearson; where all are wrong it is 1."""
+    found = beta.ppf(1.0 - risk, wrong + 1, np.maximum(accepted - wrong, 1))
+    return np.where(wrong < accepted, found, 1.0)
