@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from sklearn.base import clone, is_classifier
 
 from ..errors import HeadError
 from ..splits import Folds, whole_number
-from .choosing import train, tuning_folds
+from .choosing import _ONE_THREAD_UP_TO, _threads, train, tuning_folds
 
 __all__ = ["class_logits", "fitted_member", "folds_of", "held_out_logits", "log_softmax"]
 
@@ -101,10 +102,10 @@ def held_out_logits(
         held = held[np.isin(y[held], known)]
         if len(known) < 2 or not len(held):
             continue
-        with _quiet():
-            fitted = clone(estimator).fit(X[kept], y[kept])
         found = np.full((len(held), len(classes)), -np.inf)
-        found[:, columns] = class_logits(fitted, X[held])
+        with _quiet(), _threads("torch" in sys.modules).limit(limits=1 if X.size <= _ONE_THREAD_UP_TO else None):
+            fitted = clone(estimator).fit(X[kept], y[kept])
+            found[:, columns] = class_logits(fitted, X[held])
         rows.append(held)
         scores.append(found)
     together = np.concatenate(rows)

@@ -202,8 +202,10 @@ class CosineKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         k, c = self.n_neighbors_, len(self.classes_)
         found = np.empty((len(X), c))
         weight = self._class_weights()
-        for part, block in row_blocks(X, dtype=self.rows_.dtype, block_bytes=_VOTES_BYTES):
-            near, rows = self._nearest(block, k)
+        step = max(1, _VOTES_BYTES // (8 * max(c, k)))
+        for start in range(0, len(X), step):
+            part = slice(start, start + step)
+            near, rows = self._nearest(X[part], k)
             votes = self._vote_weights(self._similarity(near), near, self.temperature_) * weight[self.codes_[rows]]
             found[part] = _smoothed(_counted(votes, self.codes_[rows], c), k)
         return found
@@ -291,9 +293,10 @@ class CosineKNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
     def _rows_to_leave_out(self) -> np.ndarray:
         """Rows whose class has a row outside their own group, evenly thinned out in large sets."""
-        units = np.arange(len(self.rows_)) if self.groups_ is None else self.groups_
-        pairs = np.unique(np.stack([self.codes_, units], axis=1), axis=0)
-        spread = np.bincount(pairs[:, 0], minlength=len(self.classes_))
+        members = self.codes_
+        if self.groups_ is not None:
+            members = np.unique(np.stack([self.codes_, self.groups_], axis=1), axis=0)[:, 0]
+        spread = np.bincount(members, minlength=len(self.classes_))
         asked = np.flatnonzero(spread[self.codes_] > 1)
         most = max(1000, min(10_000, 10**9 // len(self.rows_)))
         return asked if len(asked) <= most else asked[np.arange(most) * len(asked) // most]
