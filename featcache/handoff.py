@@ -59,7 +59,8 @@ def predict(
     -------
     list of dict
         In the order of the source: ``{"id", "label", "scores"}`` with scores by class, or ``{"id", "error"}`` for an
-        image that cannot be read.
+        image that cannot be read. A head fitted with `reject` adds ``"accepted"``: whether it is sure enough; one
+        fitted with `novelty` adds ``"novelty": {"score", "novel"}``, novel where the score is above 0.
 
     Raises
     ------
@@ -76,7 +77,7 @@ def predict(
     """
     head = _open_head(fitted)
     if isinstance(images, FeatureSet):
-        return _label(head, images.row_ids.tolist(), head.predict(images), _scores(head, images))
+        return _label(head, images.row_ids.tolist(), images)
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise HandoffError(f"{name}: expected a whole number of {least} or more, got {value!r}")
@@ -91,7 +92,7 @@ def predict(
             if len(pixels):
                 codes = network.encode(pixels, mode="fp32", device=target)[head.node]
                 codes = codes.reshape(len(codes), -1)
-                good = iter(_label(head, ids, head.predict(codes), _scores(head, codes)))
+                good = iter(_label(head, ids, codes))
             else:
                 good = iter(())
             found += [{"id": i, "error": e} if e else next(good) for i, e in errors]
@@ -159,13 +160,21 @@ def _scores(head: FittedHead, codes: FeatureSet | np.ndarray) -> np.ndarray | No
         return None
 
 
-def _label(head: FittedHead, ids: Sequence[str], labels: np.ndarray, scores: np.ndarray | None) -> list[dict[str, Any]]:
+def _label(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
+    labels, scores = head.predict(codes), _scores(head, codes)
     rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
     classes = [str(c) for c in head.classes_]
-    return [
+    found = [
         {"id": i, "label": str(label), "scores": {} if row is None else dict(zip(classes, row, strict=True))}
         for i, label, row in zip(ids, labels.tolist(), rows, strict=True)
     ]
+    if head.rejection is not None:
+        for line, accepted in zip(found, head.accept(codes).tolist(), strict=True):
+            line["accepted"] = accepted
+    if head.detector is not None:
+        for line, score in zip(found, head.novelty(codes).tolist(), strict=True):
+            line["novelty"] = {"score": score, "novel": score > 0}
+    return found
 
 
 def to_module(
@@ -185,8 +194,8 @@ def to_module(
     nn.Module
         Input: float32 of shape (N, C, H, W), normalised (``fitted.preprocess(image)`` gives one such image). Output:
         scores of shape (N, n_classes); the largest is the class in ``module.classes``, and where the head is a
-        (multinomial) logistic regression their softmax is its probability. In eval mode; `trunk` is frozen
-        (``requires_grad_(True)`` unlocks it), `head` is trainable.
+        (multinomial) logistic regression, or calibrated, their softmax is its probability. In eval mode; `trunk` is
+        frozen (``requires_grad_(True)`` unlocks it), `head` is trainable.
 
     Raises
     ------
@@ -212,6 +221,8 @@ def to_module(
     except HeadError:
         shift, scale, W, b = normalised_form(head.estimator)
         prelude = (torch.from_numpy(shift), torch.from_numpy(scale))
+    if head.temperature is not None:
+        W, b = W / head.temperature, b / head.temperature
     network = _backbone_of(head, backbone, weights)
     module = ClassifierNetwork(
         network.module(), head.node, torch.from_numpy(W), torch.from_numpy(b), [str(c) for c in head.classes_], prelude

@@ -155,7 +155,7 @@ def test_truncated_and_newer_files_are_refused(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(HeadError, match="damaged"):
         FittedHead.load(path)
-    monkeypatch.setattr("featcache.heads.persistence.FORMAT_VERSION", 2)
+    monkeypatch.setattr("featcache.heads.persistence.FORMAT_VERSION", 3)
     fitted.save(path)
     monkeypatch.undo()
     with pytest.raises(HeadError, match="install a newer featcache"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -222,6 +223,13 @@ def fit(
     metric: Metric = "accuracy",
     cv: Annotated[int, typer.Option("--cv", min=2, help="Folds for choosing settings.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the folds.")] = 0,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Make the scores calibrated probabilities.")] = False,
+    reject: Annotated[
+        float | None, typer.Option("--reject", help="Error rate wanted among accepted answers, such as 0.05.")
+    ] = None,
+    novelty: Annotated[
+        str | None, typer.Option("--novelty", help="Detect images unlike the training images: mahalanobis, knn.")
+    ] = None,
     view: View = "main",
     node: Node = None,
     label: Label = None,
@@ -240,7 +248,7 @@ def fit(
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
     data = features(store, **choice, labels=labels, key=key)
     check_target(out)  # before the work, not after it
-    fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed)
+    fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed, calibrate=calibrate, reject=reject, novelty=novelty)
     path = fitted.save(out)
     if as_json:
         show.as_json(
@@ -254,6 +262,9 @@ def fit(
                 "classes": [str(c) for c in fitted.classes_],
                 "fingerprint": fitted.fingerprint,
                 "notes": list(fitted.notes),
+                "temperature": fitted.temperature,
+                "rejection": fitted.rejection and {k: v if isfinite(v) else None for k, v in fitted.rejection.items()},
+                "novelty": novelty,
             }
         )
     else:

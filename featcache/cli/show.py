@@ -225,6 +225,9 @@ def fitted_head(fitted: Any, path: str) -> None:
     scores = ", ".join(f"{name} {fitted.metric} {value:.4f}" for name, value in fitted.scores.items())
     name = f"{fitted.head} ({settings})" if settings else fitted.head
     say(f"{path}: {name} on {fitted.n_train} images; {scores or 'no score'}")
+    if fitted.rejection is not None and fitted.rejection["coverage"] > 0:
+        accepted, wrong = fitted.rejection["coverage"], fitted.rejection["error_rate"]
+        say(f"accepts {accepted:.1%} of held-out images, {wrong:.1%} of them wrong")
     for line in fitted.notes:
         note(line)
 
@@ -236,4 +239,8 @@ def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
             note(plain(f"{row['id']}: {row['error']}"))
         else:
             score = row["scores"].get(row["label"])
-            say(f"{plain(row['id'])}\t{plain(row['label'])}" + (f"\t{score:.4f}" if score is not None else ""))
+            flags = ["rejected"] * (not row.get("accepted", True)) + ["novel"] * row.get("novelty", {}).get(
+                "novel", False
+            )
+            words = [plain(row["id"]), plain(row["label"]), "" if score is None else f"{score:.4f}", ",".join(flags)]
+            say("\t".join(words).rstrip("\t"))

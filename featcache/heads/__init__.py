@@ -7,10 +7,16 @@ returns a `FittedHead`; `linear_form` writes a linear one as a single affine map
 from __future__ import annotations
 
 from .auto import AutoClassifier
+from .calibration import TemperatureClassifier
+from .ensemble import EnsembleClassifier
 from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
 from .fitted import FittedHead, fit
+from .kernel import NystroemClassifier
 from .linear import linear_form, normalised_form
 from .metrics import METRICS
+from .neighbors import CosineKNeighborsClassifier
+from .novelty import KNeighborsDetector, MahalanobisDetector
+from .rejection import RejectingClassifier
 from .zoo import HEADS, HeadInfo, make_head
 
 __all__ = [
@@ -18,10 +24,17 @@ __all__ = [
     "METRICS",
     "AutoClassifier",
     "CentroidClassifier",
+    "CosineKNeighborsClassifier",
+    "EnsembleClassifier",
     "FittedHead",
     "HeadInfo",
+    "KNeighborsDetector",
     "LDAClassifier",
+    "MahalanobisDetector",
+    "NystroemClassifier",
+    "RejectingClassifier",
     "ShrunkScaler",
+    "TemperatureClassifier",
     "fit",
     "linear_form",
     "make_head",

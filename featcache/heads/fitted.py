@@ -15,6 +15,8 @@ from ..features import FeatureSet
 from ..fingerprint import describe_difference
 from ..splits import Folds, has_named_splits, named_splits, whole_number
 from .choosing import Trained, train, tuning_folds
+from .guards import check_guards, guards_of
+from .held_out import class_logits, log_softmax
 from .metrics import check_metric
 
 if TYPE_CHECKING:
@@ -53,6 +55,13 @@ class FittedHead:
         Provenance of the codes, as in `FeatureSet`.
     notes : tuple of str, default=()
         What the user should know, one sentence each.
+    temperature : float, default=None
+        Of calibrated probabilities; None: the estimator's own scores.
+    rejection : dict of str to float, default=None
+        "wanted" error rate, "threshold" of the largest probability, "coverage" and "error_rate" of the accepted among
+        the held-out rows (inf, 0 and NaN where the rate is out of reach); None: nothing is rejected.
+    detector : estimator, default=None
+        Detector of images unlike the training images, on raw codes.
     """
 
     estimator: Any
@@ -69,6 +78,9 @@ class FittedHead:
     node: str = ""
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    temperature: float | None = None
+    rejection: dict[str, float] | None = None
+    detector: Any = None
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
@@ -103,7 +115,7 @@ class FittedHead:
         Columns follow `classes_`; the highest score is the predicted class, as in `to_module`: two classes have the
         halves -s/2 and s/2 of scikit-learn's one score. See `predict` for `data` and errors.
         """
-        if hasattr(self.estimator, "predict_proba"):
+        if self.temperature is not None or hasattr(self.estimator, "predict_proba"):
             return self.predict_proba(data)
         if not hasattr(self.estimator, "decision_function"):
             raise HeadError(f"head {self.head!r}: {type(self.estimator).__name__} gives no scores; use predict")
@@ -114,11 +126,37 @@ class FittedHead:
         return np.column_stack([-scores, scores]) / 2 if scores.ndim == 1 else scores
 
     def predict_proba(self, data: Any) -> np.ndarray:
-        """Return probabilities of shape (n_samples, n_classes); HeadError where the head has none."""
-        if not hasattr(self.estimator, "predict_proba"):
-            raise HeadError(f"head {self.head!r} gives no probabilities; use predict_scores, or fit logreg or softmax")
+        """Return probabilities of shape (n_samples, n_classes), calibrated where `fit` was asked to calibrate.
+
+        HeadError where the head has none.
+        """
+        if self.temperature is None and not hasattr(self.estimator, "predict_proba"):
+            raise HeadError(
+                f"head {self.head!r} gives no probabilities; use predict_scores, fit(..., calibrate=True), or logreg"
+            )
         X = self._codes(data)
+        if len(X) and self.temperature is not None:
+            return np.exp(log_softmax(class_logits(self.estimator, X) / self.temperature))
         return np.asarray(self.estimator.predict_proba(X)) if len(X) else np.zeros((0, len(self.classes_)))
+
+    def accept(self, data: Any) -> np.ndarray:
+        """Return whether each prediction is sure enough for the error rate that `fit` was given as `reject`.
+
+        See `predict` for `data`; bool of shape (n_samples,). HeadError for a head fitted without `reject`.
+        """
+        if self.rejection is None:
+            raise HeadError(f"head {self.head!r} was fitted without a wanted error rate; use fit(..., reject=0.05)")
+        return self.predict_proba(data).max(axis=1) >= self.rejection["threshold"]
+
+    def novelty(self, data: Any) -> np.ndarray:
+        """Return how unlike the training rows each row is: above 0 where `fit`'s `novelty` calls it novel.
+
+        See `predict` for `data`; shape (n_samples,). HeadError for a head fitted without `novelty`.
+        """
+        if self.detector is None:
+            raise HeadError(f"head {self.head!r} was fitted without a detector; use fit(..., novelty='mahalanobis')")
+        X = self._codes(data)
+        return -self.detector.decision_function(X) if len(X) else np.zeros(0)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Return the backbone's input for one image, as the codes were made.
@@ -284,6 +322,9 @@ def fit(
     cv: int = 5,
     seed: int = 0,
     params: Mapping[str, Any] | None = None,
+    calibrate: bool = False,
+    reject: float | None = None,
+    novelty: str | None = None,
 ) -> FittedHead:
     """Train one head on cached codes.
 
@@ -305,6 +346,15 @@ def fit(
         Seed of the folds and of the head.
     params : mapping, default=None
         Settings to hold fixed, e.g. ``{"C": 0.1}``; others are chosen.
+    calibrate : bool, default=False
+        Whether `predict_proba` and `predict_scores` give calibrated probabilities: the softmax of the head's scores
+        over one temperature, fitted on held-out training rows (see `TemperatureClassifier`). Labels stay the same.
+    reject : float, default=None
+        An error rate wanted among the answers, e.g. 0.05: `FittedHead.accept` then says which are sure enough (see
+        `RejectingClassifier`). Calibrates, too.
+    novelty : {"mahalanobis", "knn"}, default=None
+        Adds a detector of images unlike the training images (`MahalanobisDetector`, `KNeighborsDetector`), which calls
+        5 % of the usual ones novel: `FittedHead.novelty`.
 
     Returns
     -------
@@ -327,6 +377,7 @@ def fit(
     ['0', '1']
     """
     check_metric(metric)
+    check_guards(calibrate, reject, novelty)
     for name, value, least in (("cv", cv, 2), ("seed", seed, 0)):
         if not whole_number(value, least):
             raise SplitError(f"{name}: expected a whole number of {least} or more, got {value!r}")
@@ -350,6 +401,10 @@ def fit(
         leave_one_out=rows.groups is None and how == "cv",
         always_score=True,
     )
+    groups = None if rows.groups is None else rows.groups[train_rows]
+    guards, guard_notes = guards_of(
+        trained.estimator, X, y, folds, groups, calibrate=calibrate, reject=reject, novelty=novelty
+    )
     scores = {} if trained.score is None else {how: trained.score}
     notes = rows.notes + (folds.notes if folds else ("fixed settings: no class has two rows to choose on",))
     if "test" in rows.parts:
@@ -369,7 +424,8 @@ def fit(
         locator=data.locator,
         node=data.node,
         fingerprint=data.fingerprint,
-        notes=notes + trained.notes,
+        notes=notes + trained.notes + guard_notes,
+        **guards,
     )
 
 

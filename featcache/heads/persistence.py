@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_target", "load_head", "save_head"]
 
-FORMAT_VERSION = 1
+#: 2 has the fields that `fit` adds on request; files of version 1 are read.
+FORMAT_VERSION = 2
 
 _ALLOWED: dict[str, str] = {
     name: module
@@ -45,6 +46,13 @@ _ALLOWED: dict[str, str] = {
         "featcache.softmax": ("SoftmaxClassifier",),
         "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
         "featcache.heads.auto": ("AutoClassifier",),
+        "featcache.heads.neighbors": ("CosineKNeighborsClassifier",),
+        "featcache.heads.kernel": ("NystroemClassifier",),
+        "featcache.heads.calibration": ("TemperatureClassifier",),
+        "featcache.heads.ensemble": ("EnsembleClassifier",),
+        "featcache.heads.rejection": ("RejectingClassifier",),
+        "featcache.heads.novelty": ("KNeighborsDetector", "MahalanobisDetector"),
+        "sklearn.kernel_approximation": ("Nystroem",),
     }.items()
     for name in names
 }
@@ -66,6 +74,9 @@ _FIELDS = (
     "fingerprint",
     "notes",
 )
+
+#: Since version 2.
+_GUARDS = ("temperature", "rejection", "detector")
 
 
 def check_target(path: Path, *, replace: bool = True) -> None:
@@ -102,7 +113,7 @@ def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
         "format": FORMAT_VERSION,
         "sklearn": sklearn.__version__,
         "classes": fitted.classes_.tolist(),
-        "fields": {name: _encode(getattr(fitted, name), tensors, name) for name in _FIELDS},
+        "fields": {name: _encode(getattr(fitted, name), tensors, name) for name in (*_FIELDS, *_GUARDS)},
         "estimator": _encode(fitted.estimator, tensors, "estimator"),
         "tensors": _digest(tensors),
     }
@@ -125,7 +136,8 @@ def load_head(path: Path) -> FittedHead:
 
     body, tensors = _read(path)
     try:
-        fields = {name: _decode(body["fields"][name], tensors) for name in _FIELDS}
+        known = (*_FIELDS, *_GUARDS) if body["format"] > 1 else _FIELDS
+        fields = {name: _decode(body["fields"][name], tensors) for name in known}
         estimator = _decode(body["estimator"], tensors)
         classes = np.asarray(body["classes"], dtype=np.str_)
     except HeadError as error:

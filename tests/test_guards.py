@@ -1,0 +1,143 @@
+"""What fit adds on request: calibrated probabilities, accepted answers, novelties; saved with the head."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from featcache import handoff
+from featcache.cli.show import predictions
+from featcache.errors import HeadError
+from featcache.features import FeatureSet
+from featcache.heads import FittedHead, fit, linear_form
+from featcache.heads import persistence as files
+from featcache.heads.metrics import log_loss
+
+RNG = np.random.default_rng(0)
+X, Y = load_digits(return_X_y=True)
+ORDER = RNG.permutation(len(X))[:600]  # the rows come writer by writer
+X, CODES = (X[ORDER] + RNG.normal(0, 4, (600, 64))).astype("float32"), Y[ORDER]
+Y = np.char.add("digit ", CODES.astype(str))
+SPLITS = np.asarray(["train", "train", "test"] * 200)
+TEST = SPLITS == "test"
+
+
+def digits(**fields):
+    return FeatureSet(**{"X": X, "y": Y, "splits": SPLITS, "name": "digits", **fields})
+
+
+@pytest.mark.parametrize("name", ["ridge", "svm", "centroid", "lda", "knn"])
+def test_probabilities_are_calibrated_and_labels_stay(name):
+    plain, better = fit(name, digits()), fit(name, digits(), calibrate=True)
+    np.testing.assert_array_equal(plain.predict(X), better.predict(X))
+    assert plain.scores == better.scores and plain.temperature is None and better.temperature > 0
+    p = better.predict_proba(X[TEST])
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(p, better.predict_scores(X[TEST]))
+    assert log_loss(CODES[TEST], p) < 0.8
+    assert better.predict_proba(X[:0]).shape == (0, 10)
+
+
+def test_the_affine_form_over_the_temperature_gives_the_probabilities():
+    fitted = fit("ridge", digits(), calibrate=True)
+    W, b = linear_form(fitted.estimator)
+    scores = (X @ W.T + b) / fitted.temperature
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(p / p.sum(axis=1, keepdims=True), fitted.predict_proba(X), atol=1e-5)
+
+
+def test_rejection_and_novelty_on_predict():
+    fitted = fit("ridge", digits(), reject=0.02, novelty="mahalanobis")
+    accepted, wrong = fitted.accept(X[TEST]), fitted.predict(X[TEST]) != Y[TEST]
+    assert 0.2 < accepted.mean() < 1 and wrong[accepted].mean() < min(0.06, wrong.mean())
+    assert fitted.rejection["error_rate"] <= 0.02
+    noise = FeatureSet(np.concatenate([X[TEST][:100], RNG.uniform(0, 40, (100, 64)).astype("float32")]))
+    rows = handoff.predict(fitted, noise)
+    assert {"id", "label", "scores", "accepted", "novelty"} == set(rows[0])
+    novel = np.asarray([row["novelty"]["novel"] for row in rows])
+    assert novel[:100].mean() < 0.2 and novel[100:].mean() > 0.5
+    np.testing.assert_array_equal(fitted.novelty(noise) > 0, novel)
+    json.dumps(rows)
+    assert set(handoff.predict(fit("ridge", digits()), noise)[0]) == {"id", "label", "scores"}
+
+
+def test_the_command_line_says_what_is_rejected_or_novel(capsys):
+    row = {"id": "a.jpg", "label": "cat", "scores": {"cat": 0.5, "dog": 0.5}}
+    predictions([row, {**row, "accepted": False, "novelty": {"score": 2.0, "novel": True}}, {**row, "accepted": True}])
+    plain, flagged, accepted = capsys.readouterr().out.splitlines()
+    assert plain == accepted == "a.jpg\tcat\t0.5000" and flagged == "a.jpg\tcat\t0.5000\trejected,novel"
+
+
+@pytest.mark.parametrize("novelty", ["mahalanobis", "knn"])
+def test_all_of_it_is_saved(novelty, tmp_path):
+    fitted = fit("svm", digits(), reject=0.05, novelty=novelty)
+    loaded = FittedHead.load(fitted.save(tmp_path / "head.fc"))
+    assert (loaded.temperature, loaded.rejection) == (fitted.temperature, fitted.rejection)
+    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+    np.testing.assert_array_equal(loaded.novelty(X), fitted.novelty(X))
+    np.testing.assert_array_equal(loaded.accept(X), fitted.accept(X))
+
+
+def test_heads_of_the_first_version_are_read(tmp_path, monkeypatch):
+    fitted = fit("lda", digits())
+    monkeypatch.setattr(files, "FORMAT_VERSION", 1)
+    monkeypatch.setattr(files, "_GUARDS", ())
+    path = fitted.save(tmp_path / "old.fc")
+    monkeypatch.undo()
+    loaded = FittedHead.load(path)
+    assert loaded.temperature is None and loaded.rejection is None and loaded.detector is None
+    np.testing.assert_array_equal(loaded.predict_scores(X), fitted.predict_scores(X))
+
+
+def test_what_cannot_be_had_is_noted_and_saved(tmp_path):
+    rows = [np.flatnonzero(c == Y)[0] for c in np.unique(Y)]
+    fitted = fit("ridge", FeatureSet(X[rows], Y[rows]), reject=0.05, novelty="mahalanobis")
+    assert fitted.rejection["threshold"] == np.inf and not fitted.accept(X).any()
+    for words in ("not calibrated", "nothing is accepted", "one class"):
+        assert any(words in note for note in fitted.notes)
+    loaded = FittedHead.load(fitted.save(tmp_path / "head.fc"))
+    assert loaded.rejection["threshold"] == np.inf and np.isnan(loaded.rejection["error_rate"])
+
+
+def test_test_labels_choose_nothing():
+    shuffled = Y.copy()
+    shuffled[TEST] = RNG.permutation(shuffled[TEST])
+    one, two = (fit("ridge", digits(y=y), reject=0.05, novelty="knn") for y in (Y, shuffled))
+    assert (one.temperature, one.rejection) == (two.temperature, two.rejection)
+    np.testing.assert_array_equal(one.novelty(X), two.novelty(X))
+
+
+def test_val_rows_calibrate_where_there_are_some():
+    parts = np.where(np.arange(600) % 6 == 0, "val", SPLITS)
+    fitted = fit("ridge", digits(splits=parts), calibrate=True)
+    assert (
+        fitted.scores.keys() == {"val", "test"}
+        and fitted.temperature != fit("ridge", digits(), calibrate=True).temperature
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"calibrate": "yes"}, "True or False"),
+        ({"reject": 1.0}, "error rate"),
+        ({"reject": True}, "error rate"),
+        ({"novelty": "iforest"}, "mahalanobis, knn"),
+    ],
+)
+def test_errors_are_one_clear_line(options, reason):
+    with pytest.raises(HeadError, match=reason) as caught:
+        fit("lda", digits(), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_head_without_them_says_how_to_get_them():
+    fitted = fit("svm", digits())
+    for call, word in ((fitted.accept, "reject"), (fitted.novelty, "novelty"), (fitted.predict_proba, "calibrate")):
+        with pytest.raises(HeadError, match=word):
+            call(X)
+    assert replace(fitted, temperature=2.0).predict_proba(X).shape == (600, 10)
