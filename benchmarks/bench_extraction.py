@@ -33,44 +33,20 @@ random weights, one process; it shows that the benchmark runs, not that the clai
 """
 
 import argparse
-import datetime
-import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from extraction.case import Case, Skip, cpu_flags
+from extraction.case import Case, cpu_flags
 from extraction.contract import contract
 from extraction.gpu import gpu
 from extraction.headline import headline
 from extraction.inputs import costs, formats, memory
 from extraction.limits import forward, limit
 from extraction.speed import jobs, steady
-from measuring import (
-    REPOSITORY,
-    data_folder,
-    load_average,
-    machine,
-    without_places,
-    write_result,
-)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One question of the benchmark: how it is answered, and how many minutes that takes on two cores."""
-
-    run: Callable[[Case], dict[str, Any]]
-    minutes: float
-
+from measuring import REPOSITORY, data_folder, machine
+from parts import Part, Writing, chosen, run_parts
 
 PARTS: dict[str, Part] = {
     "jobs_300": Part(partial(jobs, n=300), 6),
@@ -105,75 +81,6 @@ TINY = (
     "headline_sign_digits",
     "gpu",
 )
-
-
-def commit() -> str:
-    """Return the commit that was measured, marked where the package differs from it."""
-    words = ["git", "-C", str(REPOSITORY)]
-    try:
-        head = subprocess.run([*words, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*words, "status", "--porcelain", "featcache"], capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + (" with changes" if dirty.strip() else "")
-
-
-def measure(name: str, case: Case) -> dict[str, Any]:
-    """Run one part; what hinders it is its result."""
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
-        "load at start": load_average(),
-    }
-    start = time.perf_counter()
-    try:
-        figures = PARTS[name].run(case)
-    except Skip as reason:
-        figures = {"left out": str(reason)}
-    except RuntimeError as error:
-        if case.tiny:
-            raise
-        figures = {"failed": str(error)}
-    return {"about": {**about, "minutes": round((time.perf_counter() - start) / 60, 1)}, **figures}
-
-
-def chosen(only: str | None, tiny: bool) -> list[str]:
-    """Return the parts that were asked for, in their order."""
-    if only is None:
-        return [name for name in PARTS if not tiny or name in TINY]
-    wishes = [wish.strip() for wish in only.split(",")]
-    unknown = [wish for wish in wishes if not any(name.startswith(wish) for name in PARTS)]
-    if unknown:
-        raise SystemExit(f"--only: expected parts such as {', '.join(PARTS)}, got {unknown[0]}")
-    return [name for name in PARTS if any(name.startswith(wish) for wish in wishes)]
-
-
-def known_figures(path: Path | None) -> dict[str, Any]:
-    """Return the figures of an earlier run, by part, with the claims of each inside."""
-    if path is None or not path.is_file():
-        return {}
-    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
-    claims = figures.pop("claims", [])
-    for name, part in figures.items():
-        part["claims"] = [{k: v for k, v in c.items() if k != "part"} for c in claims if c["part"] == name]
-    return figures
-
-
-def assembled(parts: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures as they are written: the claims of all parts first."""
-    parts = {name: parts[name] for name in PARTS if name in parts}
-    claims = [{"part": name, **line} for name, part in parts.items() for line in part.get("claims", [])]
-    return {"claims": claims, **{n: {k: v for k, v in p.items() if k != "claims"} for n, p in parts.items()}}
-
-
-def report(name: str, figures: dict[str, Any], tiny: bool) -> None:
-    for line in figures.get("claims", []):
-        word = "trial" if tiny else "holds" if line["holds"] else "FAILS"
-        print(f"{word}  {line['claim']}: {line['measured']}")
-    for hindrance in ("left out", "failed"):
-        if hindrance in figures:
-            print(f"       {name}, {hindrance}: {figures[hindrance]}")
-    print(f"       ({name}: {figures['about']['minutes']} min)", file=sys.stderr, flush=True)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -219,24 +126,17 @@ def main(argv: list[str] | None = None) -> int:
     if data is None and not args.tiny:
         parser.error("no real data; give --data, or --tiny for a trial run on generated images")
     out = args.out or (None if args.tiny else REPOSITORY / "benchmarks" / "results" / "extraction.json")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, removes what was made
-    names, parts = chosen(args.only, args.tiny), known_figures(out)
-    about = {**machine(), "instructions": cpu_flags()}
-    claims = []
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="featcache-bench-") as folder:
-            work = Path(folder).resolve()
-            os.environ["FEATCACHE_CACHE"] = str(work / "cache")
-            found = measure(name, case_of(args, work, data, parts))
-        places = {str(work): "TMP", str(REPOSITORY): "REPOSITORY", **({str(data): "DATA"} if data else {})}
-        places |= {python: environment for environment, python in (pair.split("=", 1) for pair in args.env)}
-        parts[name] = without_places(found, places)
-        claims += found.get("claims", [])
-        report(name, parts[name], args.tiny)
-        if out:  # after each part: a run that is stopped keeps what it has
-            write_result(out, __doc__.split("\n")[0], "python benchmarks/bench_extraction.py", about, assembled(parts))
-    failed = any("failed" in parts[name] for name in names)
-    return 0 if args.tiny or (not failed and all(line["holds"] for line in claims)) else 1
+    places = {str(data): "DATA"} if data else {}
+    places |= {python: environment for environment, python in (pair.split("=", 1) for pair in args.env)}
+    writing = Writing(
+        out,
+        __doc__.split("\n")[0],
+        "python benchmarks/bench_extraction.py",
+        {**machine(), "instructions": cpu_flags()},
+        places,
+    )
+    names = chosen(PARTS, args.only, TINY if args.tiny else None)
+    return run_parts(PARTS, names, lambda work, known: case_of(args, work, data, known), writing)
 
 
 if __name__ == "__main__":

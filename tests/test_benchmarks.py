@@ -80,25 +80,32 @@ def extraction(monkeypatch):
     return bench_extraction
 
 
-def test_parts_of_the_extraction_benchmark_are_merged(extraction, tmp_path):
+@pytest.fixture
+def parts(extraction):
+    import parts
+
+    return parts
+
+
+def test_parts_of_a_benchmark_are_merged(extraction, parts, tmp_path):
     out = tmp_path / "extraction.json"
     claims = [{"claim": "fast", "measured": 2, "holds": True}]
-    figures = extraction.assembled({"limit": {"about": {}, "claims": claims, "n": 1}})
+    figures = parts.assembled(extraction.PARTS, {"limit": {"about": {}, "claims": claims, "n": 1}})
     assert figures == {"claims": [{"part": "limit", **claims[0]}], "limit": {"about": {}, "n": 1}}
     out.write_text(json.dumps({"figures": figures}))
-    again = extraction.known_figures(out)
+    again = parts.known_figures(out)
     assert again == {"limit": {"about": {}, "claims": claims, "n": 1}}
-    both = extraction.assembled({"jobs_300": {"claims": claims}, **again})
+    both = parts.assembled(extraction.PARTS, {"jobs_300": {"claims": claims}, **again})
     assert [line["part"] for line in both["claims"]] == ["jobs_300", "limit"]
-    assert extraction.known_figures(tmp_path / "absent.json") == {}
+    assert parts.known_figures(tmp_path / "absent.json") == {}
 
 
-def test_parts_of_the_extraction_benchmark_are_chosen_by_how_they_begin(extraction):
-    assert extraction.chosen("limit,jobs", False) == ["jobs_300", "jobs_1343", "jobs_20000", "limit"]
-    assert extraction.chosen(None, False) == list(extraction.PARTS)
+def test_parts_of_a_benchmark_are_chosen_by_how_they_begin(extraction, parts):
+    assert parts.chosen(extraction.PARTS, "limit,jobs") == ["jobs_300", "jobs_1343", "jobs_20000", "limit"]
+    assert parts.chosen(extraction.PARTS, None) == list(extraction.PARTS)
     assert set(extraction.TINY) <= set(extraction.PARTS)
     with pytest.raises(SystemExit, match="got nothing"):
-        extraction.chosen("nothing", False)
+        parts.chosen(extraction.PARTS, "nothing")
 
 
 def test_copies_of_a_photo_differ_in_their_bytes_only(extraction):

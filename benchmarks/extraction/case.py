@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from measuring import REPOSITORY, Outcome, command, environment, in_process, index_rows
+from parts import Skip
 from PIL import Image
 
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -29,10 +30,6 @@ WEIGHTS = {
     "resnet18": "resnet18_upto_layer3-onnx_bnfolded.pth",
 }
 NAMED_FLAGS = re.compile(r"^(amx|avx512_(bf16|fp16|vnni)|avx512f|avx2|f16c|bf16|fphp|asimdhp|i8mm)")
-
-
-class Skip(Exception):
-    """Something that cannot be measured here, and why."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from measuring import median
+from parts import Skip
 
-from extraction.case import Case, Ran, Skip, note
+from extraction.case import Case, Ran, note
 
 TUNE_IMAGES = 96
 

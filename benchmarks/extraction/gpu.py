@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from measuring import claim
+from parts import Skip
 
 from extraction import contestants as field
-from extraction.case import Case, Ran, Skip
+from extraction.case import Case, Ran
 from extraction.speed import networks
 
 NETWORKS = ("mobilenet_v2", "resnet50")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from measuring import claim, index_rows, median
+from parts import Skip
 
-from extraction.case import Case, Ran, Skip, note, spread
+from extraction.case import Case, Ran, note, spread
 from extraction.contestants import cosine, engine_name
 from extraction.speed import has_bf16
 

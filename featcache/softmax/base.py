@@ -66,7 +66,7 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         self.n_iter_ = np.asarray([solution.passes], dtype=np.int32)
         if not solution.converged.all():
             warnings.warn(
-                f"{type(self).__name__}: {solution.passes} passes do not reach tol={self.tol}; raise max_iter or lower C",
+                f"{type(self).__name__}: {solution.passes} passes miss tol={self.tol}; raise max_iter or lower C",
                 ConvergenceWarning,
                 stacklevel=3,
             )
