@@ -1,0 +1,403 @@
+"""Ridge regression for a whole path of alphas from one eigendecomposition, with exact leave-one-out.
+
+With centred rows Z = U diag(√s) Vᵀ and targets Y, the fit at alpha is Ŷ = U diag(s / (s + alpha)) Uᵀ Y. The residual
+of a row that is left out is its training residual over 1 - h, h = Σ_j u_j² s_j / (s_j + alpha) + 1/n its leverage (Allen's
+PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where rows are
+many, they are read twice in blocks (once for the sums, once for the errors) and never held together; where there are
+fewer rows than features, 1 - h and the residuals are summed from alpha / (s + alpha), which loses no digits when the
+fit interpolates. From sums alone there are generalised cross-validation [2]_ (`RidgePath.gcv`) and folds of sums
+(`fold_errors`).
+
+References
+----------
+.. [1] D. M. Allen, "The relationship between variable selection and data augmentation and a method for prediction",
+   Technometrics 16 (1974), 125-127.
+.. [2] G. H. Golub, M. Heath, G. Wahba, "Generalized cross-validation as a method for choosing a good ridge
+   parameter", Technometrics 21 (1979), 215-223.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from ..errors import HeadError
+from .blocks import row_blocks
+from .moments import ClassMoments, TargetMoments, merged, shrunk_scale
+
+__all__ = ["LeaveOneOut", "RidgePath", "fold_errors", "ridge_solution", "sign_targets"]
+
+#: Columns of one product: wide enough for BLAS when there are few targets, small enough for the caches.
+_COLUMNS = 256
+#: Eigenvalues below this share of the largest are rounding, not spread.
+_RANK = 1e-13
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What a path of alphas does to rows that are left out.
+
+    Parameters
+    ----------
+    squared_errors : ndarray of shape (n_alphas, n_targets)
+        Weighted sum of the squared errors over the rows.
+    best : ndarray of int of shape (n_alphas, n_samples), or None
+        The target with the highest prediction (the class number), where it was asked for.
+    """
+
+    squared_errors: np.ndarray
+    best: np.ndarray | None = None
+
+
+def sign_targets(weights: np.ndarray, *, balanced: bool = False) -> np.ndarray:
+    """Return the targets of each class, shape (k, k): 1 for its own column, -1 for the others.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (k,)
+        Weight of each class in the rows.
+    balanced : bool, default=False
+        In each column 1/p for the class itself and -1/(1 - p) for the others, both halved, p the class's share. The
+        column then has mean 0, and a rare class, whose ±1 scores hardly leave -1, gets scores as large as the others.
+        It needs the weights only at the end, so it merges, where weights of rows that balance the classes do not.
+    """
+    k = len(weights)
+    if not balanced:
+        return 2.0 * np.eye(k) - 1.0
+    share = np.clip(weights / weights.sum(), 1e-12, 1.0 - 1e-12)
+    return np.where(np.eye(k, dtype=bool), 0.5 / share, -0.5 / (1.0 - share))
+
+
+class RidgePath:
+    """Ridge regression of one problem for any alpha.
+
+    Made by `of_sums` (any number of rows, leave-one-out only through rows that are handed in) or `of_rows`.
+
+    Parameters
+    ----------
+    values : ndarray of shape (r,)
+        Eigenvalues s of the centred, scaled Gram matrix.
+    projected : ndarray of shape (r, n_targets)
+        Uᵀ Y, centred and weighted.
+    beside : ndarray of shape (n_targets,)
+        Sum of squares of the targets outside the span of U: what no alpha can fit.
+    sums : TargetMoments
+        Weight and means of the rows; `scatter` is not used.
+    scale : ndarray of shape (d,), default=None
+        Deviations by which the features are divided; None: 1.
+    fit_intercept : bool, default=True
+        Whether rows and targets were centred.
+
+    Attributes
+    ----------
+    sums, scale
+        As given.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        projected: np.ndarray,
+        beside: np.ndarray,
+        sums: TargetMoments,
+        *,
+        scale: np.ndarray | None = None,
+        fit_intercept: bool = True,
+    ) -> None:
+        d = len(sums.mean)
+        self.scale = np.ones(d) if scale is None else scale
+        self.sums = sums
+        self._values, self._projected, self._beside = values, projected, beside
+        self._weight = float(sums.weight[0])
+        self._degrees = max(0.0, float(sums.rows[0]) - fit_intercept - len(values))
+        self._centre = sums.mean if fit_intercept else np.zeros(d)
+        self._aim = sums.target if fit_intercept else np.zeros_like(sums.target)
+        self._fit_intercept = fit_intercept
+        self._vectors: np.ndarray | None = None  # of features (d, r), or
+        self._left: np.ndarray | None = None  # of rows (n, r), with
+        self._rows: np.ndarray | None = None  # the weighted, centred, scaled rows (n, d)
+
+    @classmethod
+    def of_sums(cls, sums: TargetMoments, *, scale: np.ndarray | None = None, fit_intercept: bool = True) -> RidgePath:
+        """Decompose the (d, d) scatter of sums."""
+        scatter, cross, squares = _about_origin(sums) if not fit_intercept else (sums.scatter, sums.cross, sums.squares)
+        if scale is not None:
+            scatter, cross = scatter / scale / scale[:, None], cross / scale[:, None]
+        values, vectors = np.linalg.eigh(scatter)
+        keep = values > max(values[-1], 0.0) * _RANK
+        values, vectors = values[keep], vectors[:, keep]
+        projected = vectors.T @ cross / np.sqrt(values)[:, None]
+        full = sums.rows[0] - fit_intercept <= len(values)  # the rows span all there is: what is left is rounding
+        beside = np.maximum(squares - np.square(projected).sum(axis=0), 0.0) * (not full)
+        out = cls(values, projected, beside, sums, scale=scale, fit_intercept=fit_intercept)
+        out._vectors = vectors
+        return out
+
+    @classmethod
+    def of_rows(
+        cls,
+        X: np.ndarray,
+        Y: np.ndarray,
+        weight: np.ndarray | None = None,
+        *,
+        prior_rows: float | None = None,
+        fit_intercept: bool = True,
+    ) -> RidgePath:
+        """Decompose the (n, n) Gram matrix of rows, for fewer rows than features.
+
+        Parameters
+        ----------
+        X, Y : ndarray of shape (n, d) and (n, n_targets)
+            Rows and targets; they are held in float64.
+        weight : ndarray of shape (n,), default=None
+            Weights above 0; None: 1.
+        prior_rows : float, default=None
+            Divide the features by `moments.shrunk_scale` with this prior; None: do not.
+        fit_intercept : bool, default=True
+            Centre rows and targets.
+        """
+        heavy = np.ones(len(X)) if weight is None else np.asarray(weight, dtype=np.float64)
+        total, roots = heavy.sum(), np.sqrt(heavy)[:, None]
+        sums = TargetMoments.__new__(TargetMoments)
+        sums.rows, sums.weight, sums.mean = np.array([float(len(X))]), np.array([total]), _mean(X, heavy)
+        sums.target = heavy @ Y / total
+        rows, scale = X - sums.mean, None
+        if prior_rows is not None:
+            scale = shrunk_scale(heavy @ np.square(rows) / total, total, prior_rows)
+        if not fit_intercept:
+            rows += sums.mean
+        if scale is not None:
+            rows /= scale
+        rows *= roots
+        aims = (Y - sums.target if fit_intercept else Y) * roots
+        values, left = np.linalg.eigh(rows @ rows.T)
+        keep = values > max(values[-1], 0.0) * _RANK
+        values, left = values[keep], left[:, keep]
+        projected = left.T @ aims
+        beside = np.square(aims - left @ projected).sum(axis=0)
+        out = cls(values, projected, beside, sums, scale=scale, fit_intercept=fit_intercept)
+        out._left, out._rows = left, rows
+        return out
+
+    def solve(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return coefficients (n_targets, d) for raw codes and intercepts (n_targets,) at one alpha > 0."""
+        shrunk = self._projected * (np.sqrt(self._values) / (self._values + alpha))[:, None]
+        if self._vectors is not None:
+            coef = self._vectors @ shrunk
+        else:
+            coef = self._rows.T @ (self._left @ (shrunk / np.sqrt(self._values)[:, None]))
+        return _on_raw(coef, self.scale, self._centre, self._aim)
+
+    def gcv(self, alphas: Sequence[float]) -> np.ndarray:
+        """Return the generalised cross-validation error, a mean of squares per row, shape (n_alphas, n_targets).
+
+        The leverage of every row is taken for their mean; rows count, not their weights.
+        """
+        rows = self._degrees + len(self._values) + float(self._fit_intercept)
+        out = np.empty((len(alphas), len(self._aim)))
+        for i, alpha in enumerate(alphas):
+            missed = alpha / (self._values + alpha)
+            left = self._beside + np.square(missed) @ np.square(self._projected)
+            freedom = self._degrees + missed.sum()
+            out[i] = rows * left / max(freedom, 1e-12 * rows) ** 2
+        return out
+
+    def leave_one_out(
+        self,
+        alphas: Sequence[float],
+        X: Any,
+        targets: Callable[[slice], np.ndarray],
+        weight: np.ndarray | None = None,
+        *,
+        best: bool = False,
+    ) -> LeaveOneOut:
+        """Return the errors of every row when it is left out, for each alpha.
+
+        Parameters
+        ----------
+        alphas : sequence of float
+            Values > 0.
+        X : array-like of shape (n, d)
+            The rows that the sums came from, read once in blocks. After `of_rows` they are not looked at again.
+        targets : callable
+            slice → ndarray of shape (rows, n_targets).
+        weight : ndarray of shape (n,), default=None
+            Weights, as in the sums; above 0 after `of_rows`.
+        best : bool, default=False
+            Find the target with the highest prediction, too.
+        """
+        n, k = X.shape[0], len(self._aim)
+        errors = np.zeros((len(alphas), k))
+        winners = np.empty((len(alphas), n), dtype=np.intp) if best else None
+        for rows, which, residuals, slack, aims in self._errors(alphas, X, targets, weight):
+            rates = np.square(1.0 / slack) if weight is None else weight[rows, None] / np.square(slack)
+            errors[which] += np.einsum("nak,nak,na->ak", residuals, residuals, rates, optimize=False)
+            if winners is not None:
+                # y + e / slack has its maximum where y slack + e has it; the targets are one table, the slack one number.
+                residuals += slack[:, :, None] * aims[:, None, :]
+                winners[which, rows] = residuals.argmax(axis=2).T
+        return LeaveOneOut(errors, winners)
+
+    def left_out(
+        self, alpha: float, X: Any, targets: Callable[[slice], np.ndarray], weight: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the predictions for every row when it is left out, shape (n, n_targets), at one alpha."""
+        out = np.empty((X.shape[0], len(self._aim)))
+        for rows, _, residuals, slack, aims in self._errors([alpha], X, targets, weight):
+            out[rows] = aims + residuals[:, 0] / slack
+        return out
+
+    def _errors(
+        self, alphas: Sequence[float], X: Any, targets: Callable[[slice], np.ndarray], weight: np.ndarray | None
+    ) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (rows, alphas, prediction - target (n, a, k), 1 - leverage (n, a), targets) block by block."""
+        k = len(self._aim)
+        group = max(1, _COLUMNS // k)
+        missed = np.asarray(alphas)[:, None] / (self._values + np.asarray(alphas)[:, None])  # (n_alphas, r)
+        share = 1.0 / self._weight if self._fit_intercept else 0.0
+        for rows, part in self._parts(X, group * k):
+            heavy = np.ones((len(part), 1)) if weight is None else np.asarray(weight[rows], dtype=np.float64)[:, None]
+            aims, squares = targets(rows), np.square(part)
+            centred = aims - self._aim
+            for start in range(0, len(missed), group):
+                which = slice(start, min(start + group, len(missed)))
+                if self._left is None:
+                    rates = 1.0 - missed[which]
+                    residuals = self._filtered(part, rates, k) - centred[:, None, :]
+                    slack = 1.0 - heavy * (share + squares @ rates.T)
+                else:
+                    # What lies outside the span of the rows is not fitted at all, whatever alpha is.
+                    outside = (part @ self._projected) / np.sqrt(heavy) - centred
+                    residuals = (
+                        outside[:, None, :] - self._filtered(part, missed[which], k) / np.sqrt(heavy)[:, :, None]
+                    )
+                    beyond = np.maximum(1.0 - squares.sum(axis=1, keepdims=True) - share * heavy, 0.0)
+                    slack = squares @ missed[which].T + beyond
+                yield rows, which, residuals, np.maximum(slack, 1e-12), aims
+
+    def _filtered(self, part: np.ndarray, rates: np.ndarray, k: int) -> np.ndarray:
+        """Return part @ diag(rates) @ projected for each row of rates, shape (n, len(rates), k), in one product."""
+        wide = rates.T[:, :, None] * self._projected[:, None, :]
+        return (part @ wide.reshape(len(self._values), -1)).reshape(len(part), len(rates), k)
+
+    def _parts(self, X: Any, columns: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (rows, their rows of U); of rows that come in blocks, before their weights."""
+        # A block's errors for one group of alphas should stay in the caches.
+        step = max(64, (4 << 20) // (8 * columns))
+        if self._left is not None:
+            for start in range(0, len(self._left), step):
+                rows = slice(start, min(start + step, len(self._left)))
+                yield rows, self._left[rows]
+            return
+        if self._vectors is None:
+            raise HeadError("ridge: leave-one-out needs a decomposition; make the path by of_sums or of_rows")
+        basis = self._vectors / np.sqrt(self._values) / self.scale[:, None]
+        for rows, block in row_blocks(X, dtype=np.float64, block_bytes=step * 8 * X.shape[1]):
+            yield rows, (block - self._centre) @ basis
+
+
+def ridge_solution(
+    sums: TargetMoments, alpha: float, *, scale: np.ndarray | None = None, fit_intercept: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve ridge regression at one alpha from sums, by Cholesky: several times cheaper than a path.
+
+    Parameters
+    ----------
+    sums : TargetMoments
+        Sums of the rows.
+    alpha : float
+        Penalty on the squared coefficients, > 0.
+    scale : ndarray of shape (d,), default=None
+        Divide the features by these first; None: do not.
+    fit_intercept : bool, default=True
+        Fit an intercept, which is not penalised.
+
+    Returns
+    -------
+    coef : ndarray of shape (n_targets, d)
+        For raw codes.
+    intercept : ndarray of shape (n_targets,)
+    """
+    scatter, cross, _ = (sums.scatter, sums.cross, sums.squares) if fit_intercept else _about_origin(sums)
+    one = np.ones(len(sums.mean)) if scale is None else scale
+    matrix = scatter / one / one[:, None]
+    matrix.flat[:: len(one) + 1] += alpha
+    try:
+        coef = cho_solve(cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False), cross / one[:, None])
+    except LinAlgError:  # an alpha below the rounding of the sums
+        return RidgePath.of_sums(sums, scale=scale, fit_intercept=fit_intercept).solve(alpha)
+    centre, aim = (sums.mean, sums.target) if fit_intercept else (np.zeros(len(one)), np.zeros(cross.shape[1]))
+    return _on_raw(coef, one, centre, aim)
+
+
+def fold_errors(
+    folds: Sequence[TargetMoments],
+    alphas: Sequence[float],
+    *,
+    prior_rows: float | None = None,
+    fit_intercept: bool = True,
+) -> np.ndarray:
+    """Cross-validate a path over folds of which only sums are known.
+
+    Parameters
+    ----------
+    folds : sequence of TargetMoments
+        Two or more; each is predicted from all others. Their sums are added, never subtracted.
+    alphas : sequence of float
+        Values > 0.
+    prior_rows : float, default=None
+        As in `RidgePath.of_rows`; the deviations are those of the training folds.
+    fit_intercept : bool, default=True
+        Fit an intercept.
+
+    Returns
+    -------
+    ndarray of shape (n_alphas, n_targets)
+        Weighted sum of the squared errors over all folds.
+
+    Raises
+    ------
+    HeadError
+        Fewer than two folds.
+    """
+    if len(folds) < 2:
+        raise HeadError(f"ridge: expected two folds of sums or more, got {len(folds)}")
+    out = np.zeros((len(alphas), len(folds[0].target)))
+    for i, held in enumerate(folds):
+        train = merged([fold for j, fold in enumerate(folds) if j != i])
+        scale = None
+        if prior_rows is not None:
+            scale = shrunk_scale(np.diag(train.scatter) / train.weight[0], train.weight[0], prior_rows)
+        path = RidgePath.of_sums(train, scale=scale, fit_intercept=fit_intercept)
+        for a, alpha in enumerate(alphas):
+            coef, intercept = path.solve(alpha)
+            quadratic = np.einsum("kd,dk->k", coef, held.scatter @ coef.T - 2.0 * held.cross)
+            offset = held.target - coef @ held.mean - intercept
+            out[a] += np.maximum(held.squares + quadratic, 0.0) + held.weight[0] * np.square(offset)
+    return out
+
+
+def _mean(X: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    sums = ClassMoments(X.shape[1], 1, scatter=False)
+    sums.update(X, np.zeros(len(X), dtype=np.intp), weight)
+    return sums.means[0]
+
+
+def _about_origin(sums: TargetMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scatter, cross products and squares of rows and targets that are not centred."""
+    weight = sums.weight[0]
+    return (
+        sums.scatter + weight * np.outer(sums.mean, sums.mean),
+        sums.cross + weight * np.outer(sums.mean, sums.target),
+        sums.squares + weight * np.square(sums.target),
+    )
+
+
+def _on_raw(coef: np.ndarray, scale: np.ndarray, centre: np.ndarray, aim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn coefficients (d, k) of centred, scaled codes into those of raw codes (k, d), with intercepts."""
+    raw = np.ascontiguousarray((coef / scale[:, None]).T)
+    return raw, aim - raw @ centre
