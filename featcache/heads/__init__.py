@@ -7,7 +7,15 @@ returns a `FittedHead`; `linear_form` writes a linear one as a single affine map
 from __future__ import annotations
 
 from .auto import AutoClassifier
-from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
+from .closed_forms import (
+    CentroidClassifier,
+    IncrementalRidge,
+    IncrementalRidgeClassifier,
+    LDAClassifier,
+    SimpleShotClassifier,
+    fit_blocks,
+)
+from .estimators import ShrunkScaler
 from .fitted import FittedHead, fit
 from .linear import linear_form, normalised_form
 from .metrics import METRICS
@@ -20,9 +28,13 @@ __all__ = [
     "CentroidClassifier",
     "FittedHead",
     "HeadInfo",
+    "IncrementalRidge",
+    "IncrementalRidgeClassifier",
     "LDAClassifier",
     "ShrunkScaler",
+    "SimpleShotClassifier",
     "fit",
+    "fit_blocks",
     "linear_form",
     "make_head",
     "normalised_form",

@@ -1,7 +1,7 @@
 """Heads that follow from sums of their classes in closed form: nearest class mean, SimpleShot, shrunken LDA.
 
-They are fitted at once (`fit`), in chunks (`partial_fit`), in parts that are merged (`merge`), or from codes that stay on
-disk (`fit_blocks`), always to the same solution. The ridge heads in `ridge` share that.
+They are fitted at once (`fit`), in chunks (`partial_fit`), in parts that are merged (`merge`), or from codes that
+stay on disk (`fit_blocks`), always to the same solution. The ridge heads in `ridge` share that.
 """
 
 from __future__ import annotations
@@ -120,15 +120,15 @@ class LDAClassifier(ClassSums):
     shrinkage : "auto", "ledoit-wolf", "gda" or float, default="auto"
         Share of the scaled identity in the covariance. A number in [0, 1] is that share. "auto": oracle approximating
         shrinkage [1]_ of the pooled residuals. "ledoit-wolf": Ledoit and Wolf's formula [2]_, which needs the rows
-        (`fit` only) and predicts as well. "gda": d / (n - 1 + d), which is the form ((n - 1) S + trace(S) I)⁻¹ of [3]_ up to
-        a factor; here the trace is kept, so that posteriors stay on the scale of the data.
+        (`fit` only) and predicts no better. "gda": d / (n - 1 + d), which is the form
+        ((n - 1) S + trace(S) I)⁻¹ of [3]_ up to a factor; here the trace is kept, so that posteriors stay on the scale of the data.
     priors : "counts", "uniform" or array-like of shape (n_classes,), default="counts"
         Class probabilities; an array is in the order of `classes_` and is divided by its sum.
     standardize : bool, default=False
         Divide features by their shrunken deviations (`ShrunkScaler`, 20 prior rows) first; folded into `coef_`.
-    keep_sums : bool, default=False
-        Whether `fit` keeps the sums, one (n_features, n_features) matrix, so that rows can be added. `partial_fit`
-        and `fit_blocks` always do.
+    keep_sums : bool, default=True
+        Whether `fit` keeps the sums, one (n_features, n_features) matrix, so that rows can be added; False makes a
+        smaller file. `partial_fit` and `fit_blocks` always keep them.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ class LDAClassifier(ClassSums):
         *,
         priors: Any = "counts",
         standardize: bool = False,
-        keep_sums: bool = False,
+        keep_sums: bool = True,
     ) -> None:
         self.shrinkage = shrinkage
         self.priors = priors
@@ -187,8 +187,8 @@ class LDAClassifier(ClassSums):
         return super().partial_fit(X, y, classes, sample_weight)
 
     def _fit_rows(self, X: Any, codes: np.ndarray, weight: np.ndarray | None) -> None:
-        few = len(X) <= X.shape[1] and not self.keep_sums
-        sums = ClassMoments(X.shape[1], len(self.classes_), scatter=not few)
+        few = len(X) <= X.shape[1]
+        sums = ClassMoments(X.shape[1], len(self.classes_), scatter=self.keep_sums or not few)
         sums.update(X, codes, weight)
         if self.keep_sums:
             self.sums_ = sums.state()
@@ -200,24 +200,15 @@ class LDAClassifier(ClassSums):
             residuals *= np.sqrt(weight)[:, None]
         centre, scale = self._frame(sums, np.square(residuals).sum(axis=0))
         residuals /= scale
-        total, trace = float(sums.weights.sum()), float(np.square(residuals).sum())
-        small = residuals @ residuals.T if few else residuals.T @ residuals
-        exact = ledoit_wolf_share(residuals, weight) if self.shrinkage == "ledoit-wolf" and trace > 0 else None
-        share = self._share(sums, float(np.square(small).sum()), trace, exact)
-        rows = (sums.means - centre) / scale
-        self._finish(
-            sums, centre, scale, _apply_inverse(residuals if few else None, small / total, trace / total, share, rows)
-        )
+        gram = residuals @ residuals.T if few else residuals.T @ residuals
+        exact = ledoit_wolf_share(residuals, weight) if self.shrinkage == "ledoit-wolf" else None
+        self._finish(sums, centre, scale, gram, residuals if few else None, exact)
 
     def _solve(self, sums: ClassMoments) -> None:
         assert sums.scatter is not None
         centre, scale = self._frame(sums, np.diag(sums.scatter))
-        total = float(sums.weights.sum())
         scatter = sums.scatter / scale / scale[:, None] if self.standardize else sums.scatter
-        trace = float(np.trace(scatter))
-        share = self._share(sums, float(np.square(scatter).sum()), trace, None)
-        rows = (sums.means - centre) / scale
-        self._finish(sums, centre, scale, _apply_inverse(None, scatter / total, trace / total, share, rows))
+        self._finish(sums, centre, scale, scatter, None, None)
 
     def _frame(self, sums: ClassMoments, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a point amid the class means, and the deviations to divide by."""
@@ -243,9 +234,21 @@ class LDAClassifier(ClassSums):
         # A share of exactly 0 (residuals all along one line) would leave the other directions without a scale.
         return max(share, 1e-4)
 
-    def _finish(self, sums: ClassMoments, centre: np.ndarray, scale: np.ndarray, coef: np.ndarray) -> None:
+    def _finish(
+        self,
+        sums: ClassMoments,
+        centre: np.ndarray,
+        scale: np.ndarray,
+        gram: np.ndarray,
+        residuals: np.ndarray | None,
+        exact: float | None,
+    ) -> None:
+        """Set the solution from the scatter, or from residuals (n, d) and their Gram matrix over the rows."""
         known, total = sums.weights > 0, float(sums.weights.sum())
+        trace = float(np.trace(gram))
+        self.shrinkage_ = self._share(sums, float(np.square(gram).sum()), trace, exact)
         rows = (sums.means - centre) / scale
+        coef = _apply_inverse(residuals, gram / total, trace / total, self.shrinkage_, rows)
         self.coef_ = np.where(known[:, None], coef / scale, 0.0)
         priors = self._class_priors(sums.weights / total)
         logs = np.log(np.where(priors > 0, priors, 1.0)) - 0.5 * (rows * coef).sum(axis=1) - self.coef_ @ centre

@@ -107,7 +107,7 @@ class ClassSums(LinearScores):
     def _begin(self, y: np.ndarray) -> None:
         self.classes_ = np.unique(y)
         for name in ("sums_", "coef_"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__}: expected two classes or more, got 1 class: {self.classes_[0]!r}")
 
@@ -288,9 +288,10 @@ def fit_blocks(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> Any
             f"fit_blocks: expected a head that is fitted from sums, got {type(estimator).__name__}; use fit"
         )
     y = np.asarray(y)
-    if len(getattr(X, "shape", ())) != 2 or X.shape[0] != len(y) or not X.shape[0] or not X.shape[1]:
+    shape = getattr(X, "shape", type(X).__name__)
+    if y.ndim == 0 or not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != len(y) or 0 in shape:
         raise HeadError(
-            f"fit_blocks: expected X of shape (n, d) and n labels, got {getattr(X, 'shape', type(X).__name__)} and {len(y)}"
+            f"fit_blocks: expected X of shape (n, d) with n labels, got {shape} with labels of shape {y.shape}"
         )
     estimator._check_settings()
     source = _Finite(X)

@@ -43,7 +43,9 @@ _ALLOWED: dict[str, str] = {
         "sklearn.discriminant_analysis": ("LinearDiscriminantAnalysis",),
         "sklearn.naive_bayes": ("GaussianNB",),
         "featcache.softmax": ("SoftmaxClassifier",),
-        "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
+        "featcache.heads.estimators": ("ShrunkScaler",),
+        "featcache.heads.closed_forms": ("CentroidClassifier", "LDAClassifier", "SimpleShotClassifier"),
+        "featcache.heads.ridge": ("IncrementalRidge", "IncrementalRidgeClassifier"),
         "featcache.heads.auto": ("AutoClassifier",),
     }.items()
     for name in names

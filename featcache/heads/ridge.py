@@ -46,9 +46,9 @@ class _RidgeChoice:
             )
         check_choice(self, "select", ("auto", "loo", "gcv"))
 
-    def _grid(self) -> np.ndarray:
+    def _grid(self) -> list[float]:
         values = self.alphas if self.alpha is None else [self.alpha]
-        return np.asarray([float(value) for value in values])
+        return [float(value) for value in values]
 
     def _solved(
         self,
@@ -124,9 +124,9 @@ class IncrementalRidgeClassifier(_RidgeChoice, ClassSums):
         Fit an intercept, which is not penalised.
     standardize : bool, default=False
         Divide features by their shrunken deviations (`ShrunkScaler`, 20 prior rows) first; folded into `coef_`.
-    keep_sums : bool, default=False
-        Whether `fit` keeps the sums, one (n_features, n_features) matrix, so that rows can be added. `partial_fit`
-        and `fit_blocks` always do.
+    keep_sums : bool, default=True
+        Whether `fit` keeps the sums, one (n_features, n_features) matrix, so that rows can be added; False makes a
+        smaller file. `partial_fit` and `fit_blocks` always keep them.
 
     Attributes
     ----------
@@ -168,7 +168,7 @@ class IncrementalRidgeClassifier(_RidgeChoice, ClassSums):
         class_weight: Any = None,
         fit_intercept: bool = True,
         standardize: bool = False,
-        keep_sums: bool = False,
+        keep_sums: bool = True,
     ) -> None:
         self.alpha = alpha
         self.alphas = alphas
@@ -192,18 +192,20 @@ class IncrementalRidgeClassifier(_RidgeChoice, ClassSums):
 
     def _fit_rows(self, X: Any, codes: np.ndarray, weight: np.ndarray | None) -> None:
         n, d = X.shape
-        if n <= d and not self.keep_sums:
-            X = X.astype(np.float64)
-            table = self._table(np.bincount(codes, weight, minlength=len(self.classes_)))
-            prior = _PRIOR_ROWS if self.standardize else None
-            path = RidgePath.of_rows(X, table[codes], weight, prior_rows=prior, fit_intercept=self.fit_intercept)
-            self._choose(path.sums, table, X, codes, weight, path)
-            return
-        sums = ClassMoments(d, len(self.classes_))
-        sums.update(X, codes, weight)
+        few = n <= d
+        sums = ClassMoments(d, len(self.classes_), scatter=self.keep_sums or not few)
+        if self.keep_sums or not few:
+            sums.update(X, codes, weight)
         if self.keep_sums:
             self.sums_ = sums.state()
-        self._solve_with_rows(sums, X, codes, weight, loo=self.select != "gcv")
+        if not few:
+            self._solve_with_rows(sums, X, codes, weight, loo=self.select != "gcv")
+            return
+        table = self._table(np.bincount(codes, weight, minlength=len(self.classes_)))
+        prior = _PRIOR_ROWS if self.standardize else None
+        X = X.astype(np.float64)
+        path = RidgePath.of_rows(X, table[codes], weight, prior_rows=prior, fit_intercept=self.fit_intercept)
+        self._choose(path.sums, table, X, codes, weight, path)
 
     def _solve_with_rows(
         self, sums: ClassMoments, X: Any, codes: np.ndarray, weight: np.ndarray | None, loo: bool | None = None
@@ -247,9 +249,9 @@ class IncrementalRidgeClassifier(_RidgeChoice, ClassSums):
         self, errors: LeaveOneOut, sums: TargetMoments, rows: tuple[Any, Targets, np.ndarray | None]
     ) -> tuple[np.ndarray, np.ndarray]:
         scores, _ = super()._loo_scores(errors, sums, rows)
-        if errors.best is None:
+        if errors.winners is None:
             return scores, scores
-        hits = (errors.best == self._codes).astype(np.float64)
+        hits = (errors.winners == self._codes).astype(np.float64)
         heavy = np.ones(len(self._codes)) if rows[2] is None else np.asarray(rows[2])
         if self.scoring == "balanced_accuracy":
             total = np.bincount(self._codes, heavy)[self._codes]
@@ -260,8 +262,8 @@ class IncrementalRidgeClassifier(_RidgeChoice, ClassSums):
 class IncrementalRidge(_RidgeChoice, MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Ridge regression of one or several numbers, alpha chosen from a whole path; rows can be added and fits merged.
 
-    The solution at one alpha is that of ``sklearn.linear_model.Ridge``. Indicators of several labels (0 and 1, one column
-    each) are targets like any other.
+    The solution at one alpha is that of ``sklearn.linear_model.Ridge``. Indicators of several labels (0 and 1, one
+    column each) are targets like any other.
 
     Parameters
     ----------
@@ -300,7 +302,7 @@ class IncrementalRidge(_RidgeChoice, MultiOutputMixin, RegressorMixin, BaseEstim
         select: str = "auto",
         fit_intercept: bool = True,
         standardize: bool = False,
-        keep_sums: bool = False,
+        keep_sums: bool = True,
     ) -> None:
         self.alpha = alpha
         self.alphas = alphas
@@ -318,24 +320,24 @@ class IncrementalRidge(_RidgeChoice, MultiOutputMixin, RegressorMixin, BaseEstim
         """Fit on X (n_samples, n_features) and y (n_samples,) or (n_samples, n_targets), rows weighted."""
         self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
-        vars(self).pop("sums_", None)
+        self.__dict__.pop("sums_", None)
         weight = row_weights(self, y, X, sample_weight, None, None, whole=True)
         if weight is not None and not (weight > 0).all():
             X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
         aims = _columns(y)
         n, d = X.shape
-        if n <= d and not self.keep_sums:
-            prior = _PRIOR_ROWS if self.standardize else None
-            X = X.astype(np.float64)
-            path = RidgePath.of_rows(X, aims, weight, prior_rows=prior, fit_intercept=self.fit_intercept)
-            rows = None if self.select == "gcv" else (X, aims.__getitem__, weight)
-            return self._set(self._solved(path.sums, rows=rows, path=path), y.ndim)
-        sums = TargetMoments(d, aims.shape[1])
-        sums.update(X, aims, weight)
+        few = n <= d
+        rows = None if self.select == "gcv" else (X, aims.__getitem__, weight)
+        if self.keep_sums or not few:
+            sums = TargetMoments(d, aims.shape[1])
+            sums.update(X, aims, weight)
         if self.keep_sums:
             self.sums_ = sums.state()
-        rows = None if self.select == "gcv" else (X, aims.__getitem__, weight)
-        return self._set(self._solved(sums, rows=rows), y.ndim)
+        if not few:
+            return self._set(self._solved(sums, rows=rows), y.ndim)
+        prior = _PRIOR_ROWS if self.standardize else None
+        path = RidgePath.of_rows(X.astype(np.float64), aims, weight, prior_rows=prior, fit_intercept=self.fit_intercept)
+        return self._set(self._solved(path.sums, rows=rows, path=path), y.ndim)
 
     def _fit_blocks(self, X: Any, y: np.ndarray, sample_weight: Any) -> IncrementalRidge:
         if y.dtype.kind not in "fiub" or y.ndim not in (1, 2) or not np.isfinite(y).all():
@@ -417,8 +419,8 @@ class IncrementalRidge(_RidgeChoice, MultiOutputMixin, RegressorMixin, BaseEstim
         return scores.mean(axis=1) if scores.shape[1] else np.zeros(len(scores))
 
     def _set(self, solution: tuple[np.ndarray, np.ndarray], ndim: int) -> IncrementalRidge:
-        coef, intercept = solution
-        self.coef_, self.intercept_ = (coef[0], float(intercept[0])) if ndim == 1 else (coef, intercept)
+        self.coef_: np.ndarray = solution[0] if ndim > 1 else solution[0][0]
+        self.intercept_: Any = solution[1] if ndim > 1 else float(solution[1][0])
         return self
 
 

@@ -1,4 +1,4 @@
-"""Sums of codes that merge exactly: weights, means and scatter, per class or with targets, for rows that come in blocks.
+"""Sums of codes that merge exactly: weights, means and scatter, per class or with targets, from rows in blocks.
 
 Everything is kept around the running mean and merged by the pairwise update of Chan, Golub and LeVeque [1]_, never as
 the raw sum of x xᵀ, which loses all digits when the codes lie far from the origin. So rows in any number of chunks, in
@@ -65,8 +65,8 @@ class _Moments:
             n: v.shape for n, v in self.state().items()
         }:
             raise HeadError(
-                f"sums: expected {type(self).__name__} of the same classes (or targets) and {self.n_features} features, "
-                f"got {type(other).__name__} of other shapes; bring both to the same classes first"
+                f"sums: expected {type(self).__name__} of the same classes (or targets) and {self.n_features} "
+                f"features, got {type(other).__name__} of other shapes; bring both to the same classes first"
             )
 
     def _blocks(
@@ -75,7 +75,7 @@ class _Moments:
         """Yield (rows, their y, their weights) in float64, without rows of weight 0."""
         if len(X.shape) != 2 or X.shape[1] != self.n_features or len(y) != X.shape[0]:
             raise HeadError(
-                f"sums: expected X of shape (n, {self.n_features}) and as many labels, got {tuple(X.shape)} and {len(y)}"
+                f"sums: expected X of shape (n, {self.n_features}) with n labels, got {tuple(X.shape)} with {len(y)}"
             )
         if weight is not None and (len(weight) != len(y) or not np.all(np.asarray(weight) >= 0)):
             raise HeadError("sums: expected one weight of 0 or more per row; drop or correct the others")
@@ -389,8 +389,8 @@ def oas_share(scatter_squares: float, trace: float, n_features: int, degrees: fl
 
     References
     ----------
-    Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero, "Shrinkage algorithms for MMSE covariance estimation", IEEE Transactions
-    on Signal Processing 58 (2010), 5016-5029.
+    Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero, "Shrinkage algorithms for MMSE covariance estimation", IEEE
+    Transactions on Signal Processing 58 (2010), 5016-5029.
     """
     if trace <= 0.0 or degrees <= 0.0:
         return 1.0

@@ -1,8 +1,8 @@
 """Ridge regression for a whole path of alphas from one eigendecomposition, with exact leave-one-out.
 
 With centred rows Z = U diag(√s) Vᵀ and targets Y, the fit at alpha is Ŷ = U diag(s / (s + alpha)) Uᵀ Y. The residual
-of a row that is left out is its training residual over 1 - h, h = Σ_j u_j² s_j / (s_j + alpha) + 1/n its leverage (Allen's
-PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where rows are
+of a row that is left out is its training residual over 1 - h, h = Σ_j u_j² s_j / (s_j + alpha) + 1/n its leverage
+(Allen's PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where rows are
 many, they are read twice in blocks (once for the sums, once for the errors) and never held together; where there are
 fewer rows than features, 1 - h and the residuals are summed from alpha / (s + alpha), which loses no digits when the
 fit interpolates. From sums alone there are generalised cross-validation [2]_ (`RidgePath.gcv`) and folds of sums
@@ -45,12 +45,12 @@ class LeaveOneOut:
     ----------
     squared_errors : ndarray of shape (n_alphas, n_targets)
         Weighted sum of the squared errors over the rows.
-    best : ndarray of int of shape (n_alphas, n_samples), or None
+    winners : ndarray of int of shape (n_alphas, n_samples), or None
         The target with the highest prediction (the class number), where it was asked for.
     """
 
     squared_errors: np.ndarray
-    best: np.ndarray | None = None
+    winners: np.ndarray | None = None
 
 
 def sign_targets(weights: np.ndarray, *, balanced: bool = False) -> np.ndarray:
@@ -189,6 +189,7 @@ class RidgePath:
         if self._vectors is not None:
             coef = self._vectors @ shrunk
         else:
+            assert self._rows is not None and self._left is not None
             coef = self._rows.T @ (self._left @ (shrunk / np.sqrt(self._values)[:, None]))
         return _on_raw(coef, self.scale, self._centre, self._aim)
 
@@ -237,7 +238,7 @@ class RidgePath:
             rates = np.square(1.0 / slack) if weight is None else weight[rows, None] / np.square(slack)
             errors[which] += np.einsum("nak,nak,na->ak", residuals, residuals, rates, optimize=False)
             if winners is not None:
-                # y + e / slack has its maximum where y slack + e has it; the targets are one table, the slack one number.
+                # The maximum of y + e / slack is that of y slack + e.
                 residuals += slack[:, :, None] * aims[:, None, :]
                 winners[which, rows] = residuals.argmax(axis=2).T
         return LeaveOneOut(errors, winners)
