@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..solvers.moments import ClassMoments, oas_share, shrunk_scale
@@ -123,7 +124,8 @@ class LDAClassifier(ClassSums):
         (`fit` only) and predicts no better. "gda": d / (n - 1 + d), which is the form
         ((n - 1) S + trace(S) I)⁻¹ of [3]_ up to a factor; here the trace is kept, so that posteriors stay on the scale of the data.
     priors : "counts", "uniform" or array-like of shape (n_classes,), default="counts"
-        Class probabilities; an array is in the order of `classes_` and is divided by its sum.
+        Class probabilities; an array is in the order of `classes_` and is divided by its sum. They enter the
+        intercepts only: the covariance weighs rows alike, whereas scikit-learn's weighs classes by their priors.
     standardize : bool, default=False
         Divide features by their shrunken deviations (`ShrunkScaler`, 20 prior rows) first; folded into `coef_`.
     keep_sums : bool, default=True
@@ -178,19 +180,22 @@ class LDAClassifier(ClassSums):
                 f"{self.shrinkage!r}"
             )
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
-        """Add rows; see `CentroidClassifier.partial_fit`."""
+    def _check_additive(self) -> None:
         if self.shrinkage == "ledoit-wolf":
             raise ValueError(
                 "LDAClassifier: shrinkage='ledoit-wolf' needs all rows at once; use 'auto', which rows can be added to"
             )
+
+    @available_if(lambda self: self.shrinkage != "ledoit-wolf")
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
+        """Add rows; see `CentroidClassifier.partial_fit`."""
         return super().partial_fit(X, y, classes, sample_weight)
 
     def _fit_rows(self, X: Any, codes: np.ndarray, weight: np.ndarray | None) -> None:
         few = len(X) <= X.shape[1]
         sums = ClassMoments(X.shape[1], len(self.classes_), scatter=self.keep_sums or not few)
         sums.update(X, codes, weight)
-        if self.keep_sums:
+        if self.keep_sums and self.shrinkage != "ledoit-wolf":
             self.sums_ = sums.state()
         if not few and self.shrinkage != "ledoit-wolf":
             self._solve(sums)

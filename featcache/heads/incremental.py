@@ -56,6 +56,9 @@ class ClassSums(LinearScores):
     def _check_settings(self) -> None:
         """Raise ValueError for settings out of range."""
 
+    def _check_additive(self) -> None:
+        """Raise ValueError for settings that need all rows at once."""
+
     def _prepared(self, X: np.ndarray) -> np.ndarray:
         """Return rows as they enter the sums."""
         return X
@@ -141,6 +144,7 @@ class ClassSums(LinearScores):
             As in `fit`; also where the last fit kept no sums that rows could be added to.
         """
         self._check_settings()
+        self._check_additive()
         if not hasattr(self, "sums_") and hasattr(self, "coef_"):
             raise ValueError(
                 f"{type(self).__name__}: fit kept no sums that rows could be added to; begin with partial_fit, or fit "
@@ -298,6 +302,9 @@ def fit_blocks(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> Any
     estimator.n_features_in_ = X.shape[1]
     if not isinstance(estimator, ClassSums):
         return estimator._fit_blocks(source, y, sample_weight)
+    after = getattr(estimator, "_solve_with_rows", None)
+    if after is None:
+        estimator._check_additive()
     check_classification_targets(y)
     estimator._begin(y)
     weight = estimator._weights(y, np.empty((len(y), 0)), sample_weight, whole=True)
@@ -306,7 +313,6 @@ def fit_blocks(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> Any
     for rows, block in row_blocks(source, dtype=np.float64):
         sums.update(estimator._prepared(block), codes[rows], None if weight is None else weight[rows])
     estimator.sums_ = sums.state()
-    after = getattr(estimator, "_solve_with_rows", None)
     if after is None:
         estimator._solve(sums)
     else:

@@ -185,10 +185,8 @@ class IncrementalRidgeClassifier(_RidgeChoice, ClassSums):
         check_choice(self, "scoring", ("squared_error", "accuracy", "balanced_accuracy"))
         check_choice(self, "targets", ("signs", "balanced"))
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
-        """Add rows; see `CentroidClassifier.partial_fit`. Alpha is chosen anew by generalised cross-validation."""
+    def _check_additive(self) -> None:
         _refuse_loo(self)
-        return super().partial_fit(X, y, classes, sample_weight)
 
     def _fit_rows(self, X: Any, codes: np.ndarray, weight: np.ndarray | None) -> None:
         n, d = X.shape

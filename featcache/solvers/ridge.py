@@ -86,7 +86,7 @@ class RidgePath:
     beside : ndarray of shape (n_targets,)
         Sum of squares of the targets outside the span of U: what no alpha can fit.
     sums : TargetMoments
-        Weight and means of the rows; `scatter` is not used.
+        Rows, weight, means and squares of the rows; after `of_rows` it has no scatter.
     scale : ndarray of shape (d,), default=None
         Deviations by which the features are divided; None: 1.
     fit_intercept : bool, default=True
@@ -165,6 +165,7 @@ class RidgePath:
         sums = TargetMoments.__new__(TargetMoments)
         sums.rows, sums.weight, sums.mean = np.array([float(len(X))]), np.array([total]), _mean(X, heavy)
         sums.target = heavy @ Y / total
+        sums.squares = heavy @ np.square(Y - sums.target)
         rows, scale = X - sums.mean, None
         if prior_rows is not None:
             scale = shrunk_scale(heavy @ np.square(rows) / total, total, prior_rows)
