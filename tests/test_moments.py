@@ -10,8 +10,11 @@ from sklearn.model_selection import KFold
 
 from featcache.errors import HeadError
 from featcache.heads import ShrunkScaler
-from featcache.solvers.moments import ClassMoments, TargetMoments, merged, oas_share, shrunk_scale
-from featcache.solvers.ridge import RidgePath, fold_errors, ridge_solution, sign_targets
+from featcache.solvers.moments import ClassMoments
+from featcache.solvers.ridge import RidgePath
+from featcache.solvers.ridge_sums import fold_errors, ridge_solution
+from featcache.solvers.shrinkage import oas_share, shrunk_scale
+from featcache.solvers.targets import TargetMoments, merged, sign_targets
 
 RNG = np.random.default_rng(0)
 N, D, K = 240, 12, 5
@@ -92,7 +95,7 @@ def test_removed_rows_are_gone():
 def test_rows_of_weight_zero_and_many_blocks(monkeypatch):
     weight = np.where(np.arange(N) % 3 == 0, 0.0, 2.0)
     used = weight > 0
-    monkeypatch.setattr("featcache.solvers.moments.row_blocks", small_blocks)
+    monkeypatch.setattr("featcache.solvers._sums.row_blocks", small_blocks)
     assert_close(class_sums(X[used], CODES[used], weight[used]), class_sums(X, CODES, weight))
     empty = class_sums(X, CODES, np.zeros(N))
     assert not empty.weights.any() and not empty.scatter.any()
@@ -111,7 +114,7 @@ def test_classes_move_to_new_places():
 
 def test_targets_of_classes_equal_targets_of_rows():
     table = sign_targets(np.bincount(CODES, W), balanced=True)
-    assert np.abs((W @ table[CODES])).max() < 1e-9  # balanced columns have mean 0
+    assert np.abs(W @ table[CODES]).max() < 1e-9  # balanced columns have mean 0
     assert_close(target_sums(X, table[CODES]), class_sums(X).with_targets(table), 1e-11)
 
 
@@ -137,9 +140,13 @@ def test_errors_are_one_clear_line(call, reason):
 def test_shares_and_scales_are_scikit_learns():
     x = X - X.mean(axis=0)
     scatter = x.T @ x
+    S, trace = scatter / N, np.trace(scatter) / N
+    upper, lower = (1 - 2 / D) * np.trace(S @ S) + trace**2, (N + 1 - 2 / D) * (np.trace(S @ S) - trace**2 / D)
     share = oas_share(float(np.square(scatter).sum()), float(np.trace(scatter)), D, N)
-    # Scikit-learn leaves out the terms in 2/d, which vanish for long codes.
-    assert share == pytest.approx(oas(x, assume_centered=True)[1], rel=0.4)
+    assert share == pytest.approx(upper / lower)
+    long = RNG.standard_normal((30, 500))  # scikit-learn leaves out the terms in 2/d
+    share = oas_share(float(np.square(long.T @ long).sum()), float(np.square(long).sum()), 500, 30)
+    assert share == pytest.approx(oas(long, assume_centered=True)[1], rel=0.01)
     assert oas_share(float(D), float(D), D, 10.0) == 1.0 and oas_share(0.0, 0.0, D, 10.0) == 1.0
     np.testing.assert_allclose(shrunk_scale(X.var(axis=0), N), ShrunkScaler().fit(X).scale_, rtol=1e-12)
     assert shrunk_scale(np.zeros(3), 5.0).tolist() == [1.0, 1.0, 1.0]

@@ -1,7 +1,8 @@
 """Heads that follow from sums of their classes in closed form: nearest class mean, SimpleShot, shrunken LDA.
 
 They are fitted at once (`fit`), in chunks (`partial_fit`), in parts that are merged (`merge`), or from codes that
-stay on disk (`fit_blocks`), always to the same solution. The ridge heads in `ridge` share that.
+stay on disk (`fit_blocks`), always to the same solution. The ridge heads (`ridge`,
+`regression`) share that.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..solvers.moments import ClassMoments, oas_share, shrunk_scale
+from ..solvers.moments import ClassMoments
+from ..solvers.shrinkage import oas_share, shrunk_scale
 from .incremental import NEVER, ClassSums, LinearScores, fit_blocks
-from .ridge import IncrementalRidge, IncrementalRidgeClassifier
+from .regression import IncrementalRidge
+from .ridge import IncrementalRidgeClassifier
 
 __all__ = [
     "CentroidClassifier",
@@ -122,7 +125,8 @@ class LDAClassifier(ClassSums):
         Share of the scaled identity in the covariance. A number in [0, 1] is that share. "auto": oracle approximating
         shrinkage [1]_ of the pooled residuals. "ledoit-wolf": Ledoit and Wolf's formula [2]_, which needs the rows
         (`fit` only) and predicts no better. "gda": d / (n - 1 + d), which is the form
-        ((n - 1) S + trace(S) I)⁻¹ of [3]_ up to a factor; here the trace is kept, so that posteriors stay on the scale of the data.
+        ((n - 1) S + trace(S) I)⁻¹ of [3]_ up to a factor; here the trace is kept, so that
+        posteriors stay on the scale of the data.
     priors : "counts", "uniform" or array-like of shape (n_classes,), default="counts"
         Class probabilities; an array is in the order of `classes_` and is divided by its sum. They enter the
         intercepts only: the covariance weighs rows alike, whereas scikit-learn's weighs classes by their priors.

@@ -20,8 +20,10 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from ..solvers.moments import ClassMoments, shrunk_scale
-from ..solvers.ridge import RidgePath, sign_targets
+from ..solvers.moments import ClassMoments
+from ..solvers.ridge import RidgePath
+from ..solvers.shrinkage import shrunk_scale
+from ..solvers.targets import sign_targets
 from .estimators import ShrunkScaler
 
 __all__ = ["estimator_path", "hinge_path", "knn_path", "logistic_path", "rbf_path", "ridge_loo", "ridge_path"]
@@ -147,6 +149,7 @@ def ridge_loo(X: np.ndarray, y: np.ndarray, grid: Sequence[float]) -> Path:
     """
     path, table, classes, codes = _ridge(X, y)
     left_out = path.leave_one_out(grid, X, lambda rows: table[codes[rows]], best=True)
+    assert left_out.winners is not None
     for best, errors in zip(left_out.winners, left_out.squared_errors, strict=True):
         yield classes[best], float(errors.sum())
 

@@ -45,7 +45,8 @@ _ALLOWED: dict[str, str] = {
         "featcache.softmax": ("SoftmaxClassifier",),
         "featcache.heads.estimators": ("ShrunkScaler",),
         "featcache.heads.closed_forms": ("CentroidClassifier", "LDAClassifier", "SimpleShotClassifier"),
-        "featcache.heads.ridge": ("IncrementalRidge", "IncrementalRidgeClassifier"),
+        "featcache.heads.ridge": ("IncrementalRidgeClassifier",),
+        "featcache.heads.regression": ("IncrementalRidge",),
         "featcache.heads.auto": ("AutoClassifier",),
     }.items()
     for name in names

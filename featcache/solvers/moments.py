@@ -19,75 +19,19 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from ..errors import HeadError
-from .blocks import row_blocks
+from ._sums import Moments
+from .targets import TargetMoments
 
-__all__ = ["ClassMoments", "TargetMoments", "merged", "oas_share", "shrunk_scale"]
-
-_Self = TypeVar("_Self", bound="_Moments")
-
-
-class _Moments:
-    """What both kinds share: named arrays that are read in blocks, copied, and written down."""
-
-    _fields: tuple[str, ...]
-    scatter: np.ndarray | None
-
-    @property
-    def n_features(self) -> int:
-        """Length of a code."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the sums as plain arrays by name, not copied."""
-        return {name: value for name in self._fields if (value := getattr(self, name)) is not None}
-
-    @classmethod
-    def from_state(cls: type[_Self], state: dict[str, np.ndarray]) -> _Self:
-        """Make sums of what `state` returned; they take the arrays over and change them in place."""
-        self = cls.__new__(cls)
-        for name in cls._fields:
-            setattr(self, name, state.get(name))
-        return self
-
-    def copy(self: _Self) -> _Self:
-        """Return sums that share no memory with these."""
-        return type(self).from_state({name: value.copy() for name, value in self.state().items()})
-
-    def _check(self, other: Any) -> None:
-        if type(other) is not type(self) or {n: v.shape for n, v in other.state().items()} != {
-            n: v.shape for n, v in self.state().items()
-        }:
-            raise HeadError(
-                f"sums: expected {type(self).__name__} of the same classes (or targets) and {self.n_features} "
-                f"features, got {type(other).__name__} of other shapes; bring both to the same classes first"
-            )
-
-    def _blocks(
-        self, X: Any, y: np.ndarray, weight: np.ndarray | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (rows, their y, their weights) in float64, without rows of weight 0."""
-        if len(X.shape) != 2 or X.shape[1] != self.n_features or len(y) != X.shape[0]:
-            raise HeadError(
-                f"sums: expected X of shape (n, {self.n_features}) with n labels, got {tuple(X.shape)} with {len(y)}"
-            )
-        if weight is not None and (len(weight) != len(y) or not np.all(np.asarray(weight) >= 0)):
-            raise HeadError("sums: expected one weight of 0 or more per row; drop or correct the others")
-        for rows, block in row_blocks(X, dtype=np.float64):
-            heavy = np.ones(len(block)) if weight is None else np.asarray(weight[rows], dtype=np.float64)
-            if (heavy > 0).all():
-                yield block, y[rows], heavy
-            elif (heavy > 0).any():
-                yield block[heavy > 0], y[rows][heavy > 0], heavy[heavy > 0]
+__all__ = ["ClassMoments"]
 
 
-class ClassMoments(_Moments):
+class ClassMoments(Moments):
     """Weights, means and scatter of the rows of each class.
 
     Parameters
@@ -256,152 +200,3 @@ class ClassMoments(_Moments):
         out.cross = rows.T @ (self.weights[:, None] * aims)
         out.squares = self.weights @ np.square(aims)
         return out
-
-
-class TargetMoments(_Moments):
-    """Sums of codes with numbers to predict: regression targets or indicators of several labels.
-
-    Parameters
-    ----------
-    n_features : int
-        Length of a code, d.
-    n_targets : int
-        Numbers per row, k.
-
-    Attributes
-    ----------
-    rows, weight : ndarray of shape (1,)
-        Rows of weight above 0, and the sum of their weights.
-    mean, target : ndarray of shape (d,) and (k,)
-        Weighted means of codes and targets.
-    scatter : ndarray of shape (d, d)
-        Σ w (x - mean)(x - mean)ᵀ.
-    cross : ndarray of shape (d, k)
-        Σ w (x - mean)(y - target)ᵀ.
-    squares : ndarray of shape (k,)
-        Σ w (y - target)².
-
-    Examples
-    --------
-    >>> sums = TargetMoments(1, 1)
-    >>> sums.update(np.array([[0.0], [2.0]]), np.array([[1.0], [5.0]]))
-    >>> sums.cross.tolist(), sums.squares.tolist()
-    ([[4.0]], [8.0])
-    """
-
-    _fields = ("rows", "weight", "mean", "target", "scatter", "cross", "squares")
-
-    scatter: np.ndarray
-
-    def __init__(self, n_features: int, n_targets: int) -> None:
-        self.rows, self.weight = np.zeros(1), np.zeros(1)
-        self.mean, self.target = np.zeros(n_features), np.zeros(n_targets)
-        self.scatter, self.cross = np.zeros((n_features, n_features)), np.zeros((n_features, n_targets))
-        self.squares = np.zeros(n_targets)
-
-    @property
-    def n_features(self) -> int:
-        """Length of a code."""
-        return len(self.mean)
-
-    def update(self, X: Any, Y: np.ndarray, weight: np.ndarray | None = None) -> None:
-        """Add rows X (n, d) with targets Y (n, n_targets) and weights (n,); as `ClassMoments.update`."""
-        if Y.ndim != 2 or Y.shape[1] != len(self.target):
-            raise HeadError(f"sums: expected targets of shape (n, {len(self.target)}), got {Y.shape}")
-        for block, aims, heavy in self._blocks(X, Y, weight):
-            total, roots = heavy.sum(), np.sqrt(heavy)[:, None]
-            pivot, base = block[0], aims[0].astype(np.float64)
-            rows, aims = block - pivot, aims - base
-            mean, aim = heavy @ rows / total, heavy @ aims / total
-            self.rows += len(block)
-            self._add(total, mean + pivot, aim + base, (rows - mean) * roots, (aims - aim) * roots)
-
-    def merge(self, other: TargetMoments) -> None:
-        """Add the rows of other sums; theirs stay as they are."""
-        self._check(other)
-        if other.weight[0] > 0:
-            d, k = self.cross.shape
-            self.rows += other.rows
-            self._add(other.weight[0], other.mean, other.target, np.zeros((0, d)), np.zeros((0, k)))
-            self.scatter += other.scatter
-            self.cross += other.cross
-            self.squares += other.squares
-
-    def _add(self, weight: float, mean: np.ndarray, target: np.ndarray, rows: np.ndarray, aims: np.ndarray) -> None:
-        old, total = self.weight[0], self.weight[0] + weight
-        root = np.sqrt(old * weight / total)
-        moved, turned = mean - self.mean, target - self.target
-        rows, aims = np.vstack([rows, root * moved]), np.vstack([aims, root * turned])
-        self.mean = self.mean + moved * (weight / total) if old > 0 else mean.copy()
-        self.target = self.target + turned * (weight / total) if old > 0 else target.copy()
-        self.weight[0] = total
-        self.scatter += rows.T @ rows
-        self.cross += rows.T @ aims
-        self.squares += np.square(aims).sum(axis=0)
-
-    def subtract(self, other: TargetMoments) -> None:
-        """Take rows out again that were added before; see `ClassMoments.subtract`."""
-        self._check(other)
-        left = self.weight[0] - other.weight[0]
-        if left <= 1e-9 * self.weight[0]:
-            raise HeadError("sums: expected fewer rows than there are, got all of them; begin with new sums instead")
-        share = other.weight[0] / left
-        mean, target = (
-            now + share * (now - gone) for now, gone in ((self.mean, other.mean), (self.target, other.target))
-        )
-        root = np.sqrt(left * other.weight[0] / self.weight[0])
-        moved, turned = root * (other.mean - mean), root * (other.target - target)
-        self.rows = np.maximum(self.rows - other.rows, 1.0)
-        self.weight, self.mean, self.target = np.array([left]), mean, target
-        self.scatter -= other.scatter + np.outer(moved, moved)
-        self.cross -= other.cross + np.outer(moved, turned)
-        self.squares = np.maximum(self.squares - other.squares - np.square(turned), 0.0)
-
-
-def shrunk_scale(variances: np.ndarray, weight: float, prior_rows: float = 20.0) -> np.ndarray:
-    """Return the deviations by which `heads.ShrunkScaler` divides.
-
-    Parameters
-    ----------
-    variances : ndarray of shape (d,)
-        Mean squared deviations of the features.
-    weight : float
-        Rows (or their weight) that they come from.
-    prior_rows : float, default=20.0
-        How many rows the mean variance counts for.
-    """
-    common = float(variances.mean())
-    scale = np.sqrt((weight * np.maximum(variances, 0.0) + prior_rows * common) / (weight + prior_rows))
-    return np.where(scale > 0, scale, 1.0)
-
-
-def oas_share(scatter_squares: float, trace: float, n_features: int, degrees: float) -> float:
-    """Return the share of the scaled identity by the oracle approximating shrinkage.
-
-    Parameters
-    ----------
-    scatter_squares, trace : float
-        Sum of the squared entries, and of the diagonal, of the scatter of residuals.
-    n_features : int
-        Side of the matrix.
-    degrees : float
-        Rows minus estimated means.
-
-    References
-    ----------
-    Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero, "Shrinkage algorithms for MMSE covariance estimation", IEEE
-    Transactions on Signal Processing 58 (2010), 5016-5029.
-    """
-    if trace <= 0.0 or degrees <= 0.0:
-        return 1.0
-    ratio, d = scatter_squares / trace**2, n_features  # 1/d for a multiple of the identity, 1 for one direction
-    distance = (degrees + 1.0 - 2.0 / d) * (ratio - 1.0 / d)
-    return float(np.clip(((1.0 - 2.0 / d) * ratio + 1.0) / distance, 0.0, 1.0)) if distance > 0 else 1.0
-
-
-def merged(parts: Sequence[TargetMoments]) -> TargetMoments:
-    """Return the sums of several parts, which stay as they are."""
-    whole = parts[0].copy()
-    for part in parts[1:]:
-        whole.merge(part)
-    return whole

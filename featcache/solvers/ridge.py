@@ -2,11 +2,11 @@
 
 With centred rows Z = U diag(√s) Vᵀ and targets Y, the fit at alpha is Ŷ = U diag(s / (s + alpha)) Uᵀ Y. The residual
 of a row that is left out is its training residual over 1 - h, h = Σ_j u_j² s_j / (s_j + alpha) + 1/n its leverage
-(Allen's PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where rows are
-many, they are read twice in blocks (once for the sums, once for the errors) and never held together; where there are
+(Allen's PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where rows
+are many, they are read twice in blocks (once for the sums, once for the errors) and never held together; where there are
 fewer rows than features, 1 - h and the residuals are summed from alpha / (s + alpha), which loses no digits when the
 fit interpolates. From sums alone there are generalised cross-validation [2]_ (`RidgePath.gcv`) and folds of sums
-(`fold_errors`).
+(`ridge_sums.fold_errors`).
 
 References
 ----------
@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from ..errors import HeadError
 from .blocks import row_blocks
-from .moments import ClassMoments, TargetMoments, merged, shrunk_scale
+from .moments import ClassMoments
+from .shrinkage import shrunk_scale
+from .targets import TargetMoments
 
-__all__ = ["LeaveOneOut", "RidgePath", "fold_errors", "ridge_solution", "sign_targets"]
+__all__ = ["LeaveOneOut", "RidgePath", "about_origin", "on_raw"]
 
 #: Columns of one product: wide enough for BLAS when there are few targets, small enough for the caches.
 _COLUMNS = 256
@@ -51,25 +52,6 @@ class LeaveOneOut:
 
     squared_errors: np.ndarray
     winners: np.ndarray | None = None
-
-
-def sign_targets(weights: np.ndarray, *, balanced: bool = False) -> np.ndarray:
-    """Return the targets of each class, shape (k, k): 1 for its own column, -1 for the others.
-
-    Parameters
-    ----------
-    weights : ndarray of shape (k,)
-        Weight of each class in the rows.
-    balanced : bool, default=False
-        In each column 1/p for the class itself and -1/(1 - p) for the others, both halved, p the class's share. The
-        column then has mean 0, and a rare class, whose ±1 scores hardly leave -1, gets scores as large as the others.
-        It needs the weights only at the end, so it merges, where weights of rows that balance the classes do not.
-    """
-    k = len(weights)
-    if not balanced:
-        return 2.0 * np.eye(k) - 1.0
-    share = np.clip(weights / weights.sum(), 1e-12, 1.0 - 1e-12)
-    return np.where(np.eye(k, dtype=bool), 0.5 / share, -0.5 / (1.0 - share))
 
 
 class RidgePath:
@@ -124,7 +106,7 @@ class RidgePath:
     @classmethod
     def of_sums(cls, sums: TargetMoments, *, scale: np.ndarray | None = None, fit_intercept: bool = True) -> RidgePath:
         """Decompose the (d, d) scatter of sums."""
-        scatter, cross, squares = _about_origin(sums) if not fit_intercept else (sums.scatter, sums.cross, sums.squares)
+        scatter, cross, squares = about_origin(sums) if not fit_intercept else (sums.scatter, sums.cross, sums.squares)
         if scale is not None:
             scatter, cross = scatter / scale / scale[:, None], cross / scale[:, None]
         values, vectors = np.linalg.eigh(scatter)
@@ -192,7 +174,7 @@ class RidgePath:
         else:
             assert self._rows is not None and self._left is not None
             coef = self._rows.T @ (self._left @ (shrunk / np.sqrt(self._values)[:, None]))
-        return _on_raw(coef, self.scale, self._centre, self._aim)
+        return on_raw(coef, self.scale, self._centre, self._aim)
 
     def gcv(self, alphas: Sequence[float]) -> np.ndarray:
         """Return the generalised cross-validation error, a mean of squares per row, shape (n_alphas, n_targets).
@@ -302,94 +284,13 @@ class RidgePath:
             yield rows, (block - self._centre) @ basis
 
 
-def ridge_solution(
-    sums: TargetMoments, alpha: float, *, scale: np.ndarray | None = None, fit_intercept: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Solve ridge regression at one alpha from sums, by Cholesky: several times cheaper than a path.
-
-    Parameters
-    ----------
-    sums : TargetMoments
-        Sums of the rows.
-    alpha : float
-        Penalty on the squared coefficients, > 0.
-    scale : ndarray of shape (d,), default=None
-        Divide the features by these first; None: do not.
-    fit_intercept : bool, default=True
-        Fit an intercept, which is not penalised.
-
-    Returns
-    -------
-    coef : ndarray of shape (n_targets, d)
-        For raw codes.
-    intercept : ndarray of shape (n_targets,)
-    """
-    scatter, cross, _ = (sums.scatter, sums.cross, sums.squares) if fit_intercept else _about_origin(sums)
-    one = np.ones(len(sums.mean)) if scale is None else scale
-    matrix = scatter / one / one[:, None]
-    matrix.flat[:: len(one) + 1] += alpha
-    try:
-        coef = cho_solve(cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False), cross / one[:, None])
-    except LinAlgError:  # an alpha below the rounding of the sums
-        return RidgePath.of_sums(sums, scale=scale, fit_intercept=fit_intercept).solve(alpha)
-    centre, aim = (sums.mean, sums.target) if fit_intercept else (np.zeros(len(one)), np.zeros(cross.shape[1]))
-    return _on_raw(coef, one, centre, aim)
-
-
-def fold_errors(
-    folds: Sequence[TargetMoments],
-    alphas: Sequence[float],
-    *,
-    prior_rows: float | None = None,
-    fit_intercept: bool = True,
-) -> np.ndarray:
-    """Cross-validate a path over folds of which only sums are known.
-
-    Parameters
-    ----------
-    folds : sequence of TargetMoments
-        Two or more; each is predicted from all others. Their sums are added, never subtracted.
-    alphas : sequence of float
-        Values > 0.
-    prior_rows : float, default=None
-        As in `RidgePath.of_rows`; the deviations are those of the training folds.
-    fit_intercept : bool, default=True
-        Fit an intercept.
-
-    Returns
-    -------
-    ndarray of shape (n_alphas, n_targets)
-        Weighted sum of the squared errors over all folds.
-
-    Raises
-    ------
-    HeadError
-        Fewer than two folds.
-    """
-    if len(folds) < 2:
-        raise HeadError(f"ridge: expected two folds of sums or more, got {len(folds)}")
-    out = np.zeros((len(alphas), len(folds[0].target)))
-    for i, held in enumerate(folds):
-        train = merged([fold for j, fold in enumerate(folds) if j != i])
-        scale = None
-        if prior_rows is not None:
-            scale = shrunk_scale(np.diag(train.scatter) / train.weight[0], train.weight[0], prior_rows)
-        path = RidgePath.of_sums(train, scale=scale, fit_intercept=fit_intercept)
-        for a, alpha in enumerate(alphas):
-            coef, intercept = path.solve(alpha)
-            quadratic = np.einsum("kd,dk->k", coef, held.scatter @ coef.T - 2.0 * held.cross)
-            offset = held.target - coef @ held.mean - intercept
-            out[a] += np.maximum(held.squares + quadratic, 0.0) + held.weight[0] * np.square(offset)
-    return out
-
-
 def _mean(X: np.ndarray, weight: np.ndarray) -> np.ndarray:
     sums = ClassMoments(X.shape[1], 1, scatter=False)
     sums.update(X, np.zeros(len(X), dtype=np.intp), weight)
     return sums.means[0]
 
 
-def _about_origin(sums: TargetMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def about_origin(sums: TargetMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scatter, cross products and squares of rows and targets that are not centred."""
     weight = sums.weight[0]
     return (
@@ -399,7 +300,7 @@ def _about_origin(sums: TargetMoments) -> tuple[np.ndarray, np.ndarray, np.ndarr
     )
 
 
-def _on_raw(coef: np.ndarray, scale: np.ndarray, centre: np.ndarray, aim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def on_raw(coef: np.ndarray, scale: np.ndarray, centre: np.ndarray, aim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Turn coefficients (d, k) of centred, scaled codes into those of raw codes (k, d), with intercepts."""
     raw = np.ascontiguousarray((coef / scale[:, None]).T)
     return raw, aim - raw @ centre
