@@ -54,7 +54,6 @@ REGRESSORS = [
 ]
 CHECKED = [
     SimpleShotClassifier(),
-    LDAClassifier("ledoit-wolf"),
     IncrementalRidgeClassifier(alpha=1.0),
     IncrementalRidgeClassifier(alphas=GRID, select="gcv", standardize=True),
     IncrementalRidge(alpha=1.0),
@@ -387,6 +386,25 @@ def test_errors_are_one_clear_line(call, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_refused_chunk_leaves_the_sums_alone():
+    head = LDAClassifier(priors=[0.5, 0.5]).partial_fit(X[:20], LABELS[:20] % 2)
+    before = copy.deepcopy(head)
+    for labels in (LABELS[:20] % 3, (LABELS[:20] % 2).astype(str)):
+        with pytest.raises(ValueError, match="priors|labels of the kind"):
+            head.partial_fit(X[:20], labels)
+    damaged = X[:20].copy()
+    damaged[3, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        head.partial_fit(damaged, LABELS[:20] % 2)
+    assert_same(before, head, X, 0.0)
+    np.testing.assert_array_equal(before.sums_["scatter"], head.sums_["scatter"])
+
+
+def test_settings_may_be_arrays():
+    parts = [RIDGE(alphas=np.array([1.0, 10.0])).partial_fit(X[rows], Y[rows]) for rows in chunks(2)]
+    assert_same(RIDGE(alphas=(1.0, 10.0), select="gcv").fit(X, Y), parts[0].merge(parts[1]), X)
 
 
 def test_what_needs_all_rows_offers_no_chunks():

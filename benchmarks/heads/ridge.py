@@ -1,10 +1,11 @@
 """How fast is ridge with exact leave-one-out over 28 alphas, and does a head from sums equal its refit?
 
 Rival: scikit-learn's RidgeClassifierCV with the same alphas, on the same standardised codes (in float64, so that it
-need not convert), interleaved; both choose by the squared error of left-out rows, and the same alpha must come out. Then:
-heads fed in chunks against one fit (largest relative difference of coefficients and scores); the time to add 100 rows
-against that of a refit; rows per second and memory of a fit that reads its codes in blocks, with an extrapolation to
-10^7 x 512 that is called one; and SimpleShot from sums against the head "centroid" on the same draws.
+need not convert), interleaved; both choose by the squared error of left-out rows, and the same alpha must come out.
+Then: heads fed in chunks against one fit (largest relative difference of coefficients and scores); the time to add
+100 rows against that of a refit; rows per second and memory of a fit that reads its codes in blocks, with an
+extrapolation to 10^7 x 512 that is called one; and SimpleShot from sums against the head "centroid" on the same
+draws.
 """
 
 import time

@@ -184,6 +184,9 @@ class LDAClassifier(ClassSums):
                 f"{self.shrinkage!r}"
             )
 
+    def _check_classes(self, n_classes: int) -> None:
+        self._class_priors(np.full(n_classes, 1.0 / n_classes))
+
     def _check_additive(self) -> None:
         if self.shrinkage == "ledoit-wolf":
             raise ValueError(

@@ -13,7 +13,7 @@ from ..errors import HeadError
 from ..solvers.blocks import row_blocks
 from ..solvers.moments import ClassMoments
 
-__all__ = ["NEVER", "ClassSums", "LinearScores", "check_choice", "fit_blocks", "row_weights"]
+__all__ = ["NEVER", "ClassSums", "LinearScores", "check_choice", "fit_blocks", "row_weights", "same_settings"]
 
 #: The intercept of a class that was announced and has no row yet: finite, so that files and networks can hold it.
 NEVER = -1e30
@@ -58,6 +58,9 @@ class ClassSums(LinearScores):
 
     def _check_additive(self) -> None:
         """Raise ValueError for settings that need all rows at once."""
+
+    def _check_classes(self, n_classes: int) -> None:
+        """Raise ValueError for settings that do not fit so many classes."""
 
     def _prepared(self, X: np.ndarray) -> np.ndarray:
         """Return rows as they enter the sums."""
@@ -160,10 +163,16 @@ class ClassSums(LinearScores):
     def _know(self, labels: np.ndarray, n_features: int) -> ClassMoments:
         """Return the sums with room for these labels, too."""
         if not hasattr(self, "sums_"):
+            self._check_classes(len(labels))
             self.classes_ = labels
             return ClassMoments(n_features, len(labels), scatter=self._scatter)
+        if (labels.dtype.kind in "US") != (self.classes_.dtype.kind in "US"):
+            raise ValueError(
+                f"{type(self).__name__}: expected labels of the kind of {self.classes_[0]!r}, got {labels[0]!r}"
+            )
         sums = ClassMoments.from_state(self.sums_)
         known = np.union1d(self.classes_, labels)
+        self._check_classes(len(known))
         if len(known) > len(self.classes_):
             sums.spread_to(np.searchsorted(known, self.classes_), len(known))
         self.classes_ = known
@@ -199,7 +208,7 @@ class ClassSums(LinearScores):
                     f"{name}.merge: expected two {name} with sums (partial_fit, or fit with keep_sums=True), got "
                     f"{type(one).__name__}{'' if hasattr(one, 'sums_') else ' without sums'}"
                 )
-        if self.n_features_in_ != other.n_features_in_ or self.get_params() != other.get_params():
+        if self.n_features_in_ != other.n_features_in_ or not same_settings(self, other):
             raise ValueError(
                 f"{name}.merge: expected the same settings and {self.n_features_in_} features, got {other} and "
                 f"{other.n_features_in_}"
@@ -318,6 +327,12 @@ def fit_blocks(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> Any
     else:
         after(sums, source, codes, weight)
     return estimator
+
+
+def same_settings(one: Any, two: Any) -> bool:
+    """Return whether two estimators of one class have equal parameters, arrays among them."""
+    mine, theirs = one.get_params(deep=False), two.get_params(deep=False)
+    return all(np.array_equal(np.asarray(mine[name]), np.asarray(theirs[name])) for name in mine)
 
 
 class _Finite:

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..solvers.ridge import RidgePath
 from ..solvers.targets import TargetMoments
 from ._alpha import ALPHAS, PRIOR_ROWS, RidgeChoice, refuse_loo
-from .incremental import check_choice, row_weights
+from .incremental import check_choice, row_weights, same_settings
 
 __all__ = ["IncrementalRidge"]
 
@@ -156,7 +156,7 @@ class IncrementalRidge(RidgeChoice, MultiOutputMixin, RegressorMixin, BaseEstima
                 f"keep_sums=True), got {type(other).__name__}"
             )
         sums, theirs = TargetMoments.from_state(self.sums_), TargetMoments.from_state(other.sums_)
-        if sums.cross.shape != theirs.cross.shape or self.get_params() != other.get_params():
+        if sums.cross.shape != theirs.cross.shape or not same_settings(self, other):
             raise ValueError(
                 f"IncrementalRidge.merge: expected the same settings and sums of {sums.cross.shape[0]} features and "
                 f"{sums.cross.shape[1]} targets, got {other} of {theirs.cross.shape}"

@@ -60,7 +60,7 @@ class ClassMoments(Moments):
     >>> whole.update(np.array([[0.0], [2.0]]), np.array([0, 1]))
     >>> part.update(np.array([[1.0]]), np.array([0]))
     >>> whole.merge(part)
-    >>> whole.means.ravel().tolist(), whole.scatter.tolist()
+    >>> whole.means.ravel().tolist(), whole.scatter.round(9).tolist()
     ([0.5, 2.0], [[0.5]])
     """
 

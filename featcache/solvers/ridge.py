@@ -2,11 +2,11 @@
 
 With centred rows Z = U diag(√s) Vᵀ and targets Y, the fit at alpha is Ŷ = U diag(s / (s + alpha)) Uᵀ Y. The residual
 of a row that is left out is its training residual over 1 - h, h = Σ_j u_j² s_j / (s_j + alpha) + 1/n its leverage
-(Allen's PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where rows
-are many, they are read twice in blocks (once for the sums, once for the errors) and never held together; where there are
-fewer rows than features, 1 - h and the residuals are summed from alpha / (s + alpha), which loses no digits when the
-fit interpolates. From sums alone there are generalised cross-validation [2]_ (`RidgePath.gcv`) and folds of sums
-(`ridge_sums.fold_errors`).
+(Allen's PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where
+rows are many, they are read twice in blocks (once for the sums, once for the errors) and never held together; where
+there are fewer rows than features, 1 - h and the residuals are summed from alpha / (s + alpha), which loses no digits
+when the fit interpolates. From sums alone there are generalised cross-validation [2]_ (`RidgePath.gcv`) and folds of
+sums (`ridge_sums.fold_errors`).
 
 References
 ----------
