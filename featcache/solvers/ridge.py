@@ -26,7 +26,6 @@ import numpy as np
 
 from ..errors import HeadError
 from .blocks import row_blocks
-from .moments import ClassMoments
 from .shrinkage import shrunk_scale
 from .targets import TargetMoments
 
@@ -285,9 +284,8 @@ class RidgePath:
 
 
 def _mean(X: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    sums = ClassMoments(X.shape[1], 1, scatter=False)
-    sums.update(X, np.zeros(len(X), dtype=np.intp), weight)
-    return sums.means[0]
+    pivot = X[0].astype(np.float64)  # far from the origin a mean of differences keeps the digits
+    return pivot + weight @ (X - pivot) / weight.sum()
 
 
 def about_origin(sums: TargetMoments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
