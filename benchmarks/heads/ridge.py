@@ -47,14 +47,17 @@ def run(case):
         "reading in blocks": stream(*((2000, 16, 5) if case.tiny else (200_000, 512, 100))),
         "SimpleShot from sums": simpleshot(case),
     }
-    ratio = min(row["times faster"] for row in paths)
+    tall = min(row["times faster"] for row in paths if row["rows"] > row["features"])
+    least = min(row["times faster"] for row in paths)
     same = all(row["alpha"] == row["alpha of RidgeClassifierCV"] for row in paths)
     worst = max(max(row["largest relative difference"].values()) for row in equal)
     return figures | {
         "claims": [
             claim(
-                "leave-one-out over 28 alphas is at least 3 times faster than RidgeClassifierCV", ratio, ratio >= 3.0
+                "28 alphas are at least 3 times faster than RidgeClassifierCV, more rows than features", tall, tall >= 3
             ),
+            # With fewer rows both decompose one (n, n) matrix, which takes most of the time of either.
+            claim("28 alphas are faster than RidgeClassifierCV, with fewer rows than features, too", least, least > 1),
             claim("the same alpha is chosen on every problem", same, same),
             claim("chunks equal a refit to 1e-8", worst, worst <= 1e-8),
         ]
