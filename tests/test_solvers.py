@@ -13,7 +13,8 @@ from featcache.solvers.certificate import duality_gap
 from featcache.solvers.eigenbasis import Eigenbasis
 from featcache.solvers.linear_path import LinearProblem
 from featcache.solvers.losses import SigmoidLoss, SoftmaxLoss, SquaredHingeLoss
-from featcache.solvers.standardised import Standardised, shrunk_scale
+from featcache.solvers.shrinkage import shrunk_scale
+from featcache.solvers.standardised import Standardised
 
 X, Y = load_digits(return_X_y=True)
 X, Y = (X / 16.0)[:300], Y[:300]

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from .auto import AutoClassifier
 from .calibration import TemperatureClassifier
+from .closed_forms import (
+    CentroidClassifier,
+    IncrementalRidge,
+    IncrementalRidgeClassifier,
+    LDAClassifier,
+    SimpleShotClassifier,
+    fit_blocks,
+)
 from .ensemble import EnsembleClassifier
-from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
+from .estimators import ShrunkScaler
 from .fitted import FittedHead, fit
 from .kernel import NystroemClassifier
 from .linear import linear_form, normalised_form
@@ -29,13 +37,17 @@ __all__ = [
     "FittedHead",
     "HeadInfo",
     "KNeighborsDetector",
+    "IncrementalRidge",
+    "IncrementalRidgeClassifier",
     "LDAClassifier",
     "MahalanobisDetector",
     "NystroemClassifier",
     "RejectingClassifier",
     "ShrunkScaler",
     "TemperatureClassifier",
+    "SimpleShotClassifier",
     "fit",
+    "fit_blocks",
     "linear_form",
     "make_head",
     "normalised_form",

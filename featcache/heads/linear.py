@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 from ..errors import HeadError
 from ..softmax import SoftmaxClassifier
 from .auto import AutoClassifier
-from .estimators import CentroidClassifier, LDAClassifier
+from .closed_forms import CentroidClassifier, IncrementalRidgeClassifier, LDAClassifier
 
 __all__ = ["linear_form", "normalised_form"]
 
@@ -27,6 +27,7 @@ _LINEAR = (
     SoftmaxClassifier,
     LDAClassifier,
     CentroidClassifier,
+    IncrementalRidgeClassifier,
 )
 
 

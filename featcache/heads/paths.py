@@ -17,6 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from ..solvers.moments import ClassMoments
+from ..solvers.ridge import RidgePath
+from ..solvers.shrinkage import shrunk_scale
+from ..solvers.targets import sign_targets
 from .estimators import ShrunkScaler
 
 __all__ = ["estimator_path", "knn_path", "rbf_path", "ridge_loo", "ridge_path"]
@@ -61,32 +65,38 @@ def _codes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def ridge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
     """Solve RidgeClassifier for each alpha from one decomposition."""
-    data, (classes, codes) = _Rotated(X, X_val), _codes(y)
-    targets = np.where(np.eye(len(classes), dtype=bool)[codes], 1.0, -1.0)
-    truth = np.where(y_val[:, None] == classes, 1.0, -1.0)
-    centre = targets.mean(axis=0)
-    moments = data.rows.T @ (targets - centre)
+    path, _, classes, _ = _ridge(X, y)
+    truth, X_val = np.where(y_val[:, None] == classes, 1.0, -1.0), X_val.astype(np.float64)
     for alpha in grid:
-        scores = data.val @ (moments / (data.spread * len(codes) + alpha)[:, None]) + centre
+        coef, intercept = path.solve(alpha)
+        scores = X_val @ coef.T + intercept
         yield classes[scores.argmax(axis=1)], float(np.square(scores - truth).sum())
 
 
 def ridge_loo(X: np.ndarray, y: np.ndarray, grid: Sequence[float]) -> Path:
     """Yield what RidgeClassifier predicts for each row when that row is left out, exactly, for each alpha.
 
-    The residual of a left-out row is its training residual over 1 - h, h the row's leverage (Allen's PRESS). The
-    standardisation is that of all rows.
+    The standardisation is that of all rows.
     """
-    data, (classes, codes) = _Rotated(X, X[:0]), _codes(y)
-    n = len(codes)
-    targets = np.where(np.eye(len(classes), dtype=bool)[codes], 1.0, -1.0)
-    centre = targets.mean(axis=0)
-    moments, squares = data.rows.T @ (targets - centre), np.square(data.rows)
-    for alpha in grid:
-        shrink = 1.0 / (data.spread * n + alpha)
-        residuals = targets - centre - data.rows @ (shrink[:, None] * moments)
-        left_out = residuals / np.maximum(1.0 - squares @ shrink - 1.0 / n, 1e-12)[:, None]
-        yield classes[(targets - left_out).argmax(axis=1)], float(np.square(left_out).sum())
+    path, table, classes, codes = _ridge(X, y)
+    left_out = path.leave_one_out(grid, X, lambda rows: table[codes[rows]], best=True)
+    assert left_out.winners is not None
+    for best, errors in zip(left_out.winners, left_out.squared_errors, strict=True):
+        yield classes[best], float(errors.sum())
+
+
+def _ridge(X: np.ndarray, y: np.ndarray) -> tuple[RidgePath, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the decomposition of standardised rows, the targets of each class, the classes and the rows' codes."""
+    classes, codes = _codes(y)
+    sums = ClassMoments(X.shape[1], len(classes), scatter=len(X) > X.shape[1])
+    table = sign_targets(np.bincount(codes))
+    prior = ShrunkScaler().prior_rows
+    if sums.scatter is None:
+        return RidgePath.of_rows(X.astype(np.float64), table[codes], prior_rows=prior), table, classes, codes
+    sums.update(X, codes)
+    whole = sums.with_targets(table)
+    scale = shrunk_scale(np.diag(whole.scatter) / len(X), len(X), prior)
+    return RidgePath.of_sums(whole, scale=scale), table, classes, codes
 
 
 def knn_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[int]) -> Path:

@@ -8,38 +8,9 @@ from typing import Any
 import numpy as np
 
 from .blocks import in_memory, row_blocks
+from .shrinkage import shrunk_scale
 
-__all__ = ["PRIOR_ROWS", "Standardised", "shrunk_scale"]
-
-#: How many rows the mean variance of all features counts as; see `shrunk_scale`.
-PRIOR_ROWS = 20.0
-
-
-def shrunk_scale(var: np.ndarray, n: float, prior_rows: float = PRIOR_ROWS) -> np.ndarray:
-    """Return deviations from variances that are shrunk towards their mean over all features.
-
-    A deviation estimated from ten rows is mostly noise, and dividing by it blows up features that happened to be quiet.
-
-    Parameters
-    ----------
-    var : ndarray of shape (d,)
-        Variances of the features over `n` rows.
-    n : float
-        Rows.
-    prior_rows : float, default=20.0
-        Weight of the mean variance, in rows.
-
-    Returns
-    -------
-    ndarray of shape (d,)
-        Deviations, 1 where there is none.
-    """
-    common = float(np.mean(var))
-    if not common > 0.0:
-        return np.ones_like(var)
-    scale = np.sqrt((n * var + prior_rows * common) / (n + prior_rows))
-    scale[scale == 0.0] = 1.0
-    return scale
+__all__ = ["Standardised"]
 
 
 @dataclass(frozen=True)
