@@ -36,10 +36,12 @@ class _Rotated:
     ----------
     X, X_val : ndarray of shape (n, d) and (n_val, d)
         Raw codes; mean and deviation come from X alone.
+    scaler : transformer, default=None
+        What stands before the head in place of ShrunkScaler; not fitted yet.
     """
 
-    def __init__(self, X: np.ndarray, X_val: np.ndarray) -> None:
-        X, X_val = standardised(X, X_val)
+    def __init__(self, X: np.ndarray, X_val: np.ndarray, scaler: Any = None) -> None:
+        X, X_val = standardised(X, X_val, scaler)
         n, d = X.shape
         values, vectors = np.linalg.eigh(X @ X.T if n <= d else X.T @ X)
         keep = values > max(values[-1], 0.0) * 1e-10
@@ -50,10 +52,11 @@ class _Rotated:
         self.spread = values / n
 
 
-def standardised(X: np.ndarray, X_val: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standardise both by the rows X as the heads do, in float64."""
-    scaler = ShrunkScaler().fit(X.astype(np.float64))
-    return scaler.transform(X.astype(np.float64)), scaler.transform(X_val.astype(np.float64)) if len(X_val) else X_val
+def standardised(X: np.ndarray, X_val: np.ndarray, scaler: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Standardise both by the rows X as the heads do, or as another transformer does, in float64."""
+    scaler = (ShrunkScaler() if scaler is None else scaler).fit(X.astype(np.float64))
+    rows = scaler.transform(X.astype(np.float64))
+    return rows, scaler.transform(X_val.astype(np.float64)) if len(X_val) else np.empty((0, rows.shape[1]))
 
 
 def _codes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +70,16 @@ def _descend(objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start:
     return minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(start.shape)
 
 
-def logistic_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
+def logistic_path(
+    X: np.ndarray,
+    y: np.ndarray,
+    X_val: np.ndarray,
+    y_val: np.ndarray,
+    grid: Sequence[float],
+    scaler: Any = None,
+) -> Path:
     """Walk multinomial logistic regression through ascending C, as LogisticRegression parameterises it."""
-    data, (classes, codes) = _Rotated(X, X_val), _codes(y)
+    data, (classes, codes) = _Rotated(X, X_val, scaler), _codes(y)
     n, k = len(codes), len(classes)
     onehot = np.eye(k)[codes]
     weights, bias = np.zeros((data.rows.shape[1], k)), np.log(onehot.mean(axis=0))
@@ -103,9 +113,16 @@ def _log_loss(scores: np.ndarray, classes: np.ndarray, y_val: np.ndarray) -> flo
     return float((logsumexp(scores[known], axis=1) - picked).sum())
 
 
-def hinge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
+def hinge_path(
+    X: np.ndarray,
+    y: np.ndarray,
+    X_val: np.ndarray,
+    y_val: np.ndarray,
+    grid: Sequence[float],
+    scaler: Any = None,
+) -> Path:
     """Walk LinearSVC (squared hinge, one against the rest, penalised intercept) through ascending C."""
-    data, (classes, codes) = _Rotated(X, X_val), _codes(y)
+    data, (classes, codes) = _Rotated(X, X_val, scaler), _codes(y)
     n, k = len(codes), len(classes)
     signs = np.where(np.eye(k, dtype=bool)[codes], 1.0, -1.0)
     # liblinear treats the intercept as one more feature of value 1; centred rows leave it at right angles to the rest.
@@ -128,9 +145,16 @@ def hinge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarra
         yield classes[(full_val @ weights).argmax(axis=1)], 0.0
 
 
-def ridge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
+def ridge_path(
+    X: np.ndarray,
+    y: np.ndarray,
+    X_val: np.ndarray,
+    y_val: np.ndarray,
+    grid: Sequence[float],
+    scaler: Any = None,
+) -> Path:
     """Solve RidgeClassifier for each alpha from one decomposition."""
-    data, (classes, codes) = _Rotated(X, X_val), _codes(y)
+    data, (classes, codes) = _Rotated(X, X_val, scaler), _codes(y)
     targets = np.where(np.eye(len(classes), dtype=bool)[codes], 1.0, -1.0)
     truth = np.where(y_val[:, None] == classes, 1.0, -1.0)
     centre = targets.mean(axis=0)
@@ -176,12 +200,19 @@ def _normalised(X: np.ndarray) -> np.ndarray:
     return X / np.where(lengths > 0, lengths, 1.0)
 
 
-def rbf_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
+def rbf_path(
+    X: np.ndarray,
+    y: np.ndarray,
+    X_val: np.ndarray,
+    y_val: np.ndarray,
+    grid: Sequence[float],
+    scaler: Any = None,
+) -> Path:
     """Fit SVC for each C on one precomputed kernel; gamma is SVC's "scale" on the standardised rows."""
     from sklearn.metrics.pairwise import rbf_kernel
     from sklearn.svm import SVC
 
-    X, X_val = standardised(X, X_val)
+    X, X_val = standardised(X, X_val, scaler)
     gamma = 1.0 / (X.shape[1] * (X.var() or 1.0))
     kernel, kernel_val = rbf_kernel(X, gamma=gamma), rbf_kernel(X_val, X, gamma=gamma)
     for value in grid:
