@@ -164,13 +164,13 @@ def ridge_path(
         yield classes[scores.argmax(axis=1)], float(np.square(scores - truth).sum())
 
 
-def ridge_loo(X: np.ndarray, y: np.ndarray, grid: Sequence[float]) -> Path:
+def ridge_loo(X: np.ndarray, y: np.ndarray, grid: Sequence[float], scaler: Any = None) -> Path:
     """Yield what RidgeClassifier predicts for each row when that row is left out, exactly, for each alpha.
 
     The residual of a left-out row is its training residual over 1 - h, h the row's leverage (Allen's PRESS). The
     standardisation is that of all rows.
     """
-    data, (classes, codes) = _Rotated(X, X[:0]), _codes(y)
+    data, (classes, codes) = _Rotated(X, X[:0], scaler), _codes(y)
     n = len(codes)
     targets = np.where(np.eye(len(classes), dtype=bool)[codes], 1.0, -1.0)
     centre = targets.mean(axis=0)

@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.pipeline import Pipeline
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from ..splits import Folds, whole_number
 from .choosing import tuning_folds
+from .chosen import ChosenHead, Walked, grid_of, paired_gain, walk
 from .estimators import ShrunkScaler
 from .metrics import check_metric
-from .paths import Path, estimator_path
+from .paths import Path, estimator_path, ridge_loo
 from .preprocessing import CodeScaler
 from .zoo import HeadInfo, head_info, make_head
 
-__all__ = ["SPACE", "SearchedHead"]
+__all__ = ["SPACE", "START", "SearchedHead"]
 
-#: What is tried of each parameter of `CodeScaler`; the head's own preprocessing is always tried first.
+#: What is tried of each parameter of `CodeScaler`. Powers above one and whitening lost on every set that was measured,
+#: so they are tried only where the space names them.
 SPACE: dict[str, tuple[Any, ...]] = {
-    "power": (1.0, 0.5, 0.25, 2.0),
-    "norm": ("none", "l2"),
-    "scale": ("standard", "centre", "whiten"),
+    "power": (0.5, 1.0, 0.25),
+    "norm": ("l2", "none"),
+    "scale": ("standard", "centre"),
 }
+
+#: Where the search starts, and stays unless something else is clearly better: the best fixed choice on average.
+START: dict[str, Any] = {"power": 0.5, "norm": "l2", "scale": "standard"}
 
 _PARTS = ("power", "norm", "scale")
 
 
-def _can(method: str) -> Callable[[Any], bool]:
-    """For `available_if`: whether the chosen head, or the one that would be, has a method."""
-
-    def check(self: SearchedHead) -> bool:
-        return hasattr(getattr(self, "best_estimator_", None) or make_head(self.head), method)
-
-    return check
-
-
-class SearchedHead(ClassifierMixin, BaseEstimator):
+class SearchedHead(ChosenHead):
     """A named head whose preprocessing is searched together with its own setting.
 
-    The search is by coordinates: from the head's own preprocessing it tries the other powers, then the norm, then the
-    scale, keeping the best so far, round by round until nothing improves or `max_candidates` have been tried. Every
-    candidate is scored on the same folds with everything fitted inside them, for the head's whole grid at once. The
-    default stays unless the best candidate is better by more than `guard` paired standard errors: with few rows the
-    best of many candidates is mostly the luckiest.
+    The search is by coordinates: from `start` it tries the other powers, then the norm, then the scale, keeping the
+    best so far, round by round until nothing improves or `max_candidates` have been tried. Every candidate is scored on
+    the same held-out rows for the head's whole grid at once: folds with everything fitted inside them, exact
+    leave-one-out for ridge. The start stays unless the best candidate is better by more than `guard` paired standard
+    errors: with few rows the best of many candidates is mostly the luckiest.
 
     Parameters
     ----------
@@ -57,11 +51,13 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
         A key of `HEADS` other than "auto". Where the head standardises (ridge, logreg, svm, …) `CodeScaler` takes the
         place of that step; otherwise (knn, centroid) it stands in front of the head's own steps.
     space : mapping of str to sequence, default=None
-        Values to try of "power", "norm" and "scale"; None is `SPACE`. What is left out keeps its default.
+        Values to try of "power", "norm" and "scale"; None is `SPACE`. What is left out stays as the start has it.
+    start : mapping of str to value, default=None
+        Where to start; None is `START`. ``{"power": 1.0, "norm": "none"}`` is the plain head.
     max_candidates : int, default=12
         Bound on the settings of the preprocessing that are tried.
     guard : float, default=1.0
-        Paired standard errors by which a candidate must beat the default; 0 takes the best.
+        Paired standard errors by which a candidate must beat the start; 0 takes the best.
     metric : str, default="accuracy"
         "accuracy", "balanced_accuracy" or "macro_f1"; the standard error is that of the hits per row, for the last two
         with classes of equal weight.
@@ -78,18 +74,19 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
         "power", "norm", "scale" and the head's own setting.
     best_score_ : float or None
         Its validated metric; None when nothing could be validated.
-    default_score_ : float or None
-        The same of the default preprocessing.
+    start_score_ : float or None
+        The same of the start.
     tried_ : list of dict
-        Per candidate, in the order tried: its settings, "score", "gain" over the default and "error", the standard
+        Per candidate, in the order tried: its settings, "score", "gain" over the start and "error", the standard
         error of the gain, and "seconds".
     classes_ : ndarray of shape (n_classes,)
         Labels.
 
     Notes
     -----
-    A part that the head keeps in front of a full grid: heads whose grid costs a fit per value (logreg, svm) try only
-    the neighbours of the default's best value for the other candidates, the whole grid again behind whitening.
+    Heads whose grid costs a fit per value (logreg, svm) try all of it behind the start and behind another scale; other
+    candidates try the start's best value and its two neighbours. Leave-one-out is not used where the space has
+    "whiten": a whitening that has seen the left-out row makes that row's score far too low.
 
     References
     ----------
@@ -101,7 +98,7 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
     >>> X, y = load_iris(return_X_y=True)
     >>> searched = SearchedHead("ridge", space={"power": (0.5, 1.0)}).fit(X, y)
     >>> [(c["power"], c["scale"]) for c in searched.tried_]
-    [(1.0, 'standard'), (0.5, 'standard')]
+    [(0.5, 'standard'), (1.0, 'standard')]
     """
 
     def __init__(
@@ -109,6 +106,7 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
         head: str = "ridge",
         *,
         space: Mapping[str, Sequence[Any]] | None = None,
+        start: Mapping[str, Any] | None = None,
         max_candidates: int = 12,
         guard: float = 1.0,
         metric: str = "accuracy",
@@ -117,6 +115,7 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.head = head
         self.space = space
+        self.start = start
         self.max_candidates = max_candidates
         self.guard = guard
         self.metric = metric
@@ -125,25 +124,26 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> SearchedHead:
         """Search and fit on X (n_samples, n_features); rows of one group never stand on both sides of a fold."""
-        info, space = self._checked()
+        info, space, start = self._checked()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"SearchedHead: expected two classes or more, got 1 class: {self.classes_[0]!r}")
+        self.tried_: list[dict[str, Any]] = []
+        self.best_score_: float | None = None
+        self.start_score_: float | None = None
+        self.best_params_ = {**start, **({info.param: info.default} if info.param else {})}
         folds = tuning_folds(y, X.shape[1], cv=self.cv, ids=None, groups=groups, seed=self.random_state)
-        default = {"power": 1.0, "norm": "none", "scale": "standard" if _standardises(info) else "none"}
-        if folds is None:
-            self.tried_, self.best_score_, self.default_score_ = [], None, None
-            self.best_params_ = {**default, **({info.param: info.default} if info.param else {})}
-        else:
-            self._choose(_Trial(info, X, codes, folds, self.metric, self.random_state), default, space)
+        if folds is not None:
+            whole = groups is None and "whiten" not in (start["scale"], *space.get("scale", ()))
+            self._choose(_Trial(info, X, codes, folds, self.metric, self.random_state, whole), start, space)
         setting = {info.param: self.best_params_[info.param]} if info.param else {}
         scaling = {part: self.best_params_[part] for part in _PARTS}
         self.best_estimator_ = _assembled(info, scaling, setting, self.random_state).fit(X, y)
         return self
 
-    def _checked(self) -> tuple[HeadInfo, dict[str, tuple[Any, ...]]]:
+    def _checked(self) -> tuple[HeadInfo, dict[str, tuple[Any, ...]], dict[str, Any]]:
         info = head_info(self.head)
         if not isinstance(make_head(self.head), Pipeline):
             raise ValueError(f"SearchedHead: expected a head with steps, such as 'ridge', got {self.head!r}")
@@ -152,17 +152,24 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
         if not isinstance(self.guard, (int, float)) or not self.guard >= 0:
             raise ValueError(f"SearchedHead: expected guard of 0 or more, got {self.guard!r}")
         check_metric(self.metric)
-        given = SPACE if self.space is None else self.space
-        if not isinstance(given, Mapping) or set(given) - set(_PARTS):
-            raise ValueError(f"SearchedHead: expected space to name values of {', '.join(_PARTS)}, got {given!r}")
-        for part, values in given.items():
+        inside = _standardises(info)
+        space, given = _named(self.space, SPACE, "space"), _named(self.start, START, "start")
+        own = {"power": 1.0, "norm": "none", "scale": "standard" if inside else "none"}
+        start = {**own, **given}
+        if self.start is None and not inside:
+            start = own
+        CodeScaler(**start)._check()
+        space = {part: tuple(space[part]) for part in _PARTS if part in space}
+        if self.space is None and not inside:
+            space.pop("scale")  # the head's own steps centre or normalise
+        for part, values in space.items():
             for value in values:
                 CodeScaler(**{part: value})._check()
-        return info, {part: tuple(given[part]) for part in _PARTS if part in given}
+        return info, space, start
 
-    def _choose(self, trial: _Trial, default: dict[str, Any], space: dict[str, tuple[Any, ...]]) -> None:
+    def _choose(self, trial: _Trial, start: dict[str, Any], space: dict[str, tuple[Any, ...]]) -> None:
         """Walk the coordinates, then ask the guard."""
-        tried = [trial.run(default, None)]
+        tried = [trial.run(start, None)]
         best, moved = tried[0], True
         while moved and len(tried) < self.max_candidates:
             moved = False
@@ -172,7 +179,7 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
                     if any(scaling == known.scaling for known in tried) or len(tried) >= self.max_candidates:
                         continue
                     tried.append(trial.run(scaling, tried[0]))
-                found = max(tried, key=lambda one: one.score)  # the first of equals: nearest to the default
+                found = max(tried, key=lambda one: one.score)  # the first of equals: nearest to the start
                 moved, best = moved or found is not best, found
         first = tried[0]
         gains = {id(one): trial.gain(first, one) for one in tried}
@@ -183,25 +190,15 @@ class SearchedHead(ClassifierMixin, BaseEstimator):
             | {"seconds": one.seconds}
             for one in tried
         ]
-        self.best_params_, self.best_score_, self.default_score_ = dict(chosen.params), chosen.score, first.score
+        self.best_params_, self.best_score_, self.start_score_ = dict(chosen.params), chosen.score, first.score
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the predictions, shape (n_samples,)."""
-        return self.best_estimator_.predict(self._rows(X))
 
-    @available_if(_can("predict_proba"))
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return probabilities of shape (n_samples, n_classes)."""
-        return self.best_estimator_.predict_proba(self._rows(X))
-
-    @available_if(_can("decision_function"))
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return the head's scores, shape (n_samples, n_classes), or (n_samples,) for two classes."""
-        return self.best_estimator_.decision_function(self._rows(X))
-
-    def _rows(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+def _named(given: Any, usual: dict[str, Any], name: str) -> dict[str, Any]:
+    if given is None:
+        return usual
+    if not isinstance(given, Mapping) or set(given) - set(_PARTS):
+        raise ValueError(f"SearchedHead: expected {name} to name {', '.join(_PARTS)}, got {given!r}")
+    return dict(given)
 
 
 def _standardises(info: HeadInfo) -> bool:
@@ -216,50 +213,42 @@ def _assembled(info: HeadInfo, scaling: Mapping[str, Any], setting: Mapping[str,
 
 
 class _Tried:
-    """One setting of the preprocessing: its best setting of the head, and which rows that got right."""
+    """One setting of the preprocessing, with the best setting of the head behind it."""
 
-    def __init__(
-        self, scaling: dict[str, Any], setting: dict[str, Any], place: int, score: float, hits: np.ndarray, start: float
-    ) -> None:
-        self.scaling, self.place, self.score, self.hits = scaling, place, score, hits
-        self.params = {**scaling, **setting}
-        self.seconds = time.perf_counter() - start
+    def __init__(self, scaling: dict[str, Any], setting: dict[str, Any], place: int, found: Walked) -> None:
+        self.scaling, self.place, self.score, self.hits = scaling, place, found.score, found.hits
+        self.params, self.seconds = {**scaling, **setting}, 0.0
 
 
 class _Trial:
-    """Rows, folds and head of a search."""
+    """Rows, folds and head of a search; `whole` allows leave-one-out where the head has it."""
 
-    def __init__(self, info: HeadInfo, X: np.ndarray, y: np.ndarray, folds: Folds, metric: str, seed: int) -> None:
+    def __init__(
+        self, info: HeadInfo, X: np.ndarray, y: np.ndarray, folds: Folds, metric: str, seed: int, whole: bool
+    ) -> None:
         self.info, self.X, self.y, self.folds, self.metric, self.seed = info, X, y, folds, metric, seed
-        self.truth = np.concatenate([y[held_out] for _, held_out in folds])
-        rows = min(len(rows) for rows, _ in folds)
-        usable = [v for v in info.grid if info.name != "knn" or v <= rows]
-        self.grid: list[Any] = (usable or list(info.grid[-1:])) if info.param else [None]
+        self.leave_one_out = whole and info.name == "ridge" and len(folds) > 1
+        self.truth = y if self.leave_one_out else np.concatenate([y[held_out] for _, held_out in folds])
+        self.grid = grid_of(info, min(len(rows) for rows, _ in folds))
         self.inside = _standardises(info)
 
-    def run(self, scaling: dict[str, Any], default: _Tried | None) -> _Tried:
-        """Score the grid, or what of it is near the default's best value, behind one preprocessing."""
-        start, first, measure = time.perf_counter(), 0, check_metric(self.metric)
-        grid = self.grid
-        if default is not None and self.info.patience and scaling["scale"] == default.scaling["scale"]:
-            first = max(0, default.place - 1)
-            grid = grid[first : default.place + 2]
-        best: tuple[float, float, int, np.ndarray] | None = None
-        since = 0
-        runs = [self._path(scaling, grid, pair) for pair in self.folds]
-        for i, results in enumerate(zip(*runs, strict=True)):
-            predicted = np.concatenate([codes for codes, _ in results])
-            score, loss = measure(self.truth, predicted), sum(loss for _, loss in results)
-            since = since + 1 if best is not None and score < best[0] else 0
-            if best is None or (-score, loss) < (-best[0], best[1]):
-                best = (score, loss, i, predicted == self.truth)
-            if i + 1 == len(grid) or (self.info.patience and since >= self.info.patience):
-                break
-        assert best is not None
-        setting = {self.info.param: grid[best[2]]} if self.info.param else {}
-        return _Tried(scaling, setting, first + best[2], best[0], best[3], start)
+    def run(self, scaling: dict[str, Any], start: _Tried | None) -> _Tried:
+        """Score the grid, or what of it is near the start's best value, behind one preprocessing."""
+        began, first, grid = time.perf_counter(), 0, self.grid
+        if start is not None and self.info.patience and scaling["scale"] == start.scaling["scale"]:
+            first = max(0, start.place - 1)
+            grid = grid[first : start.place + 2]
+        if self.leave_one_out:
+            runs = [ridge_loo(self.X, self.y, grid, scaler=CodeScaler(**scaling))]
+        else:
+            runs = [self._path(scaling, grid, pair) for pair in self.folds]
+        found = walk(runs, len(grid), self.truth, self.metric, self.info.patience)
+        setting = {self.info.param: grid[found.place]} if self.info.param else {}
+        tried = _Tried(scaling, setting, first + found.place, found)
+        tried.seconds = time.perf_counter() - began
+        return tried
 
-    def _path(self, scaling: dict[str, Any], grid: Sequence[Any], pair: tuple[np.ndarray, np.ndarray]) -> Iterator[Any]:
+    def _path(self, scaling: dict[str, Any], grid: Sequence[Any], pair: tuple[np.ndarray, np.ndarray]) -> Path:
         rows, held_out = pair
         X, y, X_val, y_val = self.X[rows], self.y[rows], self.X[held_out], self.y[held_out]
         if self.info.path is None:
@@ -268,19 +257,10 @@ class _Trial:
             )
             return estimator_path(make, X, y, X_val, grid)
         if self.inside:
-            path: Path = self.info.path(X, y, X_val, y_val, grid, scaler=CodeScaler(**scaling))
-            return path
+            return self.info.path(X, y, X_val, y_val, grid, scaler=CodeScaler(**scaling))
         scaler = CodeScaler(**scaling).fit(X)
         return self.info.path(scaler.transform(X), y, scaler.transform(X_val), y_val, grid)
 
-    def gain(self, default: _Tried, other: _Tried) -> tuple[float, float]:
-        """Mean gain in hits over the default, and its paired standard error."""
-        weights = np.ones(len(self.truth))
-        if self.metric != "accuracy":
-            counts = np.bincount(self.truth)
-            weights = (1.0 / np.maximum(counts, 1))[self.truth]
-        weights = weights / weights.sum()
-        gains = other.hits.astype(float) - default.hits
-        mean = float(weights @ gains)
-        error = float(np.sqrt(np.square(weights) @ np.square(gains - mean)))
-        return mean, error
+    def gain(self, start: _Tried, other: _Tried) -> tuple[float, float]:
+        """Mean gain in hits over the start, and its paired standard error."""
+        return paired_gain(self.truth, self.metric, start.hits, other.hits)
