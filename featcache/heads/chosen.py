@@ -21,7 +21,8 @@ def can(method: str) -> Callable[[Any], bool]:
     """For `available_if`: whether the chosen head, or the one that would be, has a method."""
 
     def check(self: Any) -> bool:
-        return hasattr(getattr(self, "best_estimator_", None) or make_head(self.head), method)
+        fitted = getattr(self, "best_estimator_", None)
+        return hasattr(make_head(self.head) if fitted is None else fitted, method)
 
     return check
 

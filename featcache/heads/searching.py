@@ -56,7 +56,7 @@ class SearchedHead(ChosenHead):
         Where to start; None is `START`. ``{"power": 1.0, "norm": "none"}`` is the plain head.
     max_candidates : int, default=12
         Bound on the settings of the preprocessing that are tried.
-    guard : float, default=1.0
+    guard : float, default=2.0
         Paired standard errors by which a candidate must beat the start; 0 takes the best.
     metric : str, default="accuracy"
         "accuracy", "balanced_accuracy" or "macro_f1"; the standard error is that of the hits per row, for the last two
@@ -108,7 +108,7 @@ class SearchedHead(ChosenHead):
         space: Mapping[str, Sequence[Any]] | None = None,
         start: Mapping[str, Any] | None = None,
         max_candidates: int = 12,
-        guard: float = 1.0,
+        guard: float = 2.0,
         metric: str = "accuracy",
         cv: int = 5,
         random_state: int = 0,
