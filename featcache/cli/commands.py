@@ -20,10 +20,12 @@ from .options import (
     Labels,
     Metric,
     Node,
+    Nodes,
     Quiet,
     Split,
     Store,
     View,
+    Views,
     Weights,
     Workers,
     app,
@@ -224,6 +226,8 @@ def fit(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the folds.")] = 0,
     view: View = "main",
     node: Node = None,
+    nodes: Nodes = None,
+    views: Views = None,
     label: Label = None,
     group: Group = None,
     split: Split = None,
@@ -237,8 +241,15 @@ def fit(
     from . import show
     from .inputs import features
 
-    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
-    data = features(store, **choice, labels=labels, key=key)
+    choice: dict[str, Any] = {
+        "view": view,
+        "node": node,
+        "nodes": nodes,
+        "label": label,
+        "group": group,
+        "split": split,
+    }
+    data = features(store, **choice, views=views, labels=labels, key=key)
     check_target(out)  # before the work, not after it
     fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed)
     path = fitted.save(out)
@@ -271,6 +282,7 @@ def compare(
     metric: Metric = "accuracy",
     view: View = "main",
     node: Node = None,
+    nodes: Nodes = None,
     label: Label = None,
     group: Group = None,
     split: Split = None,
@@ -289,7 +301,14 @@ def compare(
 
     if plot is not None:
         Result.check_plot(plot)  # before the work, not after it
-    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
+    choice: dict[str, Any] = {
+        "view": view,
+        "node": node,
+        "nodes": nodes,
+        "label": label,
+        "group": group,
+        "split": split,
+    }
     data = [features(s, **choice, labels=labels, key=key) for s in stores]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(

@@ -9,11 +9,25 @@ from __future__ import annotations
 from .auto import AutoClassifier
 from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
 from .fitted import FittedHead, fit
+from .layers import LayerBlocks, join_layers
 from .linear import linear_form, normalised_form
 from .metrics import METRICS
+from .preprocessing import CodeScaler, ShrunkWhitener, SignedPower
+from .searching import SearchedHead
+from .selecting import HeadToToeClassifier
+from .views import ViewsClassifier, join_views
 from .zoo import HEADS, HeadInfo, make_head
 
 __all__ = [
+    "join_views",
+    "join_layers",
+    "ViewsClassifier",
+    "SignedPower",
+    "ShrunkWhitener",
+    "SearchedHead",
+    "LayerBlocks",
+    "HeadToToeClassifier",
+    "CodeScaler",
     "HEADS",
     "METRICS",
     "AutoClassifier",

@@ -45,6 +45,10 @@ _ALLOWED: dict[str, str] = {
         "featcache.softmax": ("SoftmaxClassifier",),
         "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
         "featcache.heads.auto": ("AutoClassifier",),
+        "featcache.heads.preprocessing": ("CodeScaler", "ShrunkWhitener", "SignedPower"),
+        "featcache.heads.searching": ("SearchedHead",),
+        "featcache.heads.selecting": ("HeadToToeClassifier",),
+        "featcache.heads.views": ("ViewsClassifier",),
     }.items()
     for name in names
 }

@@ -84,7 +84,7 @@ class HeadToToeClassifier(ChosenHead):
         The plain head, a key of `HEADS` other than "auto".
     normalise : bool, default=False
         Whether to bring each block of each row to length one first; `join_layers` has done so.
-    guard : float, default=1.0
+    guard : float, default=2.0
         Paired standard errors by which a share must beat the first one; 0 takes the best.
     metric : str, default="accuracy"
         "accuracy", "balanced_accuracy" or "macro_f1".
@@ -135,7 +135,7 @@ class HeadToToeClassifier(ChosenHead):
         fractions: Sequence[float] = FRACTIONS,
         head: str = "ridge",
         normalise: bool = False,
-        guard: float = 1.0,
+        guard: float = 2.0,
         metric: str = "accuracy",
         cv: int = 5,
         random_state: int = 0,

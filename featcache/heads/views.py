@@ -20,7 +20,7 @@ from .choosing import train, tuning_folds
 from .metrics import check_metric
 from .zoo import make_head
 
-__all__ = ["ViewsClassifier", "join_views", "views_of"]
+__all__ = ["ViewsClassifier", "join_views", "view_numbers", "views_of"]
 
 _NODE = re.compile(r"(?P<node>.*) ×(?P<views>[1-9]\d*)")
 
@@ -39,7 +39,7 @@ def join_views(source: Any, views: Sequence[int] | int | None = None, *, rows: b
     source : FeatureStore or sequence of FeatureSet
         A store made with ``extract(..., augmented=K)``, or what was loaded of each view (view 0 first).
     views : sequence of int or int, default=None
-        Which views, 0 is the plain image; a number K means 0 to K. None: all that the store has for every image.
+        Which views, 0 is the plain image; a number K means 0 to K. None: all that the store has.
     rows : bool, default=False
         False: one row per image, the views side by side as blocks of columns, for `ViewsClassifier`. True: one row per
         image and view, for any head: it trains on all views and predicts plain images. Ids of the rows beyond the
@@ -89,24 +89,28 @@ def _loaded(source: Any, views: Any, choice: dict[str, Any]) -> tuple[list[int],
         if not source or choice or views is not None:
             raise HeadError("source: expected one set or more, and no other choice beside sets that are loaded already")
         return list(range(len(source))), list(source)
+    numbers = view_numbers(source, views, **choice)
+    return numbers, [source.load(view_number=number, **choice) for number in numbers]
+
+
+def view_numbers(store: Any, views: Any = None, **choice: Any) -> list[int]:
+    """Return the numbers that `views` of `join_views` means; HeadError where it means none."""
     if views is None:
-        sets = [source.load(**choice)]
-        try:
-            while True:
-                sets.append(source.load(view_number=len(sets), **choice))
-        except ValueError as error:  # StoreError: there is no such view, which ends them
-            if len(sets) == 1:
-                raise HeadError(
-                    f"views: the store has the plain images only ({error}); extract with augmented=4"
-                ) from None
-        return list(range(len(sets))), sets
+        lines = store.snapshot(choice.get("view", "main"), choice.get("snapshot"))
+        if lines is None:
+            store.load(**choice)  # says what is missing
+        keys, n = lines.entries.keys[lines.entries.stored], 1
+        while len(keys) and store.has(keys, view_number=n).any():
+            n += 1  # a view that only some images have is an error of the store's, and says so
+        if n == 1:
+            raise HeadError("views: the store has the plain images only; extract with augmented=4, say")
+        return list(range(n))
     numbers = list(range(views + 1)) if whole_number(views, 0) else views
     if not isinstance(numbers, (list, tuple, range, np.ndarray)) or not len(numbers):
         raise HeadError(f"views: expected numbers such as [0, 1, 2], got {views!r}")
     if not all(whole_number(number, 0) for number in numbers) or len(set(numbers)) < len(numbers):
         raise HeadError(f"views: expected different numbers of 0 or more, got {views!r}")
-    numbers = [int(number) for number in numbers]
-    return numbers, [source.load(view_number=number, **choice) for number in numbers]
+    return [int(number) for number in numbers]
 
 
 def _stacked(numbers: list[int], sets: list[FeatureSet]) -> FeatureSet:
