@@ -249,7 +249,7 @@ def fit(
         "group": group,
         "split": split,
     }
-    data = features(store, **choice, views=views, labels=labels, key=key)
+    data = features(store, **choice, nodes=nodes, views=views, labels=labels, key=key)
     check_target(out)  # before the work, not after it
     fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed)
     path = fitted.save(out)
@@ -309,7 +309,7 @@ def compare(
         "group": group,
         "split": split,
     }
-    data = [features(s, **choice, labels=labels, key=key) for s in stores]
+    data = [features(s, **choice, nodes=nodes, labels=labels, key=key) for s in stores]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(
             data[0] if len(data) == 1 else data,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -10,21 +13,34 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .choosing import _ONE_THREAD_UP_TO, _threads
 from .metrics import check_metric
 from .paths import Path
 from .zoo import HeadInfo, make_head
 
-__all__ = ["ChosenHead", "Walked", "can", "grid_of", "paired_gain", "walk"]
+__all__ = ["ChosenHead", "Walked", "can", "few_threads", "fitted", "grid_of", "paired_gain", "walk"]
 
 
 def can(method: str) -> Callable[[Any], bool]:
     """For `available_if`: whether the chosen head, or the one that would be, has a method."""
 
     def check(self: Any) -> bool:
-        fitted = getattr(self, "best_estimator_", None)
-        return hasattr(make_head(self.head) if fitted is None else fitted, method)
+        chosen = getattr(self, "best_estimator_", None)
+        return hasattr(make_head(self.head) if chosen is None else chosen, method)
 
     return check
+
+
+def few_threads(X: np.ndarray) -> AbstractContextManager[Any]:
+    """One BLAS thread while the codes are few, as `train` has it."""
+    return _threads("torch" in sys.modules).limit(limits=1 if X.size <= _ONE_THREAD_UP_TO else None)
+
+
+def fitted(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:
+    """Fit a named head; Newton's method says when rounding stops it at the optimum, which is no news to anybody."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
+        return estimator.fit(X, y)
 
 
 class ChosenHead(ClassifierMixin, BaseEstimator):

@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 
 from ..splits import Folds, whole_number
 from .choosing import tuning_folds
-from .chosen import ChosenHead, Walked, grid_of, paired_gain, walk
+from .chosen import ChosenHead, Walked, few_threads, fitted, grid_of, paired_gain, walk
 from .estimators import ShrunkScaler
 from .metrics import check_metric
 from .paths import Path, estimator_path, ridge_loo
@@ -137,10 +137,11 @@ class SearchedHead(ChosenHead):
         folds = tuning_folds(y, X.shape[1], cv=self.cv, ids=None, groups=groups, seed=self.random_state)
         if folds is not None:
             whole = groups is None and "whiten" not in (start["scale"], *space.get("scale", ()))
-            self._choose(_Trial(info, X, codes, folds, self.metric, self.random_state, whole), start, space)
+            with few_threads(X):
+                self._choose(_Trial(info, X, codes, folds, self.metric, self.random_state, whole), start, space)
         setting = {info.param: self.best_params_[info.param]} if info.param else {}
         scaling = {part: self.best_params_[part] for part in _PARTS}
-        self.best_estimator_ = _assembled(info, scaling, setting, self.random_state).fit(X, y)
+        self.best_estimator_ = fitted(_assembled(info, scaling, setting, self.random_state), X, y)
         return self
 
     def _checked(self) -> tuple[HeadInfo, dict[str, tuple[Any, ...]], dict[str, Any]]:

@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 
 from ..splits import Folds, whole_number
 from .choosing import tuning_folds
-from .chosen import ChosenHead, Walked, grid_of, paired_gain, walk
+from .chosen import ChosenHead, Walked, few_threads, fitted, grid_of, paired_gain, walk
 from .estimators import ShrunkScaler
 from .metrics import check_metric
 from .paths import estimator_path
@@ -164,7 +164,8 @@ class HeadToToeClassifier(ChosenHead):
         self.best_params_ = {"fraction": 1.0, **({info.param: info.default} if info.param else {})}
         folds = tuning_folds(y, X.shape[1], cv=self.cv, ids=None, groups=groups, seed=self.random_state)
         if folds is not None:
-            self._choose(info, X, codes, folds)
+            with few_threads(X):
+                self._choose(info, X, codes, folds)
         self.fraction_ = float(self.best_params_["fraction"])
         self.relevance_ = relevance(X, codes, _ALPHAS)
         self.selected_ = np.sort(_ranked(self.relevance_)[: _count(self.fraction_, X.shape[1])])
@@ -172,7 +173,7 @@ class HeadToToeClassifier(ChosenHead):
         self.selected_per_block_ = np.bincount(np.searchsorted(ends, self.selected_, side="right"), minlength=len(ends))
         setting = {info.param: self.best_params_[info.param]} if info.param else {}
         head = make_head(self.head, random_state=self.random_state, **setting)
-        self.best_estimator_ = head.fit(X[:, self.selected_], y)
+        self.best_estimator_ = fitted(head, X[:, self.selected_], y)
         return self
 
     def _checked(self) -> HeadInfo:
