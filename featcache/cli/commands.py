@@ -241,14 +241,7 @@ def fit(
     from . import show
     from .inputs import features
 
-    choice: dict[str, Any] = {
-        "view": view,
-        "node": node,
-        "nodes": nodes,
-        "label": label,
-        "group": group,
-        "split": split,
-    }
+    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
     data = features(store, **choice, nodes=nodes, views=views, labels=labels, key=key)
     check_target(out)  # before the work, not after it
     fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed)
@@ -301,14 +294,7 @@ def compare(
 
     if plot is not None:
         Result.check_plot(plot)  # before the work, not after it
-    choice: dict[str, Any] = {
-        "view": view,
-        "node": node,
-        "nodes": nodes,
-        "label": label,
-        "group": group,
-        "split": split,
-    }
+    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
     data = [features(s, **choice, nodes=nodes, labels=labels, key=key) for s in stores]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(
