@@ -1,9 +1,9 @@
 r"""How fast are heads trained on cached codes, at equal objective, and how good are they beside what people use?
 
 Question
-    Multinomial logistic regression alone and as a path over folds against scikit-learn at the same objective; ridge with
-    leave-one-out against RidgeClassifierCV; many heads in one pass; verification against the cosine; heads over layers
-    and views; and `auto` against seven heads that people use, from 1 shot to all rows.
+    Multinomial logistic regression alone and as a path over folds against scikit-learn at the same objective; ridge
+    with leave-one-out against RidgeClassifierCV; many heads in one pass; verification against the cosine; heads over
+    layers and views; and `auto` against seven heads that people use, from 1 shot to all rows.
 
 Command
     python benchmarks/bench_heads.py [--only PART[,PART]] [--data DIR] [--stores DIR] [--repeats N] [--tiny]

@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassifierNetwork", "Standardise"]
+__all__ = ["ClassifierNetwork", "JoinLayers", "Standardise"]
+
+
+class JoinLayers(nn.Module):
+    """Codes of several nodes as one matrix: pooled, each part of length one, side by side.
+
+    Parameters
+    ----------
+    nodes : sequence of str
+        Which, in the order of the columns.
+    shapes : sequence of tuple of int
+        Shape of a row of each after pooling: (C,) or (C, h, w).
+    """
+
+    def __init__(self, nodes: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.nodes, self.shapes = tuple(nodes), tuple(tuple(shape) for shape in shapes)
+
+    def forward(self, codes: dict[str, Tensor]) -> Tensor:
+        """Node → codes, to (N, sum of the sizes)."""
+        parts = []
+        for node, shape in zip(self.nodes, self.shapes, strict=True):
+            x = codes[node]
+            if x.ndim == 3 and len(shape) == 1:
+                x = x.mean(dim=1)  # tokens
+            elif x.ndim == 4 and len(shape) == 3:
+                x = nn.functional.adaptive_avg_pool2d(x, shape[1:])
+            parts.append(nn.functional.normalize(x.flatten(1), dim=1))
+        return torch.cat(parts, dim=1)
 
 
 class Standardise(nn.Module):
-    """Centre, scale and L2-normalise codes, as the head "centroid" does.
+    """Centre and scale codes, raise them to a power, bring them to length one: what stands before an affine head.
 
     Parameters
     ----------
     shift, scale : Tensor of shape (n_features,)
-        ``(x - shift) / scale`` is then divided by its length.
+        ``(x - shift) / scale`` comes first.
+    power : float, default=1.0
+        Then sign(x) |x|^power.
+    unit : bool, default=True
+        Then rows of length one.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+    def __init__(self, shift: Tensor, scale: Tensor, power: float = 1.0, unit: bool = True) -> None:
         super().__init__()
+        self.power, self.unit = power, unit
         self.register_buffer("shift", shift.to(torch.float32))
         self.register_buffer("scale", scale.to(torch.float32))
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes (N, D) → unit vectors (N, D)."""
-        return nn.functional.normalize((codes - self.shift) / self.scale, dim=1)
+        """Codes (N, D) → (N, D)."""
+        x = (codes - self.shift) / self.scale
+        if self.power != 1.0:
+            # The slope of a root at zero is infinite; held off from it, zeros stay zeros and have no gradient.
+            x = x.sign() * x.abs().clamp_min(1e-12) ** self.power
+        return nn.functional.normalize(x, dim=1) if self.unit else x
 
 
 class ClassifierNetwork(nn.Module):
@@ -37,28 +76,29 @@ class ClassifierNetwork(nn.Module):
     ----------
     trunk : nn.Module
         Images → dict of node → codes.
-    node : str
-        Which of them the head takes.
+    node : str or JoinLayers
+        Which of them the head takes, or how several become one.
     weight, bias : Tensor of shapes (n_classes, n_features), (n_classes,)
         The head, float64; stored in float32.
     classes : list of str
         Labels, in the order of the scores.
-    prelude : tuple of Tensor, optional
-        `shift` and `scale` of a `Standardise` in front of the head.
+    prelude : Standardise, optional
+        What stands in front of the head.
     """
 
     def __init__(
         self,
         trunk: nn.Module,
-        node: str,
+        node: str | JoinLayers,
         weight: Tensor,
         bias: Tensor,
         classes: list[str],
-        prelude: tuple[Tensor, Tensor] | None = None,
+        prelude: Standardise | None = None,
     ) -> None:
         super().__init__()
-        self.trunk, self.node, self.classes = trunk, node, classes
-        self.prelude: nn.Module = Standardise(*prelude) if prelude is not None else nn.Identity()
+        self.trunk, self.node, self.classes = trunk, node if isinstance(node, str) else "", classes
+        self.join: nn.Module = nn.Identity() if isinstance(node, str) else node
+        self.prelude: nn.Module = nn.Identity() if prelude is None else prelude
         # Without an initialisation, which would advance the global random state.
         self.head: nn.Linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
         with torch.no_grad():
@@ -67,4 +107,6 @@ class ClassifierNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) → scores (N, n_classes)."""
-        return self.head(self.prelude(self.trunk(images)[self.node].flatten(1)))
+        codes = self.trunk(images)
+        joined = codes[self.node].flatten(1) if self.node else self.join(codes)
+        return self.head(self.prelude(joined))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ from .backbone import Backbone
 from .backbone.recorded import recorded_backbone
 from .errors import HandoffError, HeadError, ImageError
 from .features import FeatureSet
-from .heads import FittedHead, linear_form, normalised_form
+from .heads import FittedHead
+from .heads.layers import LayerBlocks
+from .heads.linear import network_form
+from .heads.views import views_of
 from .progress import Progress, progress_for
 from .sources import ImageSource
 
@@ -90,8 +93,7 @@ def predict(
         bar.start("predicting", len(source))
         for ids, pixels, errors in _decoded(source, network, batch_size or Backbone.usual_batch(target), threads):
             if len(pixels):
-                codes = network.encode(pixels, mode="fp32", device=target)[head.node]
-                codes = codes.reshape(len(codes), -1)
+                codes = _joined(network.encode(pixels, mode="fp32", device=target), head.node)
                 good = iter(_label(head, ids, codes))
             else:
                 good = iter(())
@@ -118,7 +120,18 @@ def _open_images(images: Any) -> ImageSource:
     return ImageSource.open(images)
 
 
+def _joined(codes: Mapping[str, np.ndarray], node: str) -> np.ndarray:
+    """The codes that a head takes: of one node, or of several as it joined them."""
+    blocks = None if node in codes else LayerBlocks.parse(node)
+    return codes[node].reshape(len(codes[node]), -1) if blocks is None else blocks.join(codes)
+
+
 def _backbone_of(head: FittedHead, backbone: Backbone | None, weights: Any) -> Backbone:
+    if (views := views_of(head.node)) > 1:
+        raise HandoffError(
+            f"head {head.head!r}: it takes {views} augmented views of each image side by side, and images alone have "
+            "one; predict codes of join_views, or fit on join_views(store, rows=True), whose heads take plain images"
+        )
     return recorded_backbone(
         head.spec,
         head.locator,
@@ -185,7 +198,8 @@ def to_module(
     Parameters
     ----------
     fitted : FittedHead or path
-        A linear head (logreg, softmax, svm, ridge, lda), or centroid, whose normalisation becomes a layer.
+        A linear head (logreg, softmax, svm, ridge, lda), or one behind a power or a normalisation of the codes
+        (centroid, `SearchedHead`), which become a layer; also on several nodes that `join_layers` put together.
     weights, backbone
         As for `predict`.
 
@@ -212,19 +226,21 @@ def to_module(
     """
     import torch
 
-    from ._modules import ClassifierNetwork
+    from ._modules import ClassifierNetwork, JoinLayers, Standardise
 
     head = _open_head(fitted)
-    prelude = None
-    try:
-        W, b = linear_form(head.estimator)
-    except HeadError:
-        shift, scale, W, b = normalised_form(head.estimator)
-        prelude = (torch.from_numpy(shift), torch.from_numpy(scale))
+    form = network_form(head.estimator)
+    W, b, prelude = form.weight, form.bias, None
+    if form.unit or form.power != 1.0:
+        prelude = Standardise(torch.from_numpy(form.shift), torch.from_numpy(form.scale), form.power, form.unit)
+    else:
+        W = W / form.scale
+        b = b - W @ form.shift
     if head.temperature is not None:
         W, b = W / head.temperature, b / head.temperature
     network = _backbone_of(head, backbone, weights)
-    module = ClassifierNetwork(
-        network.module(), head.node, torch.from_numpy(W), torch.from_numpy(b), [str(c) for c in head.classes_], prelude
-    )
+    blocks = None if head.node in network.nodes else LayerBlocks.parse(head.node)
+    node = head.node if blocks is None else JoinLayers(blocks.nodes, blocks.shapes)
+    classes = [str(c) for c in head.classes_]
+    module = ClassifierNetwork(network.module(), node, torch.from_numpy(W), torch.from_numpy(b), classes, prelude)
     return module.eval()

@@ -159,8 +159,8 @@ def single(case: Case) -> dict[str, Any]:
         "fits": rows,
         "claims": [
             claim("our objective is within 1e-5 of the optimum", worst, worst <= WANTED),
-            claim("one fit, times scikit-learn's best solver, worst case (asked: 2)", least, least >= 2),
-            claim("one fit, times scikit-learn's default, median (asked: 8)", median(defaults, 2), median(defaults) >= 8),
+            claim("one fit, times sklearn's best solver, worst case (asked: 2)", least, least >= 2),
+            claim("one fit, times sklearn's default, median (asked: 8)", median(defaults, 2), median(defaults) >= 8),
             claim("one fit, times torch.optim.LBFGS, worst case (asked: ahead)", min(by_hand), min(by_hand) > 1),
         ],
     }  # fmt: skip

@@ -21,10 +21,12 @@ from .options import (
     Labels,
     Metric,
     Node,
+    Nodes,
     Quiet,
     Split,
     Store,
     View,
+    Views,
     Weights,
     Workers,
     app,
@@ -232,6 +234,8 @@ def fit(
     ] = None,
     view: View = "main",
     node: Node = None,
+    nodes: Nodes = None,
+    views: Views = None,
     label: Label = None,
     group: Group = None,
     split: Split = None,
@@ -246,7 +250,7 @@ def fit(
     from .inputs import features
 
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
-    data = features(store, **choice, labels=labels, key=key)
+    data = features(store, **choice, nodes=nodes, views=views, labels=labels, key=key)
     check_target(out)  # before the work, not after it
     fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed, calibrate=calibrate, reject=reject, novelty=novelty)
     path = fitted.save(out)
@@ -282,6 +286,7 @@ def compare(
     metric: Metric = "accuracy",
     view: View = "main",
     node: Node = None,
+    nodes: Nodes = None,
     label: Label = None,
     group: Group = None,
     split: Split = None,
@@ -301,7 +306,7 @@ def compare(
     if plot is not None:
         Result.check_plot(plot)  # before the work, not after it
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
-    data = [features(s, **choice, labels=labels, key=key) for s in stores]
+    data = [features(s, **choice, nodes=nodes, labels=labels, key=key) for s in stores]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(
             data[0] if len(data) == 1 else data,

@@ -15,6 +15,8 @@ def features(
     *,
     view: str = "main",
     node: str | None = None,
+    nodes: str | None = None,
+    views: str | None = None,
     label: str | None = None,
     group: str | None = None,
     split: str | None = None,
@@ -23,12 +25,19 @@ def features(
 ) -> Any:
     """Return the FeatureSet that the words of a command mean: a view of a store, or what a plain file holds.
 
+    With `nodes`, several nodes' codes side by side; with `views`, a row per image and augmented view.
     Of a plain file, --label, --group and --split name its own columns; --labels may name another file as well.
     """
     from ..exchange import is_plain_file, read_features
 
     if is_plain_file(path):
-        for value, option in ((view != "main", "--view"), (node, "--node"), (label and labels, "--label")):
+        for value, option in (
+            (view != "main", "--view"),
+            (node, "--node"),
+            (nodes, "--nodes"),
+            (views, "--views"),
+            (label and labels, "--label"),
+        ):
             if value:
                 reason = "leave it out with --labels" if option == "--label" else f"{path} is a plain file: it has none"
                 raise typer.BadParameter(reason, param_hint=option)
@@ -40,4 +49,25 @@ def features(
             )
     from ..store import FeatureStore
 
-    return FeatureStore.open(path).load(view, node=node, label=label, group=group, split=split)
+    store = FeatureStore.open(path)
+    choice: dict[str, Any] = {"view": view, "label": label, "group": group, "split": split}
+    if node and nodes:
+        raise typer.BadParameter("expected --node or --nodes, got both", param_hint="--nodes")
+    if nodes is None and views is None:
+        return store.load(node=node, **choice)
+    return _joined(store, node, nodes, views, choice)
+
+
+def _joined(store: Any, node: str | None, nodes: str | None, views: str | None, choice: dict[str, Any]) -> Any:
+    from ..heads.layers import join_layers
+    from ..heads.views import join_views, view_numbers
+
+    if views not in (None, "all") and not (views or "").isdecimal():
+        raise typer.BadParameter(f"expected 'all' or a number of views, got {views!r}", param_hint="--views")
+    wanted = None if nodes == "all" else nodes
+    if views is None:
+        return join_layers(store, wanted, **choice)
+    numbers = view_numbers(store, None if views == "all" else int(views), view=choice["view"])
+    if nodes is None:
+        return join_views(store, numbers, rows=True, node=node, **choice)
+    return join_views([join_layers(store, wanted, view_number=n, **choice) for n in numbers], rows=True)

@@ -19,10 +19,12 @@ __all__ = [
     "Labels",
     "Metric",
     "Node",
+    "Nodes",
     "Quiet",
     "Split",
     "Store",
     "View",
+    "Views",
     "Weights",
     "Workers",
     "app",
@@ -60,6 +62,10 @@ Label = Annotated[str | None, typer.Option("--label", help="Column to use as the
 Group = Annotated[str | None, typer.Option("--group", help="Column whose rows must stay together in splits.")]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train, val or test.")]
 Node = Annotated[str | None, typer.Option("--node", help="Which node's codes, when the store has several.")]
+Nodes = Annotated[str | None, typer.Option("--nodes", help="Several nodes' codes side by side: layer3,layer4, or all.")]
+Views = Annotated[
+    str | None, typer.Option("--views", help="Train on augmented views, too: all, or how many beside the plain images.")
+]
 Labels = Annotated[
     str | None, typer.Option("--labels", help="Of a plain file: its labels' name, or a .npy, .txt or .csv file.")
 ]

@@ -20,14 +20,28 @@ from .ensemble import EnsembleClassifier
 from .estimators import ShrunkScaler
 from .fitted import FittedHead, fit
 from .kernel import NystroemClassifier
+from .layers import LayerBlocks, join_layers
 from .linear import linear_form, normalised_form
 from .metrics import METRICS
 from .neighbors import CosineKNeighborsClassifier
 from .novelty import KNeighborsDetector, MahalanobisDetector
+from .preprocessing import CodeScaler, ShrunkWhitener, SignedPower
 from .rejection import RejectingClassifier
+from .searching import SearchedHead
+from .selecting import HeadToToeClassifier
+from .views import ViewsClassifier, join_views
 from .zoo import HEADS, HeadInfo, make_head
 
 __all__ = [
+    "join_views",
+    "join_layers",
+    "ViewsClassifier",
+    "SignedPower",
+    "ShrunkWhitener",
+    "SearchedHead",
+    "LayerBlocks",
+    "HeadToToeClassifier",
+    "CodeScaler",
     "HEADS",
     "METRICS",
     "AutoClassifier",

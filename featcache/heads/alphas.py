@@ -96,6 +96,7 @@ class RidgeChoice:
 
 
 def refuse_loo(estimator: Any) -> None:
+    """Raise ValueError where exact leave-one-out is asked of sums, which have no rows to leave out."""
     if estimator.select == "loo":
         raise ValueError(
             f"{type(estimator).__name__}: select='loo' needs all rows at once; use select='auto' or 'gcv' to add rows"

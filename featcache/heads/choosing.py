@@ -265,18 +265,10 @@ class _Task:
             return _Choice({info.param: info.default} if tuned else {})
         if not tuned and not always_score:
             return _Choice({})
-        grid = self._grid(info) if tuned else (given.get(info.param),)
+        grid = info.grid if tuned else (given.get(info.param),)
         steps = self._steps(info, grid, given)
         best = min(range(len(steps)), key=lambda i: (-steps[i][0], steps[i][1]))
         return _Choice({info.param: grid[best]} if tuned else {}, *steps[best])
-
-    def _grid(self, info: HeadInfo) -> tuple[Any, ...]:
-        if info.name != "knn":
-            return info.grid
-        # scikit-learn refuses more neighbours than rows, and the final fit has no fewer rows than any fold.
-        assert self.folds is not None
-        rows = min(len(rows) for rows, _ in self.folds)
-        return tuple(k for k in info.grid if k <= rows)
 
     def _steps(self, info: HeadInfo, grid: tuple[Any, ...], given: Mapping[str, Any]) -> list[tuple[float, float]]:
         """(score, loss) of each value tried."""

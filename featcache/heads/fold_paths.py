@@ -30,7 +30,9 @@ Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 _TOL = 1e-5
 
 
-def logistic_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequence[float]) -> FoldPath:
+def logistic_fold_path(
+    X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequence[float], scaler: Any = None
+) -> FoldPath:
     """Walk multinomial logistic regression through ascending C, as LogisticRegression parameterises it.
 
     Parameters
@@ -43,12 +45,15 @@ def logistic_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequenc
         Row numbers.
     grid : sequence of float
         Values of C, ascending.
+    scaler : transformer, default=None
+        What stands before the head in place of ShrunkScaler; fitted on all training rows.
 
     Yields
     ------
     list of (ndarray of int, float)
         Per fold the predicted codes of the held-out rows, and the sum of their log losses.
     """
+    X = _scaled(X, scaler)
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) == 2:
         problem = _problem(X, codes[:, None].astype(np.float64), 1, folds, SigmoidLoss())
@@ -66,12 +71,12 @@ def logistic_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequenc
         yield steps
 
 
-def hinge_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequence[float]) -> FoldPath:
+def hinge_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequence[float], scaler: Any = None) -> FoldPath:
     """Walk LinearSVC (squared hinge, one against the rest, penalised intercept) through ascending C.
 
     Parameters
     ----------
-    X, y, folds, grid
+    X, y, folds, grid, scaler
         As in `logistic_fold_path`.
 
     Yields
@@ -79,6 +84,7 @@ def hinge_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequence[f
     list of (ndarray of int, float)
         Per fold the predicted codes of the held-out rows, and 0.0.
     """
+    X = _scaled(X, scaler)
     classes, codes = np.unique(y, return_inverse=True)
     signs = np.where(np.eye(len(classes), dtype=bool)[codes], 1.0, -1.0)
     known = [np.isin(np.arange(len(classes)), codes[rows]) for rows, _ in folds]
@@ -97,8 +103,11 @@ def _problem(
     weight = np.zeros((len(folds), len(X)))
     for f, (rows, _) in enumerate(folds):
         weight[f, rows] = 1.0
-    rows = Standardised.of(X, np.ones(len(X))).at_hand()
-    return LinearProblem(rows, target, columns, weight, loss, **settings)
+    return LinearProblem(X, target, columns, weight, loss, **settings)
+
+
+def _scaled(X: np.ndarray, scaler: Any) -> np.ndarray:
+    return Standardised.of(X, np.ones(len(X))).at_hand() if scaler is None else scaler.fit_transform(X)
 
 
 def _log_loss(scores: np.ndarray, codes: np.ndarray) -> float:

@@ -23,38 +23,18 @@ from ..solvers.shrinkage import shrunk_scale
 from ..solvers.targets import sign_targets
 from .estimators import ShrunkScaler
 
-__all__ = ["estimator_path", "knn_path", "rbf_path", "ridge_loo", "ridge_path"]
+__all__ = ["estimator_path", "rbf_path", "ridge_loo", "ridge_path"]
 
 #: One step of a path: predicted codes (n_val,) and a loss (smaller is better; 0.0 where the head has none).
 Step = tuple[np.ndarray, float]
 Path = Iterator[Step]
 
 
-class _Rotated:
-    """Standardised rows in the eigenbasis of the training rows, with the eigenvalues of their covariance.
-
-    Parameters
-    ----------
-    X, X_val : ndarray of shape (n, d) and (n_val, d)
-        Raw codes; mean and deviation come from X alone.
-    """
-
-    def __init__(self, X: np.ndarray, X_val: np.ndarray) -> None:
-        X, X_val = standardised(X, X_val)
-        n, d = X.shape
-        values, vectors = np.linalg.eigh(X @ X.T if n <= d else X.T @ X)
-        keep = values > max(values[-1], 0.0) * 1e-10
-        values, vectors = values[keep], vectors[:, keep]
-        basis = X.T @ (vectors / np.sqrt(values)) if n <= d else vectors
-        self.rows = vectors * np.sqrt(values) if n <= d else X @ basis
-        self.val = X_val @ basis
-        self.spread = values / n
-
-
-def standardised(X: np.ndarray, X_val: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standardise both by the rows X as the heads do, in float64."""
-    scaler = ShrunkScaler().fit(X.astype(np.float64))
-    return scaler.transform(X.astype(np.float64)), scaler.transform(X_val.astype(np.float64)) if len(X_val) else X_val
+def standardised(X: np.ndarray, X_val: np.ndarray, scaler: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Standardise both by the rows X as the heads do, or as another transformer does, in float64."""
+    scaler = (ShrunkScaler() if scaler is None else scaler).fit(X.astype(np.float64))
+    rows = scaler.transform(X.astype(np.float64))
+    return rows, scaler.transform(X_val.astype(np.float64)) if len(X_val) else np.empty((0, rows.shape[1]))
 
 
 def _codes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +43,13 @@ def _codes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return classes, codes
 
 
-def ridge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
+def ridge_path(
+    X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float], scaler: Any = None
+) -> Path:
     """Solve RidgeClassifier for each alpha from one decomposition."""
-    path, _, classes, _ = _ridge(X, y)
+    if scaler is not None:
+        X, X_val = standardised(X, X_val, scaler)
+    path, _, classes, _ = _ridge(X, y, scaled=scaler is not None)
     truth, X_val = np.where(y_val[:, None] == classes, 1.0, -1.0), X_val.astype(np.float64)
     for alpha in grid:
         coef, intercept = path.solve(alpha)
@@ -73,56 +57,47 @@ def ridge_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarra
         yield classes[scores.argmax(axis=1)], float(np.square(scores - truth).sum())
 
 
-def ridge_loo(X: np.ndarray, y: np.ndarray, grid: Sequence[float]) -> Path:
+def ridge_loo(X: np.ndarray, y: np.ndarray, grid: Sequence[float], scaler: Any = None) -> Path:
     """Yield what RidgeClassifier predicts for each row when that row is left out, exactly, for each alpha.
 
     The standardisation is that of all rows.
     """
-    path, table, classes, codes = _ridge(X, y)
+    if scaler is not None:
+        X = standardised(X, X[:0], scaler)[0]
+    path, table, classes, codes = _ridge(X, y, scaled=scaler is not None)
     left_out = path.leave_one_out(grid, X, lambda rows: table[codes[rows]], best=True)
     assert left_out.winners is not None
     for best, errors in zip(left_out.winners, left_out.squared_errors, strict=True):
         yield classes[best], float(errors.sum())
 
 
-def _ridge(X: np.ndarray, y: np.ndarray) -> tuple[RidgePath, np.ndarray, np.ndarray, np.ndarray]:
+def _ridge(X: np.ndarray, y: np.ndarray, scaled: bool) -> tuple[RidgePath, np.ndarray, np.ndarray, np.ndarray]:
     """Return the decomposition of standardised rows, the targets of each class, the classes and the rows' codes."""
     classes, codes = _codes(y)
     sums = ClassMoments(X.shape[1], len(classes), scatter=len(X) > X.shape[1])
     table = sign_targets(np.bincount(codes))
-    prior = ShrunkScaler().prior_rows
+    prior = None if scaled else ShrunkScaler().prior_rows
     if sums.scatter is None:
         return RidgePath.of_rows(X.astype(np.float64), table[codes], prior_rows=prior), table, classes, codes
     sums.update(X, codes)
     whole = sums.with_targets(table)
-    scale = shrunk_scale(np.diag(whole.scatter) / len(X), len(X), prior)
+    scale = None if prior is None else shrunk_scale(np.diag(whole.scatter) / len(X), len(X), prior)
     return RidgePath.of_sums(whole, scale=scale), table, classes, codes
 
 
-def knn_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[int]) -> Path:
-    """Vote among the k nearest by cosine, weighted by 1 / distance, for each k from one sorted distance matrix."""
-    (classes, codes), most = _codes(y), min(max(grid), len(y))
-    unit, unit_val = _normalised(X), _normalised(X_val)
-    distances = np.sqrt(np.maximum(2.0 - 2.0 * (unit_val @ unit.T), 0.0))
-    nearest = np.argpartition(distances, most - 1, axis=1)[:, :most]
-    nearest = np.take_along_axis(nearest, np.take_along_axis(distances, nearest, 1).argsort(axis=1), 1)
-    weights = 1.0 / np.maximum(np.take_along_axis(distances, nearest, 1), 1e-9)
-    votes = np.eye(len(classes))[codes[nearest]] * weights[:, :, None]
-    for k in grid:
-        yield classes[votes[:, : min(k, most)].sum(axis=1).argmax(axis=1)], 0.0
-
-
-def _normalised(X: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(X, axis=1, keepdims=True)
-    return X / np.where(lengths > 0, lengths, 1.0)
-
-
-def rbf_path(X: np.ndarray, y: np.ndarray, X_val: np.ndarray, y_val: np.ndarray, grid: Sequence[float]) -> Path:
+def rbf_path(
+    X: np.ndarray,
+    y: np.ndarray,
+    X_val: np.ndarray,
+    y_val: np.ndarray,
+    grid: Sequence[float],
+    scaler: Any = None,
+) -> Path:
     """Fit SVC for each C on one precomputed kernel; gamma is SVC's "scale" on the standardised rows."""
     from sklearn.metrics.pairwise import rbf_kernel
     from sklearn.svm import SVC
 
-    X, X_val = standardised(X, X_val)
+    X, X_val = standardised(X, X_val, scaler)
     gamma = 1.0 / (X.shape[1] * (X.var() or 1.0))
     kernel, kernel_val = rbf_kernel(X, gamma=gamma), rbf_kernel(X_val, X, gamma=gamma)
     for value in grid:

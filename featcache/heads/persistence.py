@@ -43,7 +43,7 @@ _ALLOWED: dict[str, str] = {
         "sklearn.neighbors": ("KNeighborsClassifier",),
         "sklearn.discriminant_analysis": ("LinearDiscriminantAnalysis",),
         "sklearn.naive_bayes": ("GaussianNB",),
-        "featcache.softmax": ("SoftmaxClassifier",),
+        "featcache.softmax": ("SoftmaxClassifier", "SoftmaxClassifierCV"),
         "featcache.heads.estimators": ("ShrunkScaler",),
         "featcache.heads.closed_forms": ("CentroidClassifier", "LDAClassifier", "SimpleShotClassifier"),
         "featcache.heads.ridge": ("IncrementalRidgeClassifier",),
@@ -56,6 +56,10 @@ _ALLOWED: dict[str, str] = {
         "featcache.heads.rejection": ("RejectingClassifier",),
         "featcache.heads.novelty": ("KNeighborsDetector", "MahalanobisDetector"),
         "sklearn.kernel_approximation": ("Nystroem",),
+        "featcache.heads.preprocessing": ("CodeScaler", "ShrunkWhitener", "SignedPower"),
+        "featcache.heads.searching": ("SearchedHead",),
+        "featcache.heads.selecting": ("HeadToToeClassifier",),
+        "featcache.heads.views": ("ViewsClassifier",),
     }.items()
     for name in names
 }

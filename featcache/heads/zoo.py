@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -16,6 +15,7 @@ from ..errors import HeadError
 from ..softmax import SoftmaxClassifier
 from . import fold_paths, paths
 from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
+from .neighbors import CosineKNeighborsClassifier
 
 __all__ = ["HEADS", "HeadInfo", "head_info", "make_head"]
 
@@ -97,9 +97,7 @@ def _lda(random_state: int, params: Mapping[str, Any]) -> Pipeline:
 
 
 def _knn(random_state: int, params: Mapping[str, Any]) -> Pipeline:
-    # On unit vectors the Euclidean order is the cosine order. Brute force is one product: trees lose above 20 features.
-    defaults = {"weights": "distance", "algorithm": "brute"}
-    return Pipeline([("norm", Normalizer()), ("knn", KNeighborsClassifier(**{**defaults, **params}))])
+    return Pipeline([("centre", StandardScaler(with_std=False)), ("knn", CosineKNeighborsClassifier(**params))])
 
 
 def _centroid(random_state: int, params: Mapping[str, Any]) -> Pipeline:
@@ -186,13 +184,10 @@ HEADS: dict[str, HeadInfo] = {
         ),
         HeadInfo(
             "knn",
-            "vote of the nearest rows by cosine",
+            "vote of the nearest rows by cosine of the centred codes, weighted by similarity; k and temperature by "
+            "leave-one-out",
             "a sanity check, and classes made of several clusters",
             _knn,
-            param="n_neighbors",
-            grid=(20, 10, 5, 3, 1),
-            default=1,
-            path=paths.knn_path,
         ),
         HeadInfo(
             "centroid",
