@@ -10,7 +10,9 @@ from .auto import AutoClassifier
 from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
 from .fitted import FittedHead, fit
 from .linear import linear_form, normalised_form
+from .many import TorchMLPClassifier
 from .metrics import METRICS
+from .sweep import HeadSweep
 from .zoo import HEADS, HeadInfo, make_head
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "CentroidClassifier",
     "FittedHead",
     "HeadInfo",
+    "HeadSweep",
     "LDAClassifier",
     "ShrunkScaler",
+    "TorchMLPClassifier",
     "fit",
     "linear_form",
     "make_head",

@@ -45,6 +45,8 @@ _ALLOWED: dict[str, str] = {
         "featcache.softmax": ("SoftmaxClassifier",),
         "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
         "featcache.heads.auto": ("AutoClassifier",),
+        "featcache.heads.many": ("TorchMLPClassifier",),
+        "featcache.heads.sweep": ("HeadSweep",),
     }.items()
     for name in names
 }
