@@ -122,7 +122,8 @@ def _affine(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercepts with one row per class."""
     if not isinstance(classifier, _LINEAR) or not hasattr(classifier, "coef_"):
         raise HeadError(
-            f"head: expected a fitted linear head (logreg, softmax, svm, ridge, lda, a linear sweep), got {type(classifier).__name__}"
+            f"head: expected a fitted linear head (logreg, softmax, svm, ridge, lda, a linear sweep), got "
+            f"{type(classifier).__name__}"
         )
     W = np.atleast_2d(np.asarray(classifier.coef_, dtype=np.float64))
     b = np.atleast_1d(np.asarray(classifier.intercept_, dtype=np.float64))

@@ -1,145 +1,19 @@
-"""Softmax heads and MLPs trained by mini-batches: what they share, and TorchMLPClassifier."""
+"""TorchMLPClassifier: a small network on cached codes, as an ordinary scikit-learn estimator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..errors import SplitError
-from ..solvers.batches import Moments, n_batches, ordered_batches, shuffled_batches
+from ..solvers.batches import n_batches, ordered_batches, shuffled_batches
 from ..solvers.side_by_side import HeadSettings, Layers
 from ..splits import holdout
+from .batch_trained import BatchTrained, weights_of
 
-__all__ = ["BatchTrained", "TorchMLPClassifier"]
-
-
-class BatchTrained(ClassifierMixin, BaseEstimator):
-    """What the heads of mini-batches share: rows made ready, and predictions as the mean of one or more heads' scores.
-
-    Parameters
-    ----------
-    batch_size, max_iter, class_weight, standardize, random_state, device, activation
-        As of the estimators.
-    """
-
-    classes_: np.ndarray
-    mean_: np.ndarray
-    scale_: np.ndarray
-
-    def _members(self) -> list[Layers]:
-        raise NotImplementedError
-
-    # -- making ready ----------------------------------------------------------------------------------------------
-
-    def _check_numbers(self, **limits: tuple[type, float, float]) -> None:
-        """Refuse settings outside [least, most]."""
-        for name, (kind, least, most) in limits.items():
-            value = getattr(self, name)
-            if value is None and name == "max_iter":
-                continue
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind) or not least <= float(value) <= most:
-                word = "a whole number" if kind is Integral else "a number"
-                raise ValueError(
-                    f"{type(self).__name__}: expected {name} to be {word} from {least} to {most}, got {value!r}"
-                )
-
-    def _rows(self, X: Any, y: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return (X, class numbers, weights, which rows were kept), without the rows of weight 0; set `classes_`."""
-        name = type(self).__name__
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        weight = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64))
-        if (weight < 0).any() or not weight.any():
-            raise ValueError(f"{name}: expected sample_weight of 0 or more with a sum above 0")
-        kept = np.flatnonzero(weight > 0)
-        if len(kept) < len(X):
-            X, y, weight = X[kept], np.asarray(y)[kept], weight[kept]
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"{name}: expected two classes or more, got 1 class: {self.classes_[0]!r}")
-        if self.class_weight is not None:
-            weight = weight * compute_class_weight(self.class_weight, classes=self.classes_, y=y)[codes]
-        return X, codes, weight / weight.mean(), kept
-
-    def _standardised(self, X: np.ndarray) -> Any:
-        """Set `mean_` and `scale_` and return the standardised rows as a float32 tensor on the device."""
-        import torch
-
-        self._set_moments(Moments.of(X) if self.standardize else None, X.shape[1])
-        ready = np.empty(X.shape, dtype=np.float32)
-        for rows in (slice(i, i + 8192) for i in range(0, len(X), 8192)):
-            ready[rows] = self._ready(X[rows])
-        return torch.from_numpy(ready).to(self.device)
-
-    def _set_moments(self, moments: Moments | None, n_features: int) -> None:
-        self.mean_ = np.zeros(n_features) if moments is None else moments.mean
-        self.scale_ = np.ones(n_features) if moments is None else moments.scale()
-
-    def _ready(self, X: np.ndarray) -> np.ndarray:
-        return (X - self.mean_.astype(X.dtype)) / self.scale_.astype(X.dtype)
-
-    def _batch_rows(self, n: int) -> int:
-        if self.batch_size == "auto":
-            return min(256, n)
-        if not isinstance(self.batch_size, Integral) or isinstance(self.batch_size, bool) or self.batch_size < 1:
-            raise ValueError(
-                f"{type(self).__name__}: expected batch_size 'auto' or a whole number above 0, got {self.batch_size!r}"
-            )
-        return min(int(self.batch_size), n)
-
-    def _epochs(self, steps_per_epoch: int, steps: int) -> int:
-        """Return `max_iter`, or as many epochs as make so many steps: at least 10."""
-        return int(self.max_iter) if self.max_iter is not None else max(10, round(steps / steps_per_epoch))
-
-    def _seed(self) -> int:
-        if isinstance(self.random_state, Integral):
-            return int(self.random_state)
-        if self.random_state is None:  # fresh entropy; NumPy's global state is nobody's to advance
-            return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
-
-    # -- predicting ------------------------------------------------------------------------------------------------
-
-    def _class_scores(self, X: Any) -> np.ndarray:
-        from ..solvers.many import forward
-
-        check_is_fitted(self)
-        X = self._ready(validate_data(self, X, dtype=[np.float32, np.float64], reset=False))
-        members = self._members()
-        return sum(forward(X, layers, self.activation) for layers in members) / len(members)
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return scores of shape (n_samples, n_classes); (n_samples,) for two classes, as scikit-learn does."""
-        scores = self._class_scores(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable class of each row, shape (n_samples,)."""
-        scores = self._class_scores(X)
-        return self.classes_[scores.argmax(axis=1)]
-
-    def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Return log probabilities of shape (n_samples, n_classes)."""
-        scores = self._class_scores(X)
-        scores = scores - scores.max(axis=1, keepdims=True)
-        return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return probabilities of shape (n_samples, n_classes); rows sum to 1."""
-        return np.exp(self.predict_log_proba(X))
-
-
-def weights_of(table: np.ndarray) -> Callable[[Any, Any], np.ndarray]:
-    """Return the row weights of `train_heads` from a table (n_rows, groups)."""
-    return lambda codes, rows: table[rows]
+__all__ = ["TorchMLPClassifier"]
 
 
 class TorchMLPClassifier(BatchTrained):
@@ -154,15 +28,15 @@ class TorchMLPClassifier(BatchTrained):
         Width of the hidden layer; () or 0 is a linear softmax head.
     activation : {"gelu", "relu"}, default="gelu"
         Of the hidden layer.
-    alpha : float, default=0.01
+    alpha : float, default=20.0
         Weight decay, decoupled (Loshchilov and Hutter 2019): each step multiplies weights by 1 − rate · alpha.
     learning_rate_init : float, default=1e-3
         AdamW's rate at the first step; it falls to 0 along a cosine.
     batch_size : "auto" or int, default="auto"
         Rows of a batch; "auto": 256, or all rows where there are fewer.
     max_iter : int or None, default=None
-        Epochs; None: as many as make about 200 steps, and 10 at least.
-    label_smoothing : float, default=0.0
+        Epochs; None: as many as make about 300 steps, and 10 at least.
+    label_smoothing : float, default=0.1
         Share of the target spread over all classes.
     dropout : float, default=0.5
         Share of the hidden units left out in each step.
@@ -223,11 +97,11 @@ class TorchMLPClassifier(BatchTrained):
         hidden_layer_sizes: int | tuple[int, ...] = (256,),
         *,
         activation: str = "gelu",
-        alpha: float = 0.01,
+        alpha: float = 20.0,
         learning_rate_init: float = 1e-3,
         batch_size: int | str = "auto",
         max_iter: int | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.1,
         dropout: float = 0.5,
         n_members: int = 1,
         early_stopping: bool = False,
@@ -307,7 +181,7 @@ class TorchMLPClassifier(BatchTrained):
             heads,
             n_features=X.shape[1],
             n_classes=len(self.classes_),
-            epochs=self._epochs(steps, 200),
+            epochs=self._epochs(steps, 300),
             steps_per_epoch=steps,
             row_weight=None if np.ptp(weight) == 0 else weights_of(weight[:, None]),
             validation=None if train is None else lambda: ordered_batches(rest, rest_codes),
@@ -320,8 +194,7 @@ class TorchMLPClassifier(BatchTrained):
         self.coefs_ = [W for layers in run.layers for W, _ in layers]
         self.intercepts_ = [b for layers in run.layers for _, b in layers]
         self.n_iter_ = len(run.train_loss)
-        self.loss_curve_ = [float(np.mean(done[np.isfinite(done)])) if np.isfinite(done).any() else float("nan")
-                            for done in run.train_loss]  # fmt: skip
+        self.loss_curve_ = [float(loss) for loss in run.train_loss.mean(axis=1, where=np.isfinite(run.train_loss))]
         if not all(np.isfinite(W).all() for W in self.coefs_):
             raise ValueError(
                 f"TorchMLPClassifier: training diverged at learning_rate_init={self.learning_rate_init}; lower it"
@@ -349,7 +222,7 @@ class TorchMLPClassifier(BatchTrained):
             n_iter_no_change=(Integral, 1, 10**9),
             validation_fraction=(Real, 1e-9, 1 - 1e-9),
         )
-        sizes = self.hidden_layer_sizes
+        sizes: Any = self.hidden_layer_sizes
         sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
         if len(sizes) > 1 or any(not isinstance(s, Integral) or s < 0 for s in sizes):
             raise ValueError(

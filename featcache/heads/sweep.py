@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 from sklearn.model_selection import ParameterGrid
 from sklearn.utils.class_weight import compute_class_weight
 
-from ..errors import HeadError, SplitError
-from ..solvers.batches import BatchSource, Moments, n_batches, ordered_batches, shuffled_batches
+from ..errors import HeadError
+from ..solvers.batches import BatchSource, n_batches, ordered_batches, shuffled_batches
 from ..solvers.side_by_side import HeadSettings, Layers
-from ..splits import holdout, k_fold
-from .many import BatchTrained, weights_of
+from .batch_trained import BatchTrained, weights_of
+from .sweep_tasks import RowWeight, Stream, SweepTask, held_out_rows, results
 
 __all__ = ["HeadSweep"]
 
@@ -26,25 +25,6 @@ _DEFAULT_GRID: dict[str, list[Any]] = {
 }
 _GRID_NAMES = ("learning_rate", "weight_decay", "label_smoothing", "dropout", "hidden")
 _SCORINGS = ("accuracy", "balanced_accuracy", "neg_log_loss")
-
-Weight = Callable[[Any, Any], Any]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Where batches come from, what each fold trains on, and what it is scored on."""
-
-    source: BatchSource
-    steps: int
-    batch_size: int
-    folds: int
-    train_weight: Weight | None
-    validation: Callable[[], Iterable[tuple[Any, ...]]] | None
-    score_weight: Weight | None
-    loss_weight: Weight | None
-    all_weight: Weight | None
-    shift: np.ndarray | None = None
-    scale: np.ndarray | None = None
 
 
 class HeadSweep(BatchTrained):
@@ -186,7 +166,7 @@ class HeadSweep(BatchTrained):
         grid = self._check_settings()
         X, codes, weight, kept = self._rows(X, y, sample_weight)
         seed = self._seed()
-        held_out = self._held_out(codes, None if groups is None else np.asarray(groups)[kept], seed)
+        held_out = held_out_rows(codes, self.cv, None if groups is None else np.asarray(groups)[kept], seed)
         rows = self._standardised(X)
         size = self._batch_rows(len(codes))
         train = weight[:, None] * ~held_out
@@ -195,7 +175,7 @@ class HeadSweep(BatchTrained):
         if self.scoring == "balanced_accuracy":
             onehot = np.eye(len(self.classes_))[codes]
             score /= np.maximum(onehot @ (onehot.T @ held_out), 1.0)
-        task = _Task(
+        task = SweepTask(
             shuffled_batches(rows, codes, size, seed=seed),
             n_batches(len(codes), size),
             size,
@@ -207,20 +187,6 @@ class HeadSweep(BatchTrained):
             None if np.ptp(weight) == 0 else weights_of(weight[:, None]),
         )
         return self._choose(task, grid, seed, 300)
-
-    def _held_out(self, codes: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
-        """Return which row each fold is scored on, (n, folds); no column where nothing can be held out."""
-        try:
-            if isinstance(self.cv, Integral):
-                pairs = list(k_fold(codes, int(self.cv), groups=groups, seed=seed))
-            else:
-                pairs = [holdout(codes, test_size=float(self.cv), groups=groups, seed=seed)]
-        except SplitError:
-            pairs = []
-        held_out = np.zeros((len(codes), len(pairs)), dtype=bool)
-        for fold, (_, rows) in enumerate(pairs):
-            held_out[rows, fold] = True
-        return held_out
 
     # -- codes that stay on disk -----------------------------------------------------------------------------------
 
@@ -262,71 +228,32 @@ class HeadSweep(BatchTrained):
         grid = self._check_settings()
         seed = self._seed()
         self.classes_, self.n_features_in_ = np.asarray(classes), int(n_features)
-        moments, counts, steps, widest, numbered = self._first_pass(batches)
-        self._set_moments(moments if self.standardize else None, self.n_features_in_)
+        stream = Stream.of(batches, len(self.classes_), self.n_features_in_)
+        self._set_moments(stream.moments if self.standardize else None, self.n_features_in_)
         by_class = None
         if self.class_weight is not None:
-            labels, there = self.classes_[counts > 0], counts[counts > 0]
-            table = compute_class_weight(self.class_weight, classes=labels, y=labels, sample_weight=there)
-            by_class = np.ones(len(counts))
-            by_class[counts > 0] = table * (there.sum() / (there * table).sum())
-        own = None if by_class is None else lambda codes, rows: by_class[codes][:, None]
-        folds, train, held = 1, own, None
-        if validation is None:
-            if not numbered:
-                raise HeadError(
-                    "HeadSweep: expected batches of (X, codes, rows), to deal folds by row numbers, got (X, codes); "
-                    "add them (with_index=True), or give validation="
-                )
-            folds = max(2, int(self.cv)) if isinstance(self.cv, Integral) else max(2, round(1 / float(self.cv)))
-            used = folds if isinstance(self.cv, Integral) else 1
-            held = lambda codes, rows: _fold_of(rows, seed, folds)[:, None] == np.arange(used)  # noqa: E731
-            train = lambda codes, rows: ~held(codes, rows) * (1.0 if own is None else own(codes, rows))  # noqa: E731
-            folds_used = used
-        else:
-            folds_used = 1
-        score = held
-        if self.scoring == "balanced_accuracy":
-            rare = 1.0 / np.maximum(counts, 1)
-            score = lambda codes, rows: rare[codes][:, None] * (1.0 if held is None else held(codes, rows))  # noqa: E731
-        task = _Task(
-            batches,
-            steps,
-            widest,
-            folds_used,
-            train,
-            validation or (lambda: batches(0)),
-            score,
-            held,
-            own,
-            self.mean_,
-            self.scale_,
-        )
+            by_class = self._class_weights(stream.counts)
+        task = stream.task(validation, self.cv, by_class, self.scoring == "balanced_accuracy", seed)
+        task = replace(task, shift=self.mean_, scale=self.scale_)
         return self._choose(task, grid, seed, 0, again=validation is None)
 
-    def _first_pass(self, batches: BatchSource) -> tuple[Moments, np.ndarray, int, int, bool]:
-        moments, counts = Moments(self.n_features_in_), np.zeros(len(self.classes_), dtype=np.int64)
-        steps, widest, numbered = 0, 1, True
-        for batch in batches(0):
-            X, codes = np.asarray(batch[0]), np.asarray(batch[1])
-            if X.ndim != 2 or X.shape[1] != self.n_features_in_:
-                raise HeadError(f"HeadSweep: expected batches of {self.n_features_in_} features, got shape {X.shape}")
-            if len(codes) and not (0 <= codes.min() and codes.max() < len(counts)):
-                raise HeadError(
-                    f"HeadSweep: expected class numbers from 0 to {len(counts) - 1}, got {codes.min()} … {codes.max()}"
-                )
-            moments.add(X)
-            counts += np.bincount(codes, minlength=len(counts))
-            steps, widest, numbered = steps + 1, max(widest, len(codes)), numbered and len(batch) > 2
-        if not np.isfinite(moments.mean).all() or not np.isfinite(moments.var).all():
-            raise HeadError("HeadSweep: the batches hold NaN or Inf; leave those rows out, or extract them again")
-        if (counts > 0).sum() < 2:
-            raise HeadError(f"HeadSweep: expected rows of two classes or more, got {int((counts > 0).sum())}")
-        return moments, counts, steps, widest, numbered
+    def _class_weights(self, counts: np.ndarray) -> np.ndarray:
+        """Return the weight of each class, of mean 1 over the rows."""
+        there = counts > 0
+        labels = self.classes_[there]
+        if isinstance(self.class_weight, str):
+            table = counts.sum() / (there.sum() * counts[there])
+        else:
+            table = compute_class_weight(self.class_weight, classes=labels, y=labels)
+        weights = np.ones(len(counts))
+        weights[there] = table * (counts.sum() / (counts[there] * table).sum())
+        return weights
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
-    def _choose(self, task: _Task, grid: list[dict[str, Any]], seed: int, steps: int, again: bool = True) -> HeadSweep:
+    def _choose(
+        self, task: SweepTask, grid: list[dict[str, Any]], seed: int, steps: int, again: bool = True
+    ) -> HeadSweep:
         from ..solvers.many import score_heads
 
         settings = [HeadSettings(**{"seed": seed % 2**31, **_plain(params)}) for params in grid]
@@ -335,7 +262,8 @@ class HeadSweep(BatchTrained):
         for name in ("coef_", "intercept_"):
             self.__dict__.pop(name, None)
         if not heads:
-            self._no_validation(grid)
+            self.best_index_, self.best_params_, self.best_score_ = 0, dict(grid[0]), float("nan")
+            self.cv_results_ = results(grid, *(np.full((len(grid), 1), np.nan) for _ in range(3)))
             self._keep([self._train(task, settings[:1], epochs, seed, task.all_weight).layers[0]], epochs)
             return self
         run = self._train(task, heads, epochs, seed, task.train_weight, validate=True)
@@ -368,11 +296,11 @@ class HeadSweep(BatchTrained):
 
     def _train(
         self,
-        task: _Task,
+        task: SweepTask,
         heads: list[HeadSettings],
         epochs: int,
         seed: int,
-        weight: Weight | None,
+        weight: RowWeight | None,
         *,
         validate: bool = False,
         schedule: int | None = None,
@@ -401,35 +329,16 @@ class HeadSweep(BatchTrained):
         )
 
     def _record(self, grid: list[dict[str, Any]], score: np.ndarray, loss: np.ndarray, n_iter: np.ndarray) -> None:
-        mean, mean_loss = score.mean(axis=1), loss.mean(axis=1)
-        self.best_index_ = int(np.lexsort((mean_loss, -mean))[0])
+        self.cv_results_ = results(grid, score, loss, n_iter)
+        mean = self.cv_results_["mean_test_score"]
+        self.best_index_ = int(np.lexsort((self.cv_results_["mean_test_loss"], -mean))[0])
         self.best_params_, self.best_score_ = dict(grid[self.best_index_]), float(mean[self.best_index_])
-        self.cv_results_ = {
-            "params": [dict(params) for params in grid],
-            **{f"split{fold}_test_score": score[:, fold].copy() for fold in range(score.shape[1])},
-            "mean_test_score": mean,
-            "std_test_score": np.where(np.isfinite(mean), np.nan_to_num(score, posinf=0, neginf=0).std(axis=1), np.nan),
-            "rank_test_score": rankdata(-mean, method="min").astype(np.int32),
-            "mean_test_loss": mean_loss,
-            "mean_n_iter": n_iter.mean(axis=1),
-        }
-
-    def _no_validation(self, grid: list[dict[str, Any]]) -> None:
-        self.best_index_, self.best_params_, self.best_score_ = 0, dict(grid[0]), float("nan")
-        nothing = np.full(len(grid), np.nan)
-        self.cv_results_ = {
-            "params": [dict(params) for params in grid],
-            "mean_test_score": nothing,
-            "std_test_score": nothing.copy(),
-            "rank_test_score": np.ones(len(grid), dtype=np.int32),
-            "mean_test_loss": nothing.copy(),
-            "mean_n_iter": nothing.copy(),
-        }
 
     def _keep(self, members: list[Layers], epochs: int) -> None:
         if len(members[0]) == 1:  # the mean of linear scores is linear
-            members = [[tuple(np.mean([layers[0][part] for layers in members], axis=0) for part in (0, 1))]]
-            W, b = (np.asarray(part, dtype=np.float64) for part in members[0][0])
+            mean = [np.mean([layers[0][part] for layers in members], axis=0) for part in (0, 1)]
+            members = [[(mean[0], mean[1])]]
+            W, b = mean[0].astype(np.float64), mean[1].astype(np.float64)
             coef = (W / self.scale_[:, None]).T
             intercept = b - coef @ self.mean_
             if len(self.classes_) == 2:
@@ -467,14 +376,3 @@ class HeadSweep(BatchTrained):
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: int(value) if name == "hidden" else float(value) for name, value in params.items()}
-
-
-def _fold_of(rows: Any, seed: int, folds: int) -> np.ndarray:
-    """Deal row numbers to folds by a hash (the finaliser of SplitMix64), which neighbours do not share."""
-    if rows is None:
-        raise HeadError("HeadSweep: expected batches of (X, codes, rows) in every epoch, got (X, codes)")
-    with np.errstate(over="ignore"):
-        mixed = np.asarray(rows, dtype=np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(folds)).astype(np.int64)

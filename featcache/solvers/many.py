@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import HeadError
 from .batches import BatchSource
-from .side_by_side import Group, HeadSettings, Layers, Rule, grouped
+from .side_by_side import Group, HeadSettings, Layers, Rule, check_heads, grouped
 
 if TYPE_CHECKING:
     import torch
@@ -134,13 +134,14 @@ def train_heads(
     >>> from featcache.solvers.batches import shuffled_batches
     >>> X, y = np.asarray([[0.0], [1.0], [4.0], [5.0]]), np.asarray([0, 0, 1, 1])
     >>> heads = [HeadSettings(learning_rate=r) for r in (0.01, 0.1)]
-    >>> run = train_heads(shuffled_batches(X - 2.5, y, 4), heads, n_features=1, n_classes=2, epochs=50, steps_per_epoch=1)
+    >>> source = shuffled_batches(X - 2.5, y, 4)
+    >>> run = train_heads(source, heads, n_features=1, n_classes=2, epochs=50, steps_per_epoch=1)
     >>> len(run.layers), bool(run.train_loss[-1, 1] < run.train_loss[-1, 0])
     (2, True)
     """
     import torch
 
-    _check(heads, n_features, n_classes, epochs, optimizer, activation)
+    check_heads(heads, n_features, n_classes, epochs, optimizer, activation)
     rule = Rule(optimizer, activation, seed=seed)
     run = _Run(heads, n_features, n_classes, rule, device, batch_size, shift, scale)
     train_loss = np.full((epochs, len(heads)), np.nan)
@@ -258,7 +259,7 @@ class _Run:
         codes = torch.as_tensor(batch[1]).to(self.device).long()
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise HeadError(f"batch: expected rows of {self.n_features} features, got shape {tuple(X.shape)}")
-        if len(codes) and not (0 <= int(codes.min()) and int(codes.max()) < self.n_classes):
+        if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= self.n_classes):
             wrong = int(codes.max() if codes.max() >= self.n_classes else codes.min())
             raise HeadError(f"batch: expected class numbers from 0 to {self.n_classes - 1}, got {wrong}")
         X = X if X.dtype == torch.float64 else X.float()
@@ -331,32 +332,3 @@ class _Watch:
             if not stays.all():
                 group.leave_out(torch.as_tensor(stays, device=run.device))
         run.groups = [group for group in run.groups if group.numbers]
-
-
-def _check(
-    heads: Sequence[HeadSettings], n_features: int, n_classes: int, epochs: int, optimizer: str, activation: str
-) -> None:
-    if not heads:
-        raise HeadError("heads: expected one or more settings, got none")
-    if epochs < 1 or n_classes < 1 or n_features < 1:
-        raise HeadError(
-            f"heads: expected epochs, classes and features of 1 or more, got {epochs}, {n_classes} and {n_features}"
-        )
-    if optimizer not in ("adamw", "sgd"):
-        raise HeadError(f"optimizer: expected 'adamw' or 'sgd', got {optimizer!r}")
-    if activation not in ("gelu", "relu"):
-        raise HeadError(f"activation: expected 'gelu' or 'relu', got {activation!r}")
-    for i, head in enumerate(heads):
-        for name, least, below in (
-            ("learning_rate", 0.0, math.inf),
-            ("weight_decay", 0.0, math.inf),
-            ("label_smoothing", 0.0, 1.0),
-            ("dropout", 0.0, 1.0),
-        ):
-            value = getattr(head, name)
-            if not least <= value < below:
-                raise HeadError(f"head {i}: expected {name} from {least} to below {below}, got {value}")
-        if head.hidden < 0 or head.hidden != int(head.hidden) or head.seed < 0 or head.group < 0:
-            raise HeadError(f"head {i}: expected hidden, seed and group of 0 or more, got {head}")
-        if head.columns is not None and not 0 <= head.columns[0] < head.columns[1] <= n_features:
-            raise HeadError(f"head {i}: expected columns within 0 … {n_features}, got {head.columns}")

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import HeadError
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Group", "HeadSettings", "Layers", "Rule", "grouped"]
+__all__ = ["Group", "HeadSettings", "Layers", "Rule", "check_heads", "grouped"]
 
 #: Added to AdamW's denominator. At the usual 1e-8 a gradient that is zero but for rounding still moves a weight by
 #: a fair part of the rate, and how many heads share a product would be seen in the weights.
@@ -76,6 +78,36 @@ class Rule:
         import torch
 
         return torch.nn.functional.gelu(z) if self.activation == "gelu" else torch.relu(z)
+
+
+def check_heads(
+    heads: Sequence[HeadSettings], n_features: int, n_classes: int, epochs: int, optimizer: str, activation: str
+) -> None:
+    """Raise HeadError where a setting is out of range."""
+    if not heads:
+        raise HeadError("heads: expected one or more settings, got none")
+    if epochs < 1 or n_classes < 1 or n_features < 1:
+        raise HeadError(
+            f"heads: expected epochs, classes and features of 1 or more, got {epochs}, {n_classes} and {n_features}"
+        )
+    if optimizer not in ("adamw", "sgd"):
+        raise HeadError(f"optimizer: expected 'adamw' or 'sgd', got {optimizer!r}")
+    if activation not in ("gelu", "relu"):
+        raise HeadError(f"activation: expected 'gelu' or 'relu', got {activation!r}")
+    for i, head in enumerate(heads):
+        for name, least, below in (
+            ("learning_rate", 0.0, math.inf),
+            ("weight_decay", 0.0, math.inf),
+            ("label_smoothing", 0.0, 1.0),
+            ("dropout", 0.0, 1.0),
+        ):
+            value = getattr(head, name)
+            if not least <= value < below:
+                raise HeadError(f"head {i}: expected {name} from {least} to below {below}, got {value}")
+        if head.hidden < 0 or head.hidden != int(head.hidden) or head.seed < 0 or head.group < 0:
+            raise HeadError(f"head {i}: expected hidden, seed and group of 0 or more, got {head}")
+        if head.columns is not None and not 0 <= head.columns[0] < head.columns[1] <= n_features:
+            raise HeadError(f"head {i}: expected columns within 0 … {n_features}, got {head.columns}")
 
 
 def grouped(heads: Sequence[HeadSettings], largest: int) -> list[list[int]]:
@@ -205,7 +237,7 @@ class Group:
         return loss
 
     def _mask(self, shape: Sequence[int], keep: torch.Tensor) -> torch.Tensor:
-        """Return 1/keep where a unit stays and 0 where not; the draws depend on seed and step alone, on no other head."""
+        """Return 1/keep where a unit stays and 0 where not; it depends on seed and step, on no other head."""
         import torch
 
         words = np.random.SeedSequence([self.rule.seed, self.steps, shape[-1]]).generate_state(2)
