@@ -162,7 +162,8 @@ class TorchMLPClassifier(BatchTrained):
             import torch
 
             rest = torch.from_numpy(self._ready(X[held_out]).astype(np.float32)).to(self.device)
-            rest_codes, codes, weight = codes[held_out], codes[train], weight[train] / weight[train].mean()
+            rest_codes, rest_weight = codes[held_out], weight[held_out, None]
+            codes, weight = codes[train], weight[train] / weight[train].mean()
         size = self._batch_rows(len(codes))
         steps = n_batches(len(codes), size)
         heads = [
@@ -185,6 +186,7 @@ class TorchMLPClassifier(BatchTrained):
             steps_per_epoch=steps,
             row_weight=None if np.ptp(weight) == 0 else weights_of(weight[:, None]),
             validation=None if train is None else lambda: ordered_batches(rest, rest_codes),
+            validation_weight=None if train is None else weights_of(rest_weight),
             patience=None if train is None else int(self.n_iter_no_change),
             activation=self.activation,
             seed=seed,

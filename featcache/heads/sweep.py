@@ -77,7 +77,7 @@ class HeadSweep(BatchTrained):
         Its place in `cv_results_`.
     cv_results_ : dict
         "params", "mean_test_score", "std_test_score", "rank_test_score", "split0_test_score" …, "mean_test_loss" (log
-        loss) and "mean_n_iter".
+        loss, with the weights of training: early stopping goes by it) and "mean_n_iter".
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
     coef_, intercept_ : ndarray
@@ -183,8 +183,9 @@ class HeadSweep(BatchTrained):
             weights_of(train),
             lambda: ordered_batches(rows, codes),
             weights_of(score),
-            weights_of(held_out),
+            weights_of(weight[:, None] * held_out),
             None if np.ptp(weight) == 0 else weights_of(weight[:, None]),
+            np.ptp(weight) > 0 or self.scoring == "balanced_accuracy",
         )
         return self._choose(task, grid, seed, 300)
 
@@ -267,20 +268,20 @@ class HeadSweep(BatchTrained):
             self._keep([self._train(task, settings[:1], epochs, seed, task.all_weight).layers[0]], epochs)
             return self
         run = self._train(task, heads, epochs, seed, task.train_weight, validate=True)
-        loss, score = run.loss, run.accuracy
-        if self.scoring == "balanced_accuracy":
-            score = score_heads(
+        loss, plain, score = run.loss, run.loss, run.accuracy
+        if task.scored_apart:
+            plain, score = score_heads(
                 run.layers,
-                task.validation() if task.validation is not None else (),
+                task.validation(),
                 activation=self.activation,
                 shift=task.shift,
                 scale=task.scale,
                 row_weight=task.score_weight,
                 groups=[head.group for head in heads],
                 device=self.device,
-            )[1]
+            )
         if self.scoring == "neg_log_loss":
-            score = -loss
+            score = -plain
         shape = (len(grid), task.folds)
         self._record(grid, score.reshape(shape), loss.reshape(shape), run.n_iter.reshape(shape))
         if not np.isfinite(loss.reshape(shape)[self.best_index_]).all():

@@ -29,10 +29,11 @@ class SweepTask:
     batch_size: int
     folds: int
     train_weight: RowWeight | None
-    validation: Callable[[], Iterable[tuple[Any, ...]]] | None
+    validation: Callable[[], Iterable[tuple[Any, ...]]]
     score_weight: RowWeight | None
     loss_weight: RowWeight | None
     all_weight: RowWeight | None
+    scored_apart: bool
     shift: np.ndarray | None = None
     scale: np.ndarray | None = None
 
@@ -123,12 +124,15 @@ class Stream:
             used = folds if isinstance(cv, Integral) else 1
             held = lambda codes, rows: _fold_of(rows, seed, folds)[:, None] == np.arange(used)  # noqa: E731
             train = lambda codes, rows: ~held(codes, rows) * (1.0 if own is None else own(codes, rows))  # noqa: E731
-        score = held
+        score, loss = held, held
+        if own is not None:
+            loss = lambda codes, rows: own(codes, rows) * (1.0 if held is None else held(codes, rows))  # noqa: E731
         if balanced:
             rare = 1.0 / np.maximum(self.counts, 1)
             score = lambda codes, rows: rare[codes][:, None] * (1.0 if held is None else held(codes, rows))  # noqa: E731
         again = validation or (lambda: self.batches(0))
-        return SweepTask(self.batches, self.steps, self.widest, used, train, again, score, held, own)
+        apart = balanced or own is not None
+        return SweepTask(self.batches, self.steps, self.widest, used, train, again, score, loss, own, apart)
 
 
 def _fold_of(rows: Any, seed: int, folds: int) -> np.ndarray:
