@@ -1,0 +1,1 @@
+"""The parts of bench_heads.py: see there for the question, the command and the rivals."""
