@@ -183,9 +183,9 @@ def _stream(n, d):
     with tempfile.TemporaryDirectory() as folder:
         mapped = np.lib.format.open_memmap(Path(folder) / "x.npy", mode="w+", dtype=np.float16, shape=(n, d))
         codes = np.random.default_rng(0).integers(0, k, n)
-        centres = np.random.default_rng(1).normal(0, 0.3, (k, d))
-        for start in range(0, n, 20_000):
-            rows = slice(start, min(start + 20_000, n))
+        centres = np.random.default_rng(1).normal(0, 0.08, (k, d))
+        for start in range(0, n, 2_000):
+            rows = slice(start, min(start + 2_000, n))
             noise = np.random.default_rng([2, start]).standard_normal((rows.stop - start, d), dtype=np.float32)
             mapped[rows] = noise + centres[codes[rows]]
         mapped.flush()

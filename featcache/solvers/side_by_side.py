@@ -250,7 +250,9 @@ class Group:
         """Return the gradient of the mean loss at the scores, (n, heads, classes), and the loss (heads,)."""
         import torch
 
-        error = torch.softmax(scores, dim=2)
+        # torch.softmax over a few classes is eight times slower than its parts.
+        error = (scores - scores.amax(dim=2, keepdim=True)).exp_()
+        error.div_(error.sum(dim=2, keepdim=True))
         rows = torch.arange(len(codes), device=codes.device)
         loss = -error[rows, :, codes].clamp_min(1e-30).log_()
         error[rows, :, codes] -= 1.0 - self.smoothing
