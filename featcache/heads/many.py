@@ -29,7 +29,8 @@ class TorchMLPClassifier(BatchTrained):
     activation : {"gelu", "relu"}, default="gelu"
         Of the hidden layer.
     alpha : float, default=20.0
-        Weight decay, decoupled (Loshchilov and Hutter 2019): each step multiplies weights by 1 − rate · alpha.
+        Weight decay, decoupled (Loshchilov and Hutter 2019): each step multiplies weights by 1 − rate · alpha, so a
+        rate ten times as large wants a tenth of it.
     learning_rate_init : float, default=1e-3
         AdamW's rate at the first step; it falls to 0 along a cosine.
     batch_size : "auto" or int, default="auto"
