@@ -28,9 +28,8 @@ class TorchMLPClassifier(BatchTrained):
         Width of the hidden layer; () or 0 is a linear softmax head.
     activation : {"gelu", "relu"}, default="gelu"
         Of the hidden layer.
-    alpha : float, default=20.0
-        Weight decay, decoupled (Loshchilov and Hutter 2019): each step multiplies weights by 1 − rate · alpha, so a
-        rate ten times as large wants a tenth of it.
+    alpha : float, default=1.0
+        Weight decay, decoupled (Loshchilov and Hutter 2019): each step multiplies weights by 1 − rate · alpha.
     learning_rate_init : float, default=1e-3
         AdamW's rate at the first step; it falls to 0 along a cosine.
     batch_size : "auto" or int, default="auto"
@@ -98,7 +97,7 @@ class TorchMLPClassifier(BatchTrained):
         hidden_layer_sizes: int | tuple[int, ...] = (256,),
         *,
         activation: str = "gelu",
-        alpha: float = 20.0,
+        alpha: float = 1.0,
         learning_rate_init: float = 1e-3,
         batch_size: int | str = "auto",
         max_iter: int | None = None,
