@@ -88,7 +88,7 @@ class TorchMLPClassifier(BatchTrained):
     --------
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
-    >>> TorchMLPClassifier(hidden_layer_sizes=16).fit(X, y).score(X, y) > 0.9
+    >>> TorchMLPClassifier(64, learning_rate_init=1e-2).fit(X, y).score(X, y) > 0.9
     True
     """
 
