@@ -22,6 +22,7 @@ from .fitted import FittedHead, fit
 from .kernel import NystroemClassifier
 from .layers import LayerBlocks, join_layers
 from .linear import linear_form, normalised_form
+from .many import TorchMLPClassifier
 from .metrics import METRICS
 from .neighbors import CosineKNeighborsClassifier
 from .novelty import KNeighborsDetector, MahalanobisDetector
@@ -29,6 +30,7 @@ from .preprocessing import CodeScaler, ShrunkWhitener, SignedPower
 from .rejection import RejectingClassifier
 from .searching import SearchedHead
 from .selecting import HeadToToeClassifier
+from .sweep import HeadSweep
 from .views import ViewsClassifier, join_views
 from .zoo import HEADS, HeadInfo, make_head
 
@@ -53,6 +55,7 @@ __all__ = [
     "KNeighborsDetector",
     "IncrementalRidge",
     "IncrementalRidgeClassifier",
+    "HeadSweep",
     "LDAClassifier",
     "MahalanobisDetector",
     "NystroemClassifier",
@@ -60,6 +63,7 @@ __all__ = [
     "ShrunkScaler",
     "TemperatureClassifier",
     "SimpleShotClassifier",
+    "TorchMLPClassifier",
     "fit",
     "fit_blocks",
     "linear_form",

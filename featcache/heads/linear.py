@@ -19,6 +19,7 @@ from .closed_forms import CentroidClassifier, IncrementalRidgeClassifier, LDACla
 from .preprocessing import CodeScaler, ShrunkWhitener, SignedPower
 from .searching import SearchedHead
 from .selecting import HeadToToeClassifier
+from .sweep import HeadSweep
 from .views import ViewsClassifier
 
 __all__ = ["NetworkForm", "linear_form", "network_form", "normalised_form"]
@@ -33,6 +34,7 @@ _LINEAR = (
     LDAClassifier,
     CentroidClassifier,
     IncrementalRidgeClassifier,
+    HeadSweep,
 )
 
 
@@ -210,7 +212,8 @@ def _affine(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercepts with one row per class."""
     if not isinstance(classifier, _LINEAR) or not hasattr(classifier, "coef_"):
         raise HeadError(
-            f"head: expected a fitted linear head (logreg, softmax, svm, ridge, lda), got {type(classifier).__name__}"
+            f"head: expected a fitted linear head (logreg, softmax, svm, ridge, lda, a linear sweep), got "
+            f"{type(classifier).__name__}"
         )
     W = np.atleast_2d(np.asarray(classifier.coef_, dtype=np.float64))
     b = np.atleast_1d(np.asarray(classifier.intercept_, dtype=np.float64))

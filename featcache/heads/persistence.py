@@ -60,6 +60,8 @@ _ALLOWED: dict[str, str] = {
         "featcache.heads.searching": ("SearchedHead",),
         "featcache.heads.selecting": ("HeadToToeClassifier",),
         "featcache.heads.views": ("ViewsClassifier",),
+        "featcache.heads.many": ("TorchMLPClassifier",),
+        "featcache.heads.sweep": ("HeadSweep",),
     }.items()
     for name in names
 }
