@@ -45,6 +45,9 @@ _ALLOWED: dict[str, str] = {
         "featcache.softmax": ("SoftmaxClassifier",),
         "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
         "featcache.heads.auto": ("AutoClassifier",),
+        "featcache.verification.metrics": ("CosineMetric", "LDAMetric", "PLDAMetric", "WCCNMetric", "WhiteningMetric"),
+        "featcache.verification.siamese": ("SiameseMetric",),
+        "featcache.verification.verifier": ("Verifier",),
     }.items()
     for name in names
 }
