@@ -1,7 +1,7 @@
 """Verification on cached codes: same or different, enrolment of new identities, one-shot identification.
 
-`Verifier` is the estimator, `verify` evaluates it on identities that it was not trained on; the metrics are scikit-learn
-transformers, and `make_pairs`, `Curve` and `ScoreHistogram` are what they are measured with.
+`Verifier` is the estimator, `verify` evaluates it on identities that it was not trained on; the metrics are
+scikit-learn transformers, and `make_pairs`, `Curve` and `ScoreHistogram` are what they are measured with.
 """
 
 from __future__ import annotations

@@ -5,37 +5,25 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ..errors import HeadError, SplitError
 from ..features import FeatureSet
 from ..splits import has_named_splits, named_splits, whole_number
 from .choosing import METRICS, check_metric_name
-from .episodes import TASKS, Episode, draw_episodes, episode_accuracy, summary
+from .episodes import TASKS, draw_episodes, episode_accuracy
 from .pairs import apart, identity_folds, pair_counts
 from .rates import RULE_OF, Curve, ScoreHistogram, all_scores, d_prime, eer_interval, streamed_histogram
 from .subjects import Subjects, column
+from .summarising import FAR_GRID, Draw, comparison, curves, row
 from .verifier import Verifier
 
 __all__ = ["verify"]
 
 #: Above this many pairs they are counted in bins instead of sorted, and drawn for what needs them one by one.
 _EXACT = 6_000_000
-_FAR_GRID = np.logspace(-4, 0, 161)
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """Rows of training and of test identities, and tasks on the latter, the same for all metrics."""
-
-    seed: int
-    train: np.ndarray
-    test: np.ndarray
-    tasks: tuple[tuple[int, int, list[Episode]], ...]
 
 
 def verify(
@@ -128,7 +116,7 @@ def verify(
                 progress(done, len(draws) * len(names), f"{name}, draw {draw.seed}")
     overlap = float(np.mean([len(np.unique(subjects.codes[d.test])) for d in draws])) / len(subjects.names)
     dataset = data.name or "data"
-    results = [_row(dataset, name, runs, draws, subjects, overlap) for name, runs in cells.items()]
+    results = [row(dataset, name, runs, draws, subjects, overlap) for name, runs in cells.items()]
     notes += [note for runs in cells.values() for run in runs for note in run["notes"]]
     impostors = int(np.mean([run["n_impostor"] for run in cells["cosine"]]))
     for rate in (0.01, 0.001):
@@ -138,8 +126,8 @@ def verify(
             )
     return {
         "results": results,
-        "comparisons": [_comparison(name, cells, overlap) for name in names if name != "cosine"],
-        "curves": {name: _curves(runs) for name, runs in cells.items()},
+        "comparisons": [comparison(name, cells, overlap) for name in names if name != "cosine"],
+        "curves": {name: curves(runs) for name, runs in cells.items()},
         "notes": list(dict.fromkeys([*subjects.notes, *notes])),
         "settings": {
             "dataset": dataset,
@@ -201,7 +189,7 @@ def _draws(
     test_size: float,
     episodes: int,
     notes: list[str],
-) -> Iterator[_Draw]:
+) -> Iterator[Draw]:
     parts = _named_parts(data, subjects, notes)
     for seed in range(1 if parts else seeds):
         train, test = parts or _held_out(subjects, groups, test_size, seed)
@@ -209,7 +197,7 @@ def _draws(
         within = None if groups is None else groups[test]
         codes = subjects.codes[test]
         tasks = tuple((n, k, draw_episodes(codes, n, k, episodes, groups=within, seed=seed)) for n, k in TASKS)
-        yield _Draw(seed, train, test, tasks)
+        yield Draw(seed, train, test, tasks)
 
 
 def _named_parts(data: FeatureSet, subjects: Subjects, notes: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -253,7 +241,7 @@ def _check_disjoint(train: np.ndarray, test: np.ndarray, names: np.ndarray) -> N
         )
 
 
-def _measure(name: str, subjects: Subjects, draw: _Draw, far: float, cv: int, *, single: bool) -> dict[str, Any]:
+def _measure(name: str, subjects: Subjects, draw: Draw, far: float, cv: int, *, single: bool) -> dict[str, Any]:
     """Fit one metric on the training identities of a draw and score the held-out ones."""
     train, test = subjects.select(draw.train), subjects.select(draw.test)
     bursts = apart(test.bursts, len(test.X))
@@ -282,7 +270,7 @@ def _measure(name: str, subjects: Subjects, draw: _Draw, far: float, cv: int, *,
         "tar": {f"{rate:g}": curve.tar_at(rate) for rate in sorted({far, 0.01, 0.001}, reverse=True)},
         "far_measured": measured_far,
         "tar_measured": 1.0 - measured_frr,
-        "frr_on_grid": curve.frr_on(_FAR_GRID),
+        "frr_on_grid": curve.frr_on(FAR_GRID),
         "threshold": verifier.threshold_,
         "n_genuine": genuine,
         "n_impostor": impostor,
@@ -308,93 +296,11 @@ def _scored(
     else:
         scores, same, first, second = all_scores(vectors, codes, score_matrix, bursts)
         curve = Curve.of(scores[same], scores[~same])
-    low, high = np.quantile(scores, [0.0005, 0.9995])
-    view = ScoreHistogram(float(low), float(high), 60)
+    ends = [np.quantile(scores[same == kind], [0.0005, 0.9995]) for kind in (True, False)]
+    view = ScoreHistogram(float(np.min(ends)), float(np.max(ends)), 60)
     view.add(scores, same)
-    found = {"curve": curve, "d_prime": d_prime(scores[same], scores[~same])}
+    found: dict[str, Any] = {"curve": curve, "d_prime": d_prime(scores[same], scores[~same])}
     found["histogram"] = {"edges": view.edges.tolist(), "impostor": view.counts[0].tolist()}
     found["histogram"]["genuine"] = view.counts[1].tolist()
     found["interval"] = eer_interval(scores, first, second) if single else None
     return found
-
-
-def _row(
-    dataset: str, name: str, runs: list[dict[str, Any]], draws: list[_Draw], subjects: Subjects, overlap: float
-) -> dict[str, Any]:
-    eers = np.asarray([run["eer"] for run in runs])
-    if len(runs) == 1:
-        interval, method = list(runs[0]["interval"]), "bootstrap over identities"
-    else:
-        mean, half = float(eers.mean()), _half(eers, overlap)
-        interval, method = [max(0.0, mean - half), min(1.0, mean + half)], "corrected t over draws"
-
-    def mean_of(key: str) -> float:
-        return float(np.mean([run[key] for run in runs]))
-
-    return {
-        "dataset": dataset,
-        "metric": name,
-        "eer": float(eers.mean()),
-        "ci95": interval,
-        "ci_method": method,
-        "auroc": mean_of("auroc"),
-        "d_prime": mean_of("d_prime"),
-        "tar": {rate: float(np.mean([run["tar"][rate] for run in runs])) for rate in runs[0]["tar"]},
-        "far_measured": mean_of("far_measured"),
-        "tar_measured": mean_of("tar_measured"),
-        "n_genuine": round(mean_of("n_genuine")),
-        "n_impostor": round(mean_of("n_impostor")),
-        "train_identities": round(float(np.mean([len(np.unique(subjects.codes[d.train])) for d in draws]))),
-        "test_identities": round(float(np.mean([len(np.unique(subjects.codes[d.test])) for d in draws]))),
-        "tasks": _tasks(runs, overlap),
-        "fit_seconds": mean_of("seconds"),
-        "chosen": [run["chosen"] for run in runs],
-        "seeds": [draw.seed for draw in draws],
-        "eers": eers.tolist(),
-    }
-
-
-def _tasks(runs: list[dict[str, Any]], overlap: float) -> list[dict[str, Any]]:
-    """Identification over all draws: the interval is over draws where there are several, else over tasks."""
-    out = []
-    for position in range(len(TASKS)):
-        drawn = [run["tasks"][position] for run in runs if len(run["tasks"][position][3])]
-        if not drawn:
-            continue
-        ways, shots = drawn[0][:2]
-        figures = summary(ways, shots, drawn[0][2], np.concatenate([each[3] for each in drawn]))
-        assert figures is not None
-        figures["ways"] = min(each[2][0].enrolled.shape[0] for each in drawn)
-        if len(drawn) > 1:
-            means = np.asarray([each[3].mean() for each in drawn])
-            mean, half = float(means.mean()), _half(means, overlap)
-            figures |= {"accuracy": mean, "ci95": [max(0.0, mean - half), min(1.0, mean + half)]}
-            figures["accuracies"] = means.tolist()
-        out.append(figures)
-    return out
-
-
-def _half(values: np.ndarray, overlap: float) -> float:
-    """Half the 95 % interval of a mean over draws that share identities (Nadeau and Bengio)."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) * np.sqrt(1 / n + overlap / (1 - overlap)))
-
-
-def _comparison(name: str, cells: dict[str, list[dict[str, Any]]], overlap: float) -> dict[str, Any]:
-    difference = np.asarray([run["eer"] for run in cells[name]]) - [run["eer"] for run in cells["cosine"]]
-    mean = float(difference.mean())
-    out: dict[str, Any] = {"metric": name, "against": "cosine", "difference": mean, "draws": len(difference)}
-    if len(difference) > 1:
-        half = _half(difference, overlap)
-        out |= {"ci95": [mean - half, mean + half], "lower_in": int((difference < 0).sum())}
-    return out
-
-
-def _curves(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    frr = np.mean([run["frr_on_grid"] for run in runs], axis=0)
-    return {
-        "far": _FAR_GRID.tolist(),
-        "frr": frr.tolist(),
-        "histogram": runs[0]["histogram"],
-        "threshold": runs[0]["threshold"],
-    }

@@ -20,8 +20,8 @@ class CosineMetric(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     Parameters
     ----------
     power : float or "auto", default="auto"
-        Exponent of the signed power transform sign(x)|x|^power before centring; "auto" is 0.5 where no training value is
-        negative (codes after a ReLU), else 1.
+        Exponent of the signed power transform sign(x)|x|^power before centring; "auto" is 0.5 where no training value
+        is negative (codes after a ReLU), else 1.
 
     Attributes
     ----------
@@ -43,6 +43,9 @@ class CosineMetric(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     >>> metric.score_rows(metric.transform([[0.0, 1.0]]), metric.transform([[2.0, 1.0]])).round(3).tolist()
     [-1.0]
     """
+
+    mean_: np.ndarray
+    components_: np.ndarray | None
 
     def __init__(self, power: float | str = "auto") -> None:
         self.power = power
@@ -193,7 +196,7 @@ class WCCNMetric(WhiteningMetric):
 
     References
     ----------
-    Hatch, Kajarekar, Stolcke: Within-class covariance normalization for SVM-based speaker recognition. Interspeech 2006.
+    Hatch, Kajarekar, Stolcke: Within-class covariance normalization for SVM-based speaker recognition. 2006.
 
     Examples
     --------

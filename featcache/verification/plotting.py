@@ -97,7 +97,7 @@ def _dress_det(panel: Any) -> None:
     ends = norm.ppf([0.0007, 0.6])
     panel.set_xlim(*ends)
     panel.set_ylim(*ends)
-    panel.plot(ends, ends, color="0.75", linewidth=0.8, zorder=0)
+    panel.plot(ends, ends, color="0.75", linewidth=0.8, zorder=0)  # where both rates are equal
     panel.set_xlabel("false accepts")
     panel.set_ylabel("false rejects")
     panel.set_title("DET: equal errors on the diagonal", fontsize=10)

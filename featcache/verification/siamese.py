@@ -18,8 +18,8 @@ class SiameseMetric(WCCNMetric):
     """Cosine after a low-rank projection that is trained on pairs with the logistic loss.
 
     It starts from linear discriminant analysis in the space where the shrunken within-identity covariance is the
-    identity, and is drawn back to it by a penalty; AdamW on balanced pairs within batches; training stops where the equal
-    error rate on held-out identities is lowest, and is then repeated with that many steps on all of them.
+    identity, and is drawn back to it by a penalty; AdamW on balanced pairs within batches; training stops where the
+    equal error rate on held-out identities is lowest, and is then repeated with that many steps on all of them.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class SiameseMetric(WCCNMetric):
 
     References
     ----------
-    Koch, Zemel, Salakhutdinov: Siamese neural networks for one-shot image recognition. ICML deep learning workshop 2015.
+    Koch, Zemel, Salakhutdinov: Siamese neural networks for one-shot image recognition. ICML workshop 2015.
     Guillaumin, Verbeek, Schmid: Is that you? Metric learning approaches for face identification. ICCV 2009.
 
     Examples
@@ -145,7 +145,7 @@ class SiameseMetric(WCCNMetric):
         optimiser = torch.optim.AdamW([projection, slope], lr=self.learning_rate, weight_decay=0.0)
         done = 0
         for stop in stops:
-            for done in range(done, stop):  # noqa: B020 - goes on where the last stop was
+            for _ in range(stop - done):
                 rows = problem.batch(generator)
                 unit = torch.nn.functional.normalize(torch.from_numpy(problem.rows[rows]) @ projection.T, dim=1)
                 loss = _pair_loss(unit, torch.from_numpy(problem.codes[rows]), slope)

@@ -14,17 +14,17 @@ from ..errors import HeadError
 from ..features import FeatureSet
 from ..heads.fitted import FittedHead, as_matrix
 from ..splits import whole_number
+from .calibrating import calibration
 from .choosing import check_metric_name, choose, make_metric
-from .pairs import apart, codes_of
+from .gallery import Gallery
+from .pairs import apart
 from .rates import RULE_OF, AcceptanceThreshold, Curve, ScoreHistogram
 from .subjects import Subjects
 
 __all__ = ["Verifier"]
 
-_UNKNOWN = "unknown"
 
-
-class Verifier(BaseEstimator):
+class Verifier(Gallery, BaseEstimator):
     """Tells whether two images show the same identity, from their cached codes.
 
     Metric and settings are chosen by the equal error rate on held-out identities inside the training data; the
@@ -149,7 +149,7 @@ class Verifier(BaseEstimator):
         self.histogram_range_ = [float(chosen.histogram.edges[0]), float(chosen.histogram.edges[-1])]
         self.n_impostor_, self.n_genuine_ = (round(n) for n in chosen.histogram.counts.sum(axis=1))
         self.threshold_ = self._set_threshold()
-        self.calibration_ = _calibration(chosen.histogram)
+        self.calibration_ = calibration(chosen.histogram)
         self.identities_, self.n_features_in_ = subjects.names, subjects.X.shape[1]
         self.metric_ = make_metric(chosen.name, random_state=self.random_state, **chosen.params)
         self.metric_.fit(subjects.X, codes)
@@ -186,7 +186,8 @@ class Verifier(BaseEstimator):
     def curve(self) -> Curve:
         """Return the error rates on held-out identities at every threshold, as a `Curve`."""
         self._fitted("histogram_range_")
-        frame = ScoreHistogram(*self.histogram_range_, bins=self.histogram_counts_.shape[1])
+        low, high = self.histogram_range_
+        frame = ScoreHistogram(low, high, self.histogram_counts_.shape[1])
         frame.counts = self.histogram_counts_
         return frame.curve()
 
@@ -252,151 +253,6 @@ class Verifier(BaseEstimator):
             raise HeadError(f"prior: expected a share between 0 and 1, got {prior!r}")
         return self._probability(self.score_pairs(A, B), prior)
 
-    def _probability(self, scores: np.ndarray, prior: float = 0.5) -> np.ndarray:
-        slope, shift = self.calibration_
-        return _logistic(slope * scores + shift + np.log(prior / (1 - prior)))
-
-    @property
-    def gallery(self) -> list[str]:
-        """Names enrolled, sorted."""
-        self._fitted()
-        return sorted(self.gallery_names_)
-
-    def enrol(self, name: str, codes: Any) -> None:
-        """Add an identity, or further images of one; nothing is trained.
-
-        Parameters
-        ----------
-        name : str
-            Its name; "unknown" is taken.
-        codes : FeatureSet or array-like of shape (n_images, n_features)
-            Codes of one or more of its images; a single row may have one dimension.
-
-        Raises
-        ------
-        HeadError
-            No name or no images, or codes of another spec, node or width.
-        """
-        self._fitted()
-        if not isinstance(name, str) or name in ("", _UNKNOWN):
-            raise HeadError(f"name: expected a name other than '' and {_UNKNOWN!r}, got {name!r}")
-        if not isinstance(codes, FeatureSet) and np.ndim(codes) == 1:
-            codes = np.asarray(codes)[None]
-        vectors = self._vectors(codes)
-        if not len(vectors):
-            raise HeadError(f"{name}: expected one image or more to enrol, got none")
-        if name not in self.gallery_names_:
-            self.gallery_names_ = [*self.gallery_names_, name]
-        owner = self.gallery_names_.index(name)
-        if len(self.gallery_vectors_):
-            vectors = np.concatenate([self.gallery_vectors_, vectors.astype(self.gallery_vectors_.dtype)])
-        self.gallery_owners_ = np.append(self.gallery_owners_, np.full(len(vectors) - len(self.gallery_owners_), owner))
-        self.gallery_vectors_ = vectors
-
-    def forget(self, name: str) -> None:
-        """Drop an enrolled identity and all its images.
-
-        Parameters
-        ----------
-        name : str
-            Its name.
-
-        Raises
-        ------
-        HeadError
-            A name that is not enrolled.
-        """
-        self._fitted()
-        if name not in self.gallery_names_:
-            raise HeadError(f"{name!r} is not enrolled; enrolled are {', '.join(self.gallery[:5]) or 'none'}")
-        gone = self.gallery_names_.index(name)
-        kept = self.gallery_owners_ != gone
-        self.gallery_vectors_, owners = self.gallery_vectors_[kept], self.gallery_owners_[kept]
-        self.gallery_owners_ = owners - (owners > gone)
-        self.gallery_names_ = [other for other in self.gallery_names_ if other != name]
-
-    def identify(self, X: Any, top: int = 5, *, far: float | None = None) -> list[dict[str, Any]]:
-        """Name the enrolled identity of each row, or say that it is unknown.
-
-        Parameters
-        ----------
-        X : FeatureSet or array-like of shape (n_samples, n_features)
-            Codes.
-        top : int, default=5
-            Candidates to list.
-        far : float, default=None
-            Wanted share of strangers that are given a name at all. None: `threshold_` for each comparison, so that a
-            gallery of 20 names up to 20 times as many strangers as one of 1.
-
-        Returns
-        -------
-        list of dict
-            Per row: name ("unknown" where no score reaches the threshold), score, probability (that row and best
-            candidate are the same, at a prior of 0.5), candidates: [{name, score}], best first, equal ones by name.
-
-        Raises
-        ------
-        HeadError
-            Nothing enrolled, or codes of another spec, node or width.
-
-        Notes
-        -----
-        Thresholds are set on pairs of single images. A mean of several scores higher on its own identity, and hardly
-        higher on others; "max" over n images accepts up to n times as many impostors.
-        """
-        self._fitted()
-        if not whole_number(top, 1):
-            raise HeadError(f"top: expected a number of candidates of 1 or more, got {top!r}")
-        if not self.gallery_names_:
-            raise HeadError("identify: expected an enrolled identity or more, got none; enrol(name, codes) first")
-        threshold = self.threshold_
-        if far is not None:
-            found = self.threshold_at(far)
-            each = 1.0 - (1.0 - far) ** (1.0 / len(self.gallery_names_))
-            found = self.threshold_at(each)
-            if not found.supported:
-                warnings.warn(
-                    f"far={far:g} over {len(self.gallery_names_)} identities means {each:.2g} per comparison: "
-                    f"{found.n_impostor} impostor pairs do not support it (fewer than {RULE_OF} accepted)",
-                    stacklevel=2,
-                )
-            threshold = found.threshold
-        names, scores = self._gallery_scores(self._vectors(X))
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        best = scores[np.arange(len(scores)), order[:, 0]]
-        chances = self._probability(best)
-        return [
-            {
-                "name": names[ranks[0]] if score >= threshold else _UNKNOWN,
-                "score": float(score),
-                "probability": float(chance),
-                "candidates": [{"name": names[j], "score": float(row[j])} for j in ranks],
-            }
-            for ranks, score, chance, row in zip(order, best, chances, scores, strict=True)
-        ]
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the enrolled name of each row, or "unknown"; see `identify`."""
-        names = [row["name"] for row in self.identify(X, top=1)] if len(X) else []
-        return np.asarray(names, dtype=np.str_)
-
-    def _gallery_scores(self, vectors: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Names, sorted, and the score of each row with each of them."""
-        names, scores = self.gallery, []
-        for name in names:
-            own = self.gallery_vectors_[self.gallery_owners_ == self.gallery_names_.index(name)]
-            if self.template == "max":
-                scores.append(self.metric_.score_matrix(vectors, own).max(axis=1))
-            else:
-                mean = self.metric_.template(own)[None]
-                scores.append(self.metric_.score_matrix(vectors, mean, np.asarray([len(own)]))[:, 0])
-        return names, np.stack(scores, axis=1).astype(np.float64)
-
-    def _empty_gallery(self) -> None:
-        self.gallery_names_: list[str] = []
-        self.gallery_vectors_ = np.zeros((0, 0))
-        self.gallery_owners_ = np.zeros(0, dtype=np.int64)
-
     def _fitted(self, attribute: str = "metric_") -> None:
         check_is_fitted(self, attribute)
 
@@ -408,7 +264,7 @@ class Verifier(BaseEstimator):
         return np.asarray(self.metric_.transform(X)) if len(X) else np.zeros((0, 0))
 
     def _as_head(self) -> FittedHead:
-        """This verifier as a head: its checks of provenance and its file are those of any head."""
+        """Return the verifier as a head: its checks of provenance and its file are those of any head."""
         return FittedHead(
             estimator=self,
             classes_=np.asarray(self.gallery, dtype=np.str_),
@@ -454,29 +310,3 @@ class Verifier(BaseEstimator):
         if not isinstance(head.estimator, cls):
             raise HeadError(f"{path}: expected a verifier, got the head {head.head!r}; FittedHead.load reads it")
         return head.estimator
-
-
-def _calibration(histogram: ScoreHistogram) -> list[float]:
-    """Slope and shift of the logistic function that turns a score into a log-odds at equal priors (Platt 1999)."""
-    from sklearn.linear_model import LogisticRegression
-
-    counts = histogram.counts
-    centres = (histogram.edges[:-1] + histogram.edges[1:]) / 2
-    # Platt's targets: each kind has one pseudo-count of the other, so that separable scores stay finite.
-    impostor, genuine = counts.sum(axis=1)
-    wrong = np.asarray([1 / (impostor + 2), 1 / (genuine + 2)])
-    kinds = np.repeat([0, 1, 1, 0], len(centres))
-    share = counts / counts.sum(axis=1, keepdims=True)
-    weights = np.concatenate(
-        [share[0] * (1 - wrong[0]), share[1] * (1 - wrong[1]), share[0] * wrong[0], share[1] * wrong[1]]
-    )
-    centre, spread = float((centres * share.sum(axis=0)).sum() / 2), float(np.ptp(centres)) or 1.0
-    used = weights > 0
-    x = np.tile((centres - centre) / spread, 4)[used, None]
-    model = LogisticRegression(C=1e6, max_iter=1000).fit(x, kinds[used], sample_weight=1000 * weights[used])
-    slope = float(model.coef_[0, 0]) / spread
-    return [slope, float(model.intercept_[0]) - slope * centre]
-
-
-def _logistic(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -x))
