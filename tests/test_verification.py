@@ -199,18 +199,15 @@ def test_the_stream_gives_the_rates_of_all_pairs():
 
 
 def test_the_interval_resamples_identities_not_pairs():
-    widths = []
-    for images in (3, 12):  # more images of the same identities: many more pairs, hardly more knowledge
-        X, y = faces(20, images, sway=1.0)
-        metric = CosineMetric().fit(X)
-        scores, same, first, second = all_scores(
-            metric.transform(X), np.unique(y, return_inverse=True)[1], metric.score_matrix
-        )
-        low, high = eer_interval(scores, first, second)
-        assert low < Curve.of(scores[same], scores[~same]).eer() < high
-        assert (low, high) == eer_interval(scores, first, second)
-        widths.append(high - low)
-    assert widths[1] > widths[0] / 3  # 18 times the pairs would make it a quarter
+    X, y = faces(20, 4, sway=1.0)
+    metric = CosineMetric().fit(X)
+    codes = np.unique(y, return_inverse=True)[1]
+    scores, same, first, second = all_scores(metric.transform(X), codes, metric.score_matrix)
+    low, high = eer_interval(scores, first, second)
+    assert low < Curve.of(scores[same], scores[~same]).eer() < high
+    assert (low, high) == eer_interval(scores, first, second)
+    # Five copies of all pairs are no more knowledge; resampling pairs would make the interval less than half as wide.
+    assert eer_interval(np.tile(scores, 5), np.tile(first, 5), np.tile(second, 5)) == pytest.approx((low, high))
 
 
 # -- metrics ---------------------------------------------------------------------------------------------------------
@@ -447,6 +444,22 @@ def test_foreign_codes_are_refused(verifier, data):
     assert verifier.score_pairs(data.X[:0], data.X[:0]).shape == (0,)
 
 
+def test_labels_of_any_kind_half_precision_clones_and_pickles(data):
+    import pickle
+
+    from sklearn.base import clone
+
+    X, y = faces()
+    numbers = np.asarray([int(name[1:]) for name in y])
+    one, other = (Verifier("wccn", far=0.05).fit(rows, numbers) for rows in (X.astype("f2"), X.astype("f2").tolist()))
+    assert one.threshold_ == pytest.approx(other.threshold_, abs=1e-6) and one.identities_[0] == "0"
+    assert np.array_equal(pickle.loads(pickle.dumps(one)).score_pairs(X, X[::-1]), one.score_pairs(X, X[::-1]))
+    assert clone(one).get_params() == one.get_params()
+    partly = FeatureSet(data.X, np.where(data.y == "p003", "", data.y))
+    fitted = Verifier("cosine", far=0.05).fit(partly)
+    assert "6 rows without an identity left out" in fitted.notes_ and "p003" not in fitted.identities_
+
+
 def test_what_cannot_be_trained_or_asked(verifier, data):
     X, y = faces()
     cases = [
@@ -502,6 +515,14 @@ def test_one_draw_has_an_interval_over_identities(data):
     row = verify(data, "cosine", seeds=1, far=0.05, episodes=0)["results"][0]
     assert row["ci_method"] == "bootstrap over identities" and row["ci95"][0] < row["eer"] < row["ci95"][1]
     assert row["tasks"] == []
+
+
+def test_many_pairs_are_counted_not_kept(data, monkeypatch):
+    exact = verify(data, "wccn", seeds=1, far=0.05, episodes=0)["results"]
+    monkeypatch.setattr(evaluating, "_EXACT", 100)
+    for row, other in zip(verify(data, "wccn", seeds=1, far=0.05, episodes=0)["results"], exact, strict=True):
+        assert row["eer"] == pytest.approx(other["eer"], abs=0.01)
+        assert (row["n_genuine"], row["n_impostor"]) == (other["n_genuine"], other["n_impostor"])
 
 
 def test_learning_never_touches_a_test_identity(data, monkeypatch):

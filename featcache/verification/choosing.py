@@ -126,8 +126,10 @@ def choose(
         Ties go to the simpler metric. Where nothing can be validated: the cosine for "auto", else fixed settings.
     """
     names = AUTO if name == "auto" else (name,)
+    # A fold of one identity has no pair of two.
+    wanted = min(cv, max(2, len(np.unique(codes)) // 2))
     try:
-        folds = list(_folds(X, codes, cv, groups, bursts, random_state))
+        folds = list(_folds(X, codes, wanted, groups, bursts, random_state))
     except SplitError as error:
         folds, why = [], str(error)
     else:

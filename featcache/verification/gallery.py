@@ -137,18 +137,7 @@ class Gallery:
             raise HeadError(f"top: expected a number of candidates of 1 or more, got {top!r}")
         if not self.gallery_names_:
             raise HeadError("identify: expected an enrolled identity or more, got none; enrol(name, codes) first")
-        threshold = self.threshold_
-        if far is not None:
-            found = self.threshold_at(far)
-            each = 1.0 - (1.0 - far) ** (1.0 / len(self.gallery_names_))
-            found = self.threshold_at(each)
-            if not found.supported:
-                warnings.warn(
-                    f"far={far:g} over {len(self.gallery_names_)} identities means {each:.2g} per comparison: "
-                    f"{found.n_impostor} impostor pairs do not support it (fewer than {RULE_OF} accepted)",
-                    stacklevel=2,
-                )
-            threshold = found.threshold
+        threshold = self.threshold_ if far is None else self._open_set_threshold(far)
         names, scores = self._gallery_scores(self._vectors(X))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
         best = scores[np.arange(len(scores)), order[:, 0]]
@@ -162,6 +151,19 @@ class Gallery:
             }
             for ranks, score, chance, row in zip(order, best, chances, scores, strict=True)
         ]
+
+    def _open_set_threshold(self, far: float) -> float:
+        """Return the threshold at which the chance of a stranger being named, over all comparisons, is `far`."""
+        comparisons = len(self.gallery_owners_ if self.template == "max" else self.gallery_names_)
+        whole = self.threshold_at(far)
+        each = self.threshold_at(1.0 - (1.0 - far) ** (1.0 / comparisons)) if comparisons > 1 else whole
+        if not each.supported:
+            warnings.warn(
+                f"far={far:g} over {comparisons} comparisons means accepting {each.far:.2g} in each: "
+                f"{each.n_impostor} impostor pairs do not support that (fewer than {RULE_OF} accepted)",
+                stacklevel=3,
+            )
+        return each.threshold
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the enrolled name of each row, or "unknown"; see `identify`."""
