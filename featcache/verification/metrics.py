@@ -201,7 +201,7 @@ class WCCNMetric(WhiteningMetric):
     Examples
     --------
     >>> X = [[0.0, 9.0], [0.0, -9.0], [1.0, 9.0], [1.0, -9.0]]
-    >>> metric = WCCNMetric(shrinkage=0.01, power=1.0).fit(X, ["ann", "ann", "bob", "bob"])
+    >>> metric = WCCNMetric(shrinkage=0.001, power=1.0).fit(X, ["ann", "ann", "bob", "bob"])
     >>> metric.score_rows(metric.transform([[0.0, 3.0]]), metric.transform([[1.0, 3.0]])).round(1).tolist()
     [-1.0]
     """
