@@ -2,9 +2,9 @@
 
 Identities are the characters of omniglot_small; each draw holds out whole alphabets (three of eight), trains on the
 others alone, and measures all pairs of held-out drawings and 20-way one-shot naming within an alphabet (Lake et al.
-2015). All metrics get the same draws, pairs and tasks. Every setting, and the acceptance threshold, is chosen inside the
-training alphabets. There are only 56 ways to hold out three of eight alphabets, and draws overlap: the interval of a
-paired difference allows for it (Nadeau and Bengio 2003).
+2015). All metrics get the same draws, pairs and tasks. Every setting, and the acceptance threshold, is chosen inside
+the training alphabets. There are only 56 ways to hold out three of eight alphabets, and draws overlap: the interval of
+a paired difference allows for it (Nadeau and Bengio 2003).
 """
 
 import numpy as np

@@ -45,7 +45,8 @@ _ALLOWED: dict[str, str] = {
         "featcache.softmax": ("SoftmaxClassifier",),
         "featcache.heads.estimators": ("CentroidClassifier", "LDAClassifier", "ShrunkScaler"),
         "featcache.heads.auto": ("AutoClassifier",),
-        "featcache.verification.metrics": ("CosineMetric", "LDAMetric", "PLDAMetric", "WCCNMetric", "WhiteningMetric"),
+        "featcache.verification.metrics": ("CosineMetric", "LDAMetric", "WCCNMetric", "WhiteningMetric"),
+        "featcache.verification.plda": ("PLDAMetric",),
         "featcache.verification.siamese": ("SiameseMetric",),
         "featcache.verification.verifier": ("Verifier",),
     }.items()

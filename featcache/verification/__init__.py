@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from .choosing import METRICS, make_metric
 from .evaluating import verify
-from .metrics import CosineMetric, LDAMetric, PLDAMetric, WCCNMetric, WhiteningMetric
+from .metrics import CosineMetric, LDAMetric, WCCNMetric, WhiteningMetric
 from .pairs import Pairs, identity_folds, make_pairs
+from .plda import PLDAMetric
 from .plotting import plot_verification
 from .rates import AcceptanceThreshold, Curve, ScoreHistogram
 from .siamese import SiameseMetric

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import HeadError, SplitError
-from .metrics import CosineMetric, LDAMetric, PLDAMetric, WCCNMetric, WhiteningMetric, exponent
+from .metrics import CosineMetric, LDAMetric, WCCNMetric, WhiteningMetric, exponent
 from .moments import Moments
 from .pairs import identity_folds, make_pairs, pair_counts
+from .plda import PLDAMetric
 from .rates import Curve, ScoreHistogram, streamed_histogram
 from .siamese import SiameseMetric
 
