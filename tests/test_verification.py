@@ -457,6 +457,7 @@ def test_labels_of_any_kind_half_precision_clones_and_pickles(data):
     assert clone(one).get_params() == one.get_params()
     partly = FeatureSet(data.X, np.where(data.y == "p003", "", data.y))
     fitted = Verifier("cosine", far=0.05).fit(partly)
+    assert any("23 identities" in note for note in fitted.notes_)
     assert "6 rows without an identity left out" in fitted.notes_ and "p003" not in fitted.identities_
 
 

@@ -123,7 +123,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> None:
     from . import show
 
     rates = list(rows[0]["tar"])
-    kinds = [(task["ways"], task["shots"]) for task in rows[0]["tasks"]]
+    # With few identities a 20-way task shrinks to a 5-way one: the same column twice says nothing.
+    kinds = {(task["ways"], task["shots"]): i for i, task in enumerate(rows[0]["tasks"])}
     header = ["metric", "EER", "95 % interval", "AUROC"]
     header += [f"TAR at FAR {float(rate):g}" for rate in rates]
     header += [f"{ways}-way {shots}-shot" for ways, shots in kinds] + ["fit s"]
@@ -131,7 +132,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         low, high = row["ci95"]
         cells = [row["metric"], f"{row['eer']:.4f}", f"{low:.4f}-{high:.4f}", f"{row['auroc']:.4f}"]
-        cells += [f"{row['tar'][rate]:.4f}" for rate in rates] + [f"{task['accuracy']:.4f}" for task in row["tasks"]]
+        cells += [f"{row['tar'][rate]:.4f}" for rate in rates] + [
+            f"{row['tasks'][i]['accuracy']:.4f}" for i in kinds.values()
+        ]
         body.append([*cells, f"{row['fit_seconds']:.2f}"])
     show.table(body, header)
 

@@ -23,6 +23,9 @@ from .subjects import Subjects
 
 __all__ = ["Verifier"]
 
+#: Identities below which pairs, however many, say little about other identities.
+_FEW = 30
+
 
 class Verifier(Gallery, BaseEstimator):
     """Tells whether two images show the same identity, from their cached codes.
@@ -146,6 +149,11 @@ class Verifier(Gallery, BaseEstimator):
             )
         self.metric_name_, self.params_, self.eer_ = chosen.name, chosen.params, chosen.eer
         self.tried_, self.notes_ = list(chosen.tried), [*subjects.notes, *chosen.notes]
+        if len(subjects.names) < _FEW:
+            self.notes_.append(
+                f"threshold and settings rest on {len(subjects.names)} identities: on new ones the false-accept rate "
+                "may be several times the wanted one"
+            )
         self.histogram_counts_ = chosen.histogram.counts
         self.histogram_range_ = [float(chosen.histogram.edges[0]), float(chosen.histogram.edges[-1])]
         self.n_impostor_, self.n_genuine_ = (round(n) for n in chosen.histogram.counts.sum(axis=1))
