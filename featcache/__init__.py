@@ -22,6 +22,7 @@ _WHERE = {
     "Preprocess": "preprocess",
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
+    "Verifier": "verification",
     "compare": "evaluation",
     "export": "exchange",
     "extract": "extraction",
@@ -30,6 +31,7 @@ _WHERE = {
     "predict": "handoff",
     "read_features": "exchange",
     "to_module": "handoff",
+    "verify": "verification",
 }
 
 __all__ = sorted([*_WHERE, "__version__"])
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from .sources import ImageSource as ImageSource
     from .store import CodesDataset as CodesDataset
     from .store import FeatureStore as FeatureStore
+    from .verification import Verifier as Verifier
+    from .verification import verify as verify
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ from .options import (
     not_empty,
 )
 
-__all__ = ["app", "keeping"]
+__all__ = ["app", "keeping", "verifying"]
 
 
 def _version(value: bool) -> None:
@@ -451,4 +451,4 @@ def _shape(shape: Any) -> str:
     return "×".join(str(n) for n in shape) if shape else ""
 
 
-from . import keeping  # noqa: E402 - registers its verbs after these: the help lists them in this order
+from . import keeping, verifying  # noqa: E402 - register their verbs after these, in the order of the help

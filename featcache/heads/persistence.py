@@ -62,6 +62,10 @@ _ALLOWED: dict[str, str] = {
         "featcache.heads.views": ("ViewsClassifier",),
         "featcache.heads.many": ("TorchMLPClassifier",),
         "featcache.heads.sweep": ("HeadSweep",),
+        "featcache.verification.metrics": ("CosineMetric", "LDAMetric", "WCCNMetric", "WhiteningMetric"),
+        "featcache.verification.plda": ("PLDAMetric",),
+        "featcache.verification.siamese": ("SiameseMetric",),
+        "featcache.verification.verifier": ("Verifier",),
     }.items()
     for name in names
 }
