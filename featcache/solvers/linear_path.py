@@ -20,6 +20,7 @@ L2-penalised weights have no part outside of it: so many coordinates as rows, in
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +37,10 @@ __all__ = ["LinearProblem", "Solution", "host"]
 
 #: Scores of a block of rows take so many bytes at most.
 _SCORE_BYTES = 64 << 20
-#: From so many multiplications per pass on torch's threads repay its import and its calls.
+#: NumPy's products are as fast as torch's on a CPU (bench_heads), but all else in it runs on one core. So many
+#: multiplications per pass, and so many cores, make that matter.
 _TORCH_FROM = 3e8
+_TORCH_CORES = 8
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class LinearProblem:
         self.vectors = None if self.basis.complete else self.to(self.basis.vectors)
         here = in_memory(X) or self.basis.complete
         self.rows = (_Held if here else _Streamed)(X, self.basis, self.to, dtype, self.folds * columns)
+        self.ones = self.to(np.ones(min(self.rows.step, X.shape[0])))
         self.passes = 0
 
     def evaluate(self, theta: Any, penalty: Any, curvature: bool = False) -> tuple[Any, Any, Any]:
@@ -136,7 +140,7 @@ class LinearProblem:
             bend = bent if bend is None else bend + bent
             part = block.T @ scores.reshape(len(block), -1)
             slope = slope + part
-            gradient[-1] += xp.sum(scores, axis=0)
+            gradient[-1] += (self.ones[: len(block)] @ scores.reshape(len(block), -1)).reshape(gradient[-1].shape)
         gradient[:-1] = slope.reshape(theta[:-1].shape)
         if not self.fit_intercept:
             gradient[-1] = 0.0
@@ -306,7 +310,7 @@ class _Streamed:
 
 def _library(work: float, dtype: str, device: str) -> tuple[Any, Any]:
     """Return numpy or torch, and the function that turns NumPy arrays into its arrays."""
-    if device == "cpu" and work < _TORCH_FROM:
+    if device == "cpu" and (work < _TORCH_FROM or (os.cpu_count() or 1) < _TORCH_CORES):
         return np, lambda a: a if a.dtype.kind in "iu" else np.ascontiguousarray(a, dtype=dtype)
     import torch
 

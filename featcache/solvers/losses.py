@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+#: Scores of this size can be exponentiated as they are, also in float32, without over- or underflow of their ratios.
+_SAFE = 40.0
+
 __all__ = ["Loss", "SigmoidLoss", "SoftmaxLoss", "SquaredHingeLoss"]
 
 
@@ -51,6 +54,12 @@ class Loss(Protocol):
         ...
 
 
+def _row_sums(xp: Any, scores: Any) -> Any:
+    """Sums over the classes, by BLAS: NumPy's own sums over short axes are slow."""
+    n, folds, k = scores.shape
+    return (scores.reshape(-1, k) @ xp.ones(k, dtype=scores.dtype, device=scores.device)).reshape(n, folds)
+
+
 class SoftmaxLoss:
     """Cross-entropy of the softmax; target: the class of each row, int of shape (rows,).
 
@@ -76,31 +85,33 @@ class SoftmaxLoss:
 
     def __call__(self, xp: Any, scores: Any, target: Any, weight: Any, curvature: bool) -> tuple[Any, Any]:
         """Do as `Loss` says."""
-        n, _, k = scores.shape
+        n, folds, k = scores.shape
         own = (xp.arange(n, device=scores.device), slice(None), target)
-        scores -= xp.amax(scores, axis=2, keepdims=True)
+        if max(float(xp.amax(scores)), -float(xp.amin(scores))) > _SAFE:
+            scores -= xp.amax(scores, axis=2, keepdims=True)
         score = scores[own]
-        spread = xp.sum(scores, axis=2) * (self.smoothing / k) if self.smoothing else 0.0
+        even = _row_sums(xp, scores) * (self.smoothing / k) if self.smoothing else 0.0
         xp.exp(scores, out=scores)
         hit = xp.exp(score)
         # The other classes are summed by themselves: where a row is nearly certain, 1 - p of its own class would be
         # a rounding error, and so would be the loss.
         scores[own] = 0.0
-        rest = xp.sum(scores, axis=2)
+        rest = _row_sums(xp, scores)
         total = rest + hit
-        lost = xp.where(score == 0.0, xp.log1p(rest), xp.log(total) - score)
+        lost = xp.where(score > -2.0 * _SAFE, xp.log1p(rest / xp.clip(hit, 1e-36, None)), xp.log(total) - score)
         if self.smoothing:
-            lost = lost + score * self.smoothing - spread
-        loss = xp.sum(lost * weight[..., 0], axis=0)
-        scores /= total[..., None]
+            lost = lost + score * self.smoothing - even
+        weight = weight[..., 0]
+        loss = xp.sum(lost * weight, axis=0)
         bend = None
         if curvature:
-            scores[own] = hit / total
-            bend = xp.sum((scores - scores * scores) * weight, axis=0)
-        scores[own] = self.smoothing - rest / total
+            share = scores / total[..., None]
+            share[own] = hit / total
+            bend = xp.sum((share - share * share) * weight[..., None], axis=0)
+        scores *= (weight / total)[..., None]
+        scores[own] = (self.smoothing - rest / total) * weight
         if self.smoothing:
-            scores -= self.smoothing / k
-        scores *= weight
+            scores -= (self.smoothing / k) * weight[..., None]
         return loss, bend
 
 
