@@ -27,7 +27,7 @@ PROMISE = 0.05
 #: Below this tolerance float32 is followed by float64.
 _FLOAT64_BELOW = 2e-6
 #: Problems of up to so many multiplications per pass are solved in float64 to this tolerance: it costs milliseconds.
-_SMALL, _TOL_OF_SMALL = 2e6, 1e-12
+_SMALL, _TOL_OF_SMALL = 1e5, 1e-12
 
 
 class SoftmaxBase(ClassifierMixin, BaseEstimator):

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import eigh
 
 from .blocks import row_blocks
 
 __all__ = ["Eigenbasis"]
 
-#: Leading directions that are told apart; more gain nothing (bench_heads), and fewer cost passes.
+#: Leading directions that are told apart; more gain nothing. Where columns are few, passes are cheap: fewer will do.
 _LEADING = 32
-#: Rows that they are taken from.
-_SAMPLE = 384
+#: Rows that each of them is taken from.
+_ROWS_EACH = 12
+#: Rounds of the subspace iteration that finds them.
+_ROUNDS = 2
 #: Directions with less than this share of the largest eigenvalue are rounding errors of the rows' Gram matrix.
 _RANK_TOL = 1e-12
 
@@ -42,7 +43,7 @@ class Eigenbasis:
     complete: bool
 
     @classmethod
-    def of(cls, X: Any, weight: np.ndarray, *, centred: bool = True) -> Eigenbasis:
+    def of(cls, X: Any, weight: np.ndarray, *, centred: bool = True, columns: int = 1) -> Eigenbasis:
         """Compute the basis of the weighted rows: complete where they are few, else the leading directions.
 
         Parameters
@@ -53,6 +54,9 @@ class Eigenbasis:
             Weights of the rows with sum 1.
         centred : bool, default=True
             Whether to subtract the weighted mean.
+        columns : int, default=1
+            Columns of scores that are to be computed from the rows: the more, the sooner a complete basis of few rows
+            repays itself.
 
         Returns
         -------
@@ -71,10 +75,14 @@ class Eigenbasis:
             if not np.isfinite(total).all():
                 raise ValueError(f"codes: NaN or Inf in rows {rows.start} to {rows.stop - 1}; drop them")
             centre += total if centred else 0.0
-        # Half as many coordinates as features repay a complete decomposition.
-        if n <= d // 2:
+        # A decomposition costs some n³, a pass in n coordinates in the place of d features saves (d - n) n columns.
+        if n < d and n * n <= 8 * columns * (d - n):
             return _complete(X, weight, centre)
-        return _narrow(X, weight, centre) if d <= _LEADING else _leading(X, weight, centre)
+        return (
+            _narrow(X, weight, centre)
+            if d <= _LEADING
+            else _leading(X, weight, centre, min(_LEADING, 10 + 2 * columns))
+        )
 
 
 def _complete(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
@@ -96,21 +104,35 @@ def _narrow(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
     return Eigenbasis(centre, vectors, np.maximum(values, 0.0), False)
 
 
-def _leading(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
+def _leading(X: Any, weight: np.ndarray, centre: np.ndarray, k: int) -> Eigenbasis:
     """From an evenly spaced sample of the rows; how much all rows vary along them is measured on all."""
     used = np.flatnonzero(weight > 0)
-    sample = used[np.linspace(0, len(used) - 1, min(_SAMPLE, len(used))).round().astype(int)]
-    some = (np.asarray(X[sample], dtype=np.float32) - centre.astype(np.float32)).astype(np.float64)
-    values, vectors = _descending(some @ some.T)
-    keep = np.flatnonzero(values > max(values[0], 0.0) * 1e-6)[:_LEADING]
-    directions = some.T @ (vectors[:, keep] / np.sqrt(values[keep]))
-    narrow, shift, spread = directions.astype(np.float32), centre.astype(np.float32), np.zeros(len(keep))
+    sample = used[np.linspace(0, len(used) - 1, min(_ROWS_EACH * k, len(used))).round().astype(int)]
+    some = np.asarray(X[sample], dtype=np.float32) - centre.astype(np.float32)
+    directions = _principal(some, min(k, len(sample)))
+    narrow, shift, spread = directions.astype(np.float32), centre.astype(np.float32), np.zeros(directions.shape[1])
     for rows, block in row_blocks(X):
         spread += weight[rows] @ np.square((block - shift) @ narrow, dtype=np.float64)
     order = np.argsort(-spread, kind="stable")
     return Eigenbasis(centre, directions[:, order], spread[order], False)
 
 
+def _principal(rows: np.ndarray, k: int) -> np.ndarray:
+    """Return about the k leading principal directions (d, k) of centred rows, by subspace iteration.
+
+    Its orthogonalisations take NumPy's own BLAS as the solver does: another library's threads would still be spinning
+    when the solver's begin.
+    """
+    gram = (rows @ rows.T).astype(np.float64)
+    basis = np.random.default_rng(0).standard_normal((len(rows), min(k + 8, len(rows))))
+    for _ in range(_ROUNDS):
+        basis = np.linalg.qr(gram @ basis)[0]
+    values, mixing = _descending(basis.T @ gram @ basis)
+    keep = np.flatnonzero(values > max(values[0], 0.0) * 1e-6)[:k]
+    found = rows.T.astype(np.float64) @ (basis @ mixing[:, keep]) / np.sqrt(values[keep])
+    return np.linalg.qr(found)[0] if len(keep) else found
+
+
 def _descending(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = eigh(gram, driver="evd", check_finite=False, overwrite_a=True)
+    values, vectors = np.linalg.eigh(gram)
     return values[::-1], vectors[:, ::-1]

@@ -113,8 +113,8 @@ class LinearProblem:
         self.columns, self.loss, self.fit_intercept, self.dtype = columns, loss, fit_intercept, dtype
         self.penalise_intercept = penalise_intercept
         common = weight.sum(axis=0)
-        self.basis = basis or Eigenbasis.of(X, common / common.sum(), centred=fit_intercept and not penalise_intercept)
-        self.folds = len(weight)
+        self.folds, centred = len(weight), fit_intercept and not penalise_intercept
+        self.basis = basis or Eigenbasis.of(X, common / common.sum(), centred=centred, columns=self.folds * columns)
         self.xp, self.to = _library(X.shape[0] * min(X.shape) * columns * self.folds, dtype, device)
         self.total = weight.sum(axis=1)
         self.weight = self.to((weight / self.total[:, None]).T[:, :, None])
@@ -203,13 +203,15 @@ class LinearProblem:
             loss = point.value - self._penalty(now, at)
 
     def solve(self, penalty: np.ndarray, *, tol: float, max_iter: int = 500) -> Point:
-        """Solve for one penalty (folds,), by way of three larger ones that are solved loosely.
+        """Solve for one penalty (folds,), by way of up to three larger ones that are solved loosely.
 
         At weak penalties the curvature at the start says little about the curvature at the end; the way there costs a
-        third of what it saves.
+        third of what it saves. Penalties above the curvature of the loss itself teach nothing.
         """
-        stages = [penalty * 10.0**e for e in (3, 2, 1, 0)]
-        points = list(self.walk(stages, tol=[1e-3, 1e-3, 1e-3, tol], max_iter=max_iter))
+        steepest = self.loss.bound * float(self.basis.spread[0]) if len(self.basis.spread) else 0.0
+        stages = [penalty * 10.0**e for e in (3, 2, 1) if float(np.mean(penalty)) * 10.0**e < steepest]
+        tols = [1e-3] * len(stages) + [tol]
+        points = list(self.walk([*stages, penalty], tol=tols, max_iter=max_iter))
         points[-1].passes = sum(point.passes for point in points)
         return points[-1]
 
