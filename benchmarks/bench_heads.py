@@ -20,10 +20,11 @@ hold.
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from heads import solver
+from heads import auto, layers_views, many, ridge, solver, verification
 from heads.case import Case
 from measuring import REPOSITORY, data_folder, machine
 from parts import Part, Writing, chosen, run_parts
@@ -32,6 +33,13 @@ PARTS: dict[str, Part] = {
     "solver_single": Part(solver.single, 6),
     "solver_path": Part(solver.path, 12),
     "solver_large": Part(solver.large, 15),
+    "ridge": Part(ridge.run, 8),
+    "many": Part(many.run, 6),
+    "verification": Part(verification.run, 12),
+    "layers_views": Part(layers_views.run, 10),
+    "auto_few": Part(partial(auto.run, shots=(1, 5)), 8),
+    "auto_some": Part(partial(auto.run, shots=(10, 20)), 5),
+    "auto_all": Part(partial(auto.run, shots=("all",)), 25),
 }
 
 

@@ -246,12 +246,21 @@ def _run(rows: Rows, draw: _Draw, name: str, head: Any, protocol: EvalProtocol) 
     """Fit one head on one draw and predict the test rows."""
     X, y = rows.X[draw.train], rows.y[draw.train]
     loo = rows.groups is None and not (draw.shots == "all" and "val" in rows.parts)
-    if isinstance(head, str) and head == "softmax":
+    if isinstance(head, str) and head == "mlp":
         import torch  # noqa: F401  (seconds, once per process, and no part of the fit)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         start = time.perf_counter()
-        trained = train(head, X, y, draw.folds, metric=protocol.metric, seed=draw.seed, leave_one_out=loo)
+        trained = train(
+            head,
+            X,
+            y,
+            draw.folds,
+            metric=protocol.metric,
+            seed=draw.seed,
+            leave_one_out=loo,
+            groups=None if rows.groups is None else rows.groups[draw.train],
+        )
         seconds = time.perf_counter() - start
         predicted = np.asarray(trained.estimator.predict(rows.X[draw.test]))
     unconverged = sum(issubclass(w.category, ConvergenceWarning) for w in caught)

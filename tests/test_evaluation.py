@@ -90,7 +90,7 @@ def test_groups_never_stand_on_both_sides():
 
 
 def test_heads_that_are_the_same_cannot_be_told_apart():
-    result = compare(digits(), ["logreg", "softmax", "knn"], shots=[5], seeds=3)
+    result = compare(digits(), ["logreg", "softmax", "centroid"], shots=[5], seeds=3)
     pair = next(c for c in result.comparisons if {c["best"], c["other"]} <= {"logreg", "softmax"})
     assert not pair["distinguishable"] and "cannot be told" in result.statements()[0]
 

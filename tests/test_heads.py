@@ -28,6 +28,7 @@ from featcache.heads import (
     make_head,
     normalised_form,
 )
+from featcache.heads.linear import network_form
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:400].astype("float32"), np.char.add("digit ", Y[:400].astype(str))
@@ -268,6 +269,7 @@ def nan_rows():
         (lambda: fit("logreg", digits(), metric=["accuracy"]), "balanced_accuracy"),
         (lambda: fit(WithoutTags(), digits()), "ClassifierMixin|expected a classifier"),  # scikit-learn 1.6 says less
         (lambda: fit("auto", digits(), params={"C": 1.0}), "name a head"),
+        (lambda: fit("auto", digits(), params={"max_seconds": 0}), "max_seconds above 0"),
         (lambda: make_head("lda", depth=3), "depth"),
         (lambda: fit("svm", digits()).predict_proba(X), "predict_scores"),
         (lambda: fit("svm", digits()).preprocess(None), "without a spec"),
@@ -304,5 +306,41 @@ def test_a_class_that_only_the_test_rows_have():
 def test_auto_takes_the_documented_head_at_one_shot_and_json_is_clean(tmp_path):
     rows = np.concatenate([np.flatnonzero(c == Y)[:1] for c in np.unique(Y)])
     fitted = fit("auto", FeatureSet(X[rows], Y[rows]))
-    assert fitted.head == "centroid"
+    assert fitted.head == "simpleshot"
     json.dumps(replace(fitted, estimator=None).params)
+
+
+def test_auto_says_what_it_tried_and_weighs():
+    auto = AutoClassifier(cv=3).fit(X, Y)
+    assert [one["head"] for one in auto.tried_] == ["lda", "logreg on roots", "logreg"]
+    assert sum(one["weight"] for one in auto.tried_) == pytest.approx(1.0) == sum(auto.best_params_.values())
+    assert auto.best_score_ > 0.9 and auto.predict_proba(X[:5]).shape == (5, 10)
+    rows = np.concatenate([np.flatnonzero(c == Y)[:5] for c in np.unique(Y)])
+    assert AutoClassifier(cv=3).fit(X[rows], Y[rows]).tried_[0]["head"] == "simpleshot"
+
+
+def test_auto_keeps_to_its_budget_whatever_the_machine_does():
+    auto = AutoClassifier(cv=3, max_seconds=0.02).fit(X, Y)
+    left = [one["head"] for one in auto.tried_ if "left_out" in one]
+    assert left and auto.best_score_ > 0.8
+    alone = AutoClassifier(cv=3, max_seconds=1e-9).fit(X, Y)
+    assert alone.best_name_ == "lda" and len(alone.tried_) == 3
+
+
+def test_auto_without_an_ensemble_becomes_a_layer():
+    auto = AutoClassifier(cv=3, ensemble=False).fit(X, Y)
+    assert auto.best_name_ == max(auto.tried_, key=lambda one: one["score"])["head"]
+    form = network_form(auto)
+    u = (X - form.shift) / form.scale
+    u = np.sign(u) * np.abs(u) ** form.power
+    u = u / np.linalg.norm(u, axis=1, keepdims=True) if form.unit else u
+    np.testing.assert_array_equal(auto.classes_[(u @ form.weight.T + form.bias).argmax(1)], auto.predict(X))
+
+
+def test_auto_takes_groups_into_its_folds():
+    """Each row four times, labels that mean nothing: whoever lets copies straddle a fold scores far above chance."""
+    rng = np.random.default_rng(0)
+    rows, labels = np.repeat(rng.normal(size=(40, 16)), 4, axis=0), np.repeat(rng.integers(0, 2, 40), 4)
+    torn = AutoClassifier(cv=4).fit(rows, labels)
+    whole = AutoClassifier(cv=4).fit(rows, labels, np.repeat(range(40), 4))
+    assert torn.best_score_ > whole.best_score_ + 0.15

@@ -224,9 +224,9 @@ def test_views_of_an_image_never_straddle_a_fold():
     rows, labels = np.repeat(RNG.normal(size=(60, 1, 8)), 3, axis=1).reshape(60, 24), RNG.integers(0, 2, 60)
     for inner in (SearchedHead("knn", max_candidates=1), AutoClassifier(cv=3)):
         assert ViewsClassifier(inner, 3).fit(rows, labels).best_estimator_.best_score_ < 0.75
-    # With k chosen on folds that keep views together, k = 1 has no unfair advantage.
-    found = ViewsClassifier("knn", 3).fit(VIEWS, RNG.permutation(Y))
-    assert set(found.best_params_) == {"n_neighbors"}
+    # k is chosen by leave-one-out: without an image's other views, too.
+    assert ViewsClassifier("knn", 3).fit(rows, labels).best_estimator_["knn"].loo_score_ < 0.75
+    assert set(ViewsClassifier("ridge", 3).fit(VIEWS, RNG.permutation(Y)).best_params_) == {"alpha"}
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..splits import Folds
 from .held_out import class_logits, fitted_member, folds_of, held_out_logits, log_softmax
+from .rows import labelled_rows
 
 __all__ = ["TemperatureClassifier", "calibrated", "fit_temperature"]
 
@@ -128,18 +128,6 @@ class TemperatureClassifier(ClassifierMixin, BaseEstimator):
 
     def _rows(self, X: Any) -> np.ndarray:
         return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-
-
-def labelled_rows(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Validate X and y for a classifier, and set its `classes_`; ValueError for one class."""
-    X, y = validate_data(estimator, X, y, dtype=[np.float64, np.float32])
-    check_classification_targets(y)
-    estimator.classes_ = np.unique(y)
-    if len(estimator.classes_) < 2:
-        raise ValueError(
-            f"{type(estimator).__name__}: expected two classes or more, got 1 class: {estimator.classes_[0]!r}"
-        )
-    return X, y
 
 
 def calibrated(

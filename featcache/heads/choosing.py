@@ -18,13 +18,10 @@ from ..errors import FeatcacheError, HeadError, SplitError
 from ..splits import Folds, holdout, k_fold, whole_number
 from .metrics import check_metric
 from .paths import Path, estimator_path, ridge_loo
+from .rows import fit_grouped
 from .zoo import HeadInfo, head_info, make_head
 
-__all__ = ["AUTO_ONE_SHOT", "Trained", "head_name", "train", "tuning_folds"]
-
-#: What "auto" tries, in the order that wins ties, and what it takes with one row per class.
-AUTO_CANDIDATES = ("centroid", "lda", "ridge", "logreg", "knn")
-AUTO_ONE_SHOT = "centroid"
+__all__ = ["Trained", "few_threads", "head_name", "train", "tuning_folds"]
 
 #: Beyond this many numbers one validation part takes the place of the folds: it is precise enough, and five copies of
 #: the training rows would not fit into memory.
@@ -122,6 +119,7 @@ def train(
     params: Mapping[str, Any] | None = None,
     leave_one_out: bool = False,
     always_score: bool = False,
+    groups: np.ndarray | None = None,
 ) -> Trained:
     """Choose the settings of a head on folds of the training rows, then fit it on all of them.
 
@@ -143,6 +141,8 @@ def train(
         Whether ridge may use exact leave-one-out in place of the folds (not with groups or a validation part).
     always_score : bool, default=False
         Score on the folds even when there is nothing to choose.
+    groups : ndarray of shape (n,), default=None
+        For heads that choose something themselves, inside the rows they are fitted on.
 
     Returns
     -------
@@ -154,11 +154,19 @@ def train(
     HeadError
         The estimator refused the data; the message carries its reason.
     """
-    # Small products gain nothing from threads, and threads that wait for each other on a busy machine lose a lot.
-    if isinstance(head, str) and head == "softmax":
+    if isinstance(head, str) and head == "mlp":
         import torch  # noqa: F401  (before the limit, so that its threads are under it)
-    with _threads("torch" in sys.modules).limit(limits=1 if X.size <= _ONE_THREAD_UP_TO else None):
-        return _train(head, X, y, folds, metric, seed, dict(params or {}), leave_one_out, always_score)
+    with few_threads(X):
+        task = _Task(X, np.unique(y, return_inverse=True)[1], folds, metric, seed, leave_one_out, groups)
+        return _train(task, head, y, dict(params or {}), always_score)
+
+
+def few_threads(X: np.ndarray) -> contextlib.AbstractContextManager[Any]:
+    """One BLAS thread while the codes are few.
+
+    Small products gain nothing from threads, and threads that wait for each other on a busy machine lose a lot.
+    """
+    return _threads("torch" in sys.modules).limit(limits=1 if X.size <= _ONE_THREAD_UP_TO else None)
 
 
 @functools.cache
@@ -167,34 +175,23 @@ def _threads(with_torch: bool) -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _train(
-    head: Any,
-    X: np.ndarray,
-    y: np.ndarray,
-    folds: Folds | None,
-    metric: str,
-    seed: int,
-    given: dict[str, Any],
-    leave_one_out: bool,
-    always_score: bool,
-) -> Trained:
-    task = _Task(X, np.unique(y, return_inverse=True)[1], folds, metric, seed, leave_one_out)
+def _train(task: _Task, head: Any, y: np.ndarray, given: dict[str, Any], always_score: bool) -> Trained:
     if isinstance(head, str) and head == "auto":
-        return _train_auto(task, X, y, given)
+        return _train_auto(task, y, given)
     if not isinstance(head, str):
-        return _train_foreign(task, head, X, y, given, always_score)
+        return _train_foreign(task, head, y, given, always_score)
     info = head_info(head)
-    with _refusals(f"head {head!r} with {given}" if given else f"head {head!r}", X, TypeError):
+    with _refusals(f"head {head!r} with {given}" if given else f"head {head!r}", task.X, TypeError):
         choice = task.choose(info, given, always_score)
-    estimator = make_head(head, random_state=seed, **{**given, **choice.params})
-    return Trained(_fitted(estimator, X, y), head, {**given, **choice.params}, choice.score)
+    estimator = make_head(head, random_state=task.seed, **{**given, **choice.params})
+    return Trained(_fitted(estimator, task, y), head, {**given, **choice.params}, choice.score)
 
 
-def _fitted(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:
-    with _refusals(type(estimator).__name__, X), warnings.catch_warnings():
+def _fitted(estimator: Any, task: _Task, y: np.ndarray) -> Any:
+    with _refusals(type(estimator).__name__, task.X), warnings.catch_warnings():
         # Newton's method says so when rounding stops it at the optimum; that is no news to anybody.
         warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
-        return estimator.fit(X, y)
+        return fit_grouped(estimator, task.X, y, task.groups)
 
 
 @contextlib.contextmanager
@@ -209,32 +206,27 @@ def _refusals(who: str, X: np.ndarray, *more: type[Exception]) -> Iterator[None]
         raise HeadError(f"{who} on {X.shape[0]} rows: {' '.join(str(error).split())}") from error
 
 
-def _train_foreign(
-    task: _Task, head: Any, X: np.ndarray, y: np.ndarray, given: dict[str, Any], always_score: bool
-) -> Trained:
+def _train_foreign(task: _Task, head: Any, y: np.ndarray, given: dict[str, Any], always_score: bool) -> Trained:
     """Use an estimator as it is: what it tunes, it tunes itself."""
     estimator = clone(_checked_estimator(head))
     if given:
-        with _refusals(type(estimator).__name__, X):
+        with _refusals(type(estimator).__name__, task.X):
             estimator.set_params(**given)
     score = None
     if always_score and task.folds is not None:
-        with _refusals(type(estimator).__name__, X):
-            score, _ = task.score_all([_constant(task, clone(estimator), pair) for pair in task.folds], 1)[0]
-    return Trained(_fitted(estimator, X, y), type(estimator).__name__, given, score)
+        with _refusals(type(estimator).__name__, task.X):
+            score, _ = task.score_all([task.constant(clone(estimator), pair) for pair in task.folds], 1)[0]
+    return Trained(_fitted(estimator, task, y), type(estimator).__name__, given, score)
 
 
-def _constant(task: _Task, estimator: Any, pair: tuple[np.ndarray, np.ndarray]) -> Path:
-    rows, held_out = pair
-    return estimator_path(lambda _: estimator, task.X[rows], task.y[rows], task.X[held_out], (None,))
+def _train_auto(task: _Task, y: np.ndarray, given: dict[str, Any]) -> Trained:
+    from .auto import train_auto  # which uses `train`
 
-
-def _train_auto(task: _Task, X: np.ndarray, y: np.ndarray, given: dict[str, Any]) -> Trained:
-    if given:
-        raise HeadError(f"head 'auto': expected no settings, got {sorted(given)}; name a head to set them")
-    name, choice, notes = task.choose_head()
-    estimator = make_head(name, random_state=task.seed, **choice.params)
-    return Trained(_fitted(estimator, X, y), name, choice.params, choice.score, notes)
+    allowed = {"ensemble", "max_seconds"}
+    if set(given) - allowed:
+        raise HeadError(f"head 'auto': expected settings among {sorted(allowed)}, got {sorted(given)}; name a head")
+    with _refusals("head 'auto'", task.X):
+        return train_auto(task.X, y, task.folds, metric=task.metric, seed=task.seed, groups=task.groups, **given)
 
 
 @dataclass(frozen=True)
@@ -247,16 +239,16 @@ class _Task:
     metric: str
     seed: int
     leave_one_out: bool
+    groups: np.ndarray | None = None
 
-    def choose_head(self) -> tuple[str, _Choice, tuple[str, ...]]:
-        """Choose among the candidates of "auto" on the same folds."""
-        if self.folds is None:
-            return AUTO_ONE_SHOT, _Choice({}), (f"auto: {AUTO_ONE_SHOT}, because no class has two rows to compare on",)
-        same_folds = _Task(self.X, self.y, self.folds, self.metric, self.seed, leave_one_out=False)
-        choices = {name: same_folds.choose(head_info(name), {}, True) for name in AUTO_CANDIDATES}
-        best = max(choices, key=lambda name: choices[name].score or 0.0)
-        ranking = ", ".join(f"{name} {choices[name].score:.3f}" for name in choices)
-        return best, choices[best], (f"auto: {best} (validated {self.metric}: {ranking})",)
+    def constant(self, estimator: Any, pair: tuple[np.ndarray, np.ndarray]) -> Path:
+        """What one estimator as it is predicts of a fold's held-out rows."""
+        return self._fits(lambda _: estimator, pair, (None,))
+
+    def _fits(self, make: Callable[[Any], Any], pair: tuple[np.ndarray, np.ndarray], grid: tuple[Any, ...]) -> Path:
+        rows, held_out = pair
+        groups = None if self.groups is None else self.groups[rows]
+        return estimator_path(make, self.X[rows], self.y[rows], self.X[held_out], grid, groups)
 
     def choose(self, info: HeadInfo, given: Mapping[str, Any], always_score: bool) -> _Choice:
         """Choose the tuned setting of a named head; the first best value of the grid wins ties of score and loss."""
@@ -293,7 +285,7 @@ class _Task:
         make: Callable[[Any], Any] = lambda value: make_head(  # noqa: E731
             info.name, random_state=self.seed, **{**given, **({info.param: value} if info.param else {})}
         )
-        return estimator_path(make, self.X[rows], self.y[rows], self.X[held_out], grid)
+        return self._fits(make, pair, grid)
 
     def score_all(
         self, runs: list[Path], n_values: int, folds: Folds | None = None, patience: int = 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .choosing import _ONE_THREAD_UP_TO, _threads
 from .metrics import check_metric
 from .zoo import make_head
 
-__all__ = ["ChosenHead", "Walked", "can", "few_threads", "fitted", "paired_gain", "walk"]
+__all__ = ["ChosenHead", "Walked", "can", "fitted", "paired_gain", "walk"]
 
 
 def can(method: str) -> Callable[[Any], bool]:
@@ -28,11 +25,6 @@ def can(method: str) -> Callable[[Any], bool]:
         return hasattr(make_head(self.head) if chosen is None else chosen, method)
 
     return check
-
-
-def few_threads(X: np.ndarray) -> AbstractContextManager[Any]:
-    """One BLAS thread while the codes are few, as `train` has it."""
-    return _threads("torch" in sys.modules).limit(limits=1 if X.size <= _ONE_THREAD_UP_TO else None)
 
 
 def fitted(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:

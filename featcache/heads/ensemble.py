@@ -11,8 +11,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..splits import Folds
-from .calibration import fit_temperature, labelled_rows
+from .calibration import fit_temperature
 from .held_out import class_logits, fitted_member, folds_of, held_out_logits, log_softmax
+from .rows import labelled_rows
 
 __all__ = ["EnsembleClassifier"]
 
@@ -49,8 +50,11 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
         0 or more, with sum 1.
     temperature_ : float
         Of the mean.
-    n_held_out_ : int
+    held_out_rows_ : ndarray of int of shape (n_held_out,)
         Rows that temperatures and weights were fitted on.
+    held_out_predictions_ : ndarray of int32 of shape (n_heads + 1, n_held_out)
+        Positions in `classes_` that the heads, and last the ensemble, predicted of them. The ensemble's weights have
+        seen these labels, its members have not.
     classes_ : ndarray of shape (n_classes,)
         The labels.
     notes_ : list of str
@@ -108,11 +112,13 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             No head, one class only, settings out of range, NaN or Inf in X, a head without scores.
         """
-        self._check_settings()
         X, y = labelled_rows(self, X, y)
-        folds = folds_of(self.cv, X, y, groups, self.random_state)
-        self.estimators_ = [fitted_member(head, X, y, folds, self.random_state) for head in self.heads]
-        self._weigh(X, y, folds)
+        return self._fit_on(X, y, folds_of(self.cv, X, y, groups, self.random_state), groups)
+
+    def _fit_on(self, X: np.ndarray, y: np.ndarray, folds: Folds | None, groups: Any) -> EnsembleClassifier:
+        self._check_settings()
+        self.estimators_ = [fitted_member(head, X, y, folds, self.random_state, groups) for head in self.heads]
+        self._weigh(X, y, folds, groups)
         return self
 
     def _check_settings(self) -> None:
@@ -125,14 +131,15 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
         if not np.isfinite(self.prior_rows) or self.prior_rows < 0:
             raise ValueError(f"{who}: expected prior_rows of 0 or more, got {self.prior_rows!r}")
 
-    def _weigh(self, X: np.ndarray, y: np.ndarray, folds: Folds | None) -> None:
-        held_out = [held_out_logits(member, X, y, self.classes_, folds) for member in self.estimators_]
-        rows = held_out[0][0]
+    def _weigh(self, X: np.ndarray, y: np.ndarray, folds: Folds | None, groups: Any) -> None:
+        held_out = [held_out_logits(member, X, y, self.classes_, folds, groups) for member in self.estimators_]
+        self.held_out_rows_ = rows = held_out[0][0]
         codes = np.searchsorted(self.classes_, y[rows])
-        self.n_held_out_, m = len(rows), len(self.estimators_)
+        m = len(self.estimators_)
         self.notes_ = list(folds.notes) if folds else []
         self.temperatures_ = np.asarray([fit_temperature(logits, codes) for _, logits in held_out])
         self.weights_, self.temperature_ = np.full(m, 1.0 / m), 1.0
+        self.held_out_predictions_ = np.zeros((m + 1, 0), dtype=np.int32)
         if not len(rows):
             self.notes_.append("heads weigh alike and are not calibrated: no class has two rows to hold one out")
             return
@@ -140,7 +147,9 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
         if self.weights == "stacked" and m > 1:
             stack = _geometric_weights if self.mean == "geometric" else _arithmetic_weights
             self.weights_ = stack(np.stack(parts), codes, self.prior_rows)
-        self.temperature_ = fit_temperature(_mean(parts, self.weights_, self.mean), codes)
+        together = _mean(parts, self.weights_, self.mean)
+        self.temperature_ = fit_temperature(together, codes)
+        self.held_out_predictions_ = np.stack([logs.argmax(axis=1) for logs in (*parts, together)]).astype(np.int32)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return log probabilities, shape (n_samples, n_classes); two classes: log odds of the second, (n_samples,)."""

@@ -399,6 +399,7 @@ def fit(
         seed=seed,
         params=params,
         leave_one_out=rows.groups is None and how == "cv",
+        groups=None if rows.groups is None else rows.groups[train_rows],
         always_score=True,
     )
     groups = None if rows.groups is None else rows.groups[train_rows]

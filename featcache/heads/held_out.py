@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,7 +12,8 @@ from sklearn.base import clone, is_classifier
 
 from ..errors import HeadError
 from ..splits import Folds, whole_number
-from .choosing import _ONE_THREAD_UP_TO, _threads, train, tuning_folds
+from .choosing import few_threads, train, tuning_folds
+from .rows import fit_grouped
 
 __all__ = ["class_logits", "fitted_member", "folds_of", "held_out_logits", "log_softmax"]
 
@@ -63,18 +63,18 @@ def folds_of(cv: Any, X: np.ndarray, y: np.ndarray, groups: Any, seed: int) -> F
     raise ValueError(f"cv: expected a whole number of 2 or more, or pairs of row numbers, got {cv!r}")
 
 
-def fitted_member(head: Any, X: np.ndarray, y: np.ndarray, folds: Folds | None, seed: int) -> Any:
+def fitted_member(head: Any, X: np.ndarray, y: np.ndarray, folds: Folds | None, seed: int, groups: Any = None) -> Any:
     """Fit a head on all rows: a name with its settings chosen on the folds, an estimator as it is."""
     if isinstance(head, str):
-        return train(head, X, y, folds, seed=seed).estimator
+        return train(head, X, y, folds, seed=seed, groups=groups).estimator
     if isinstance(head, type) or not hasattr(head, "fit") or not is_classifier(head):
         raise ValueError(f"expected the name of a head or a scikit-learn classifier object, got {head!r}")
     with _quiet():
-        return clone(head).fit(X, y)
+        return fit_grouped(clone(head), X, y, groups)
 
 
 def held_out_logits(
-    estimator: Any, X: np.ndarray, y: np.ndarray, classes: np.ndarray, folds: Folds | None
+    estimator: Any, X: np.ndarray, y: np.ndarray, classes: np.ndarray, folds: Folds | None, groups: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows that some fold validates, and their scores by clones of the estimator fitted without them.
 
@@ -88,6 +88,8 @@ def held_out_logits(
         Labels, in the order of the columns.
     folds : Folds or None
         None: no row.
+    groups : array of shape (n,), default=None
+        For estimators that choose something inside the rows they are fitted on.
 
     Returns
     -------
@@ -103,8 +105,8 @@ def held_out_logits(
         if len(known) < 2 or not len(held):
             continue
         found = np.full((len(held), len(classes)), -np.inf)
-        with _quiet(), _threads("torch" in sys.modules).limit(limits=1 if X.size <= _ONE_THREAD_UP_TO else None):
-            fitted = clone(estimator).fit(X[kept], y[kept])
+        with _quiet(), few_threads(X):
+            fitted = fit_grouped(clone(estimator), X[kept], y[kept], None if groups is None else groups[kept])
             found[:, columns] = class_logits(fitted, X[held])
         rows.append(held)
         scores.append(found)

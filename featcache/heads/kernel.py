@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..solvers.blocks import row_blocks
 from ..splits import whole_number
-from .calibration import labelled_rows
+from .rows import labelled_rows
 
 __all__ = ["NystroemClassifier"]
 

@@ -22,6 +22,7 @@ from ..solvers.ridge import RidgePath
 from ..solvers.shrinkage import shrunk_scale
 from ..solvers.targets import sign_targets
 from .estimators import ShrunkScaler
+from .rows import fit_grouped
 
 __all__ = ["estimator_path", "rbf_path", "ridge_loo", "ridge_path"]
 
@@ -105,8 +106,8 @@ def rbf_path(
 
 
 def estimator_path(
-    make: Callable[[Any], Any], X: np.ndarray, y: np.ndarray, X_val: np.ndarray, grid: Sequence[Any]
+    make: Callable[[Any], Any], X: np.ndarray, y: np.ndarray, X_val: np.ndarray, grid: Sequence[Any], groups: Any = None
 ) -> Path:
     """Fit an estimator for each value; for heads whose values share nothing."""
     for value in grid:
-        yield make(value).fit(X, y).predict(X_val), 0.0
+        yield fit_grouped(make(value), X, y, groups).predict(X_val), 0.0

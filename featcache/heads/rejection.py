@@ -11,8 +11,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..splits import Folds
-from .calibration import fit_temperature, labelled_rows
+from .calibration import fit_temperature
 from .held_out import class_logits, fitted_member, folds_of, held_out_logits, log_softmax
+from .rows import labelled_rows
 
 __all__ = ["RejectingClassifier", "confidences", "rejection_threshold"]
 

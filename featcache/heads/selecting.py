@@ -12,8 +12,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from ..splits import Folds, whole_number
-from .choosing import tuning_folds
-from .chosen import ChosenHead, Walked, few_threads, fitted, paired_gain, walk
+from .choosing import few_threads, tuning_folds
+from .chosen import ChosenHead, Walked, fitted, paired_gain, walk
 from .estimators import ShrunkScaler
 from .metrics import check_metric
 from .paths import estimator_path

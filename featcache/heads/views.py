@@ -230,6 +230,9 @@ class ViewsClassifier(ClassifierMixin, BaseEstimator):
                 metric=self.metric,
                 seed=self.random_state,
                 leave_one_out=self.n_views == 1 and groups is None,
+                groups=None
+                if self.n_views == 1 and groups is None
+                else (owners if groups is None else np.repeat(np.asarray(groups), self.n_views)),
             )
             self.best_estimator_, self.best_params_ = found.estimator, dict(found.params)
             return self

@@ -14,7 +14,10 @@ from sklearn.svm import SVC, LinearSVC
 from ..errors import HeadError
 from ..softmax import SoftmaxClassifier
 from . import fold_paths, paths
-from .estimators import CentroidClassifier, LDAClassifier, ShrunkScaler
+from .closed_forms import CentroidClassifier, LDAClassifier, SimpleShotClassifier
+from .estimators import ShrunkScaler
+from .kernel import NystroemClassifier
+from .many import TorchMLPClassifier
 from .neighbors import CosineKNeighborsClassifier
 
 __all__ = ["HEADS", "HeadInfo", "head_info", "make_head"]
@@ -103,6 +106,30 @@ def _knn(random_state: int, params: Mapping[str, Any]) -> Pipeline:
 def _centroid(random_state: int, params: Mapping[str, Any]) -> Pipeline:
     steps = [("centre", StandardScaler(with_std=False)), ("norm", Normalizer())]
     return Pipeline([*steps, ("centroid", CentroidClassifier(**params))])
+
+
+def _simpleshot(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return Pipeline([("simpleshot", SimpleShotClassifier(**params))])
+
+
+def _mlp(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return Pipeline([("mlp", TorchMLPClassifier(**{"random_state": random_state, **params}))])
+
+
+def _nystroem(random_state: int, params: Mapping[str, Any]) -> Pipeline:
+    return _standardised("nystroem", NystroemClassifier(**{"random_state": random_state, **params}))
+
+
+def _ensemble(random_state: int, params: Mapping[str, Any]) -> Any:
+    from .ensemble import EnsembleClassifier
+
+    return EnsembleClassifier(**{"random_state": random_state, **params})
+
+
+def _searched(random_state: int, params: Mapping[str, Any]) -> Any:
+    from .searching import SearchedHead
+
+    return SearchedHead(**{"random_state": random_state, **params})
 
 
 def _auto(random_state: int, params: Mapping[str, Any]) -> Any:
@@ -196,9 +223,39 @@ HEADS: dict[str, HeadInfo] = {
             _centroid,
         ),
         HeadInfo(
+            "simpleshot",
+            "class means of unit codes in units of the rows' spread, from sums: new rows update it exactly",
+            "1 or 2 rows per class; nothing to tune",
+            _simpleshot,
+        ),
+        HeadInfo(
+            "nystroem",
+            "ridge on a Gaussian kernel's Nyström features, width and alpha by leave-one-out",
+            "when a linear head underfits, for any number of rows",
+            _nystroem,
+        ),
+        HeadInfo(
+            "mlp",
+            "one hidden layer with dropout, trained in torch",
+            "20 rows per class and more",
+            _mlp,
+        ),
+        HeadInfo(
+            "searched",
+            "ridge behind a searched preprocessing: power, norm and scale together with alpha",
+            "codes of which you do not know what they need",
+            _searched,
+        ),
+        HeadInfo(
+            "ensemble",
+            "calibrated mean of ridge, logreg and lda, weighted on held-out training rows",
+            "calibrated probabilities",
+            _ensemble,
+        ),
+        HeadInfo(
             "auto",
-            "the best of centroid, lda, ridge, knn and logreg by cross-validation inside the training rows",
-            "when you do not want to choose; with one row per class it is centroid",
+            "a calibrated ensemble chosen by the rows per class, weighted on held-out training rows",
+            "when you do not want to choose; with one row per class it is simpleshot",
             _auto,
         ),
     )
@@ -227,7 +284,7 @@ def make_head(name: str, *, random_state: int = 0, **params: Any) -> Any:
 
     Returns
     -------
-    sklearn.pipeline.Pipeline (AutoClassifier for "auto")
+    sklearn.pipeline.Pipeline (for "auto", "ensemble" and "searched" the estimator itself)
         With `fit`, `predict` and so on, ready for GridSearchCV or cross_val_score.
 
     Raises

@@ -148,7 +148,8 @@ class SoftmaxClassifierCV(SoftmaxBase):
             best, since = (score, 0) if score > best else (best, since + (score < best))
             if self.patience and since >= self.patience:
                 break
-        self.C_ = float(self.Cs_[int(np.nanargmax(np.nanmean(self.scores_, axis=0)))])
+        tried = self.scores_[:, self.path_iter_ > 0].mean(axis=0)
+        self.C_ = float(self.Cs_[int(tried.argmax())])
 
     def _problem(
         self,

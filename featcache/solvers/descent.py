@@ -13,7 +13,7 @@ __all__ = ["Point", "descend"]
 #: Pairs of steps and changes of the gradient that are kept, per problem.
 _PAIRS = 10
 #: Relative rounding error of an objective summed in this dtype: a line search must not chase smaller improvements.
-_NOISE = {"float32": 2e-7, "float64": 1e-15}
+_NOISE = {"float32": 2e-7, "float64": 1e-14}
 
 
 @dataclass
@@ -131,7 +131,8 @@ class _Search:
             if not bad.any():
                 return step, theta, value, gradient
             hopeless = bad & (_host(length) < 1e-4)
-            self.failed |= hopeless
+            # Where no more than rounding stood to be gained, this is the end, and no failure.
+            self.failed |= hopeless & (_host(-slope) > 100.0 * self.noise * np.abs(_host(self.value)))
             self.active &= ~hopeless
             if not self.active.any():
                 return None

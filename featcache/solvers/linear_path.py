@@ -131,7 +131,7 @@ class LinearProblem:
         xp, self.passes = self.xp, self.passes + 1
         value, gradient, bend = 0.0 * self.weight[0, :, 0], xp.zeros_like(theta), None
         slope: Any = 0.0
-        flat = theta[:-1].reshape(-1, self.folds * self.columns)
+        flat = theta[:-1].reshape(len(theta) - 1, self.folds * self.columns)
         for rows, block in self.rows.blocks():
             scores = (block @ flat).reshape(len(block), self.folds, self.columns)
             scores += theta[-1]

@@ -52,7 +52,7 @@ class Preconditioner:
             out[:-1] = inner * self.along
         else:
             columns = inner.shape[1] * inner.shape[2]
-            known = (self.vectors.T @ inner.reshape(-1, columns)).reshape(self.along.shape) * self.along
+            known = (self.vectors.T @ inner.reshape(len(inner), columns)).reshape(self.along.shape) * self.along
             out[:-1] = inner * self.other
-            out[:-1] += (self.vectors @ known.reshape(-1, columns)).reshape(inner.shape)
+            out[:-1] += (self.vectors @ known.reshape(len(known), columns)).reshape(inner.shape)
         return out

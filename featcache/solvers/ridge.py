@@ -265,7 +265,7 @@ class RidgePath:
     def _filtered(self, part: np.ndarray, rates: np.ndarray, k: int) -> np.ndarray:
         """Return part @ diag(rates) @ projected for each row of rates, shape (n, len(rates), k), in one product."""
         wide = rates.T[:, :, None] * self._projected[:, None, :]
-        return (part @ wide.reshape(len(self._values), -1)).reshape(len(part), len(rates), k)
+        return (part @ wide.reshape(len(self._values), len(rates) * k)).reshape(len(part), len(rates), k)
 
     def _parts(self, X: Any, columns: int) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (rows, their rows of U); of rows that come in blocks, before their weights."""

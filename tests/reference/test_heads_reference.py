@@ -8,8 +8,6 @@ from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score, f1_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import normalize
 from sklearn.svm import SVC, LinearSVC
 
 from featcache.features import FeatureSet
@@ -77,12 +75,6 @@ def test_a_fold_that_lacks_a_class_never_predicts_it():
 def scaled_of(x, x_val):
     scaler = ShrunkScaler().fit(x.astype(float))
     return scaler.transform(x.astype(float)), scaler.transform(x_val.astype(float))
-
-
-def test_knn_path_is_cosine_knn():
-    for k, (codes, _) in zip((10, 3, 1), paths.knn_path(X[TRAIN], Y[TRAIN], X[VAL], Y[VAL], (10, 3, 1)), strict=True):
-        model = KNeighborsClassifier(k, weights="distance").fit(normalize(X[TRAIN]), Y[TRAIN])
-        assert (codes == model.predict(normalize(X[VAL]))).mean() >= 0.995
 
 
 def test_ridge_leave_one_out_equals_brute_force():
