@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from .errors import HeadError, SplitError
 from .features import FeatureSet
 from .heads.choosing import head_name, train, tuning_folds
-from .heads.fitted import Rows
+from .heads.labelled import Rows
 from .heads.metrics import METRICS, check_metric
 from .reporting import Result
 from .splits import Folds, holdout, k_shot, whole_number

@@ -18,7 +18,8 @@ from .closed_forms import (
 )
 from .ensemble import EnsembleClassifier
 from .estimators import ShrunkScaler
-from .fitted import FittedHead, fit
+from .fitted import FittedHead
+from .fitting import fit
 from .kernel import NystroemClassifier
 from .layers import LayerBlocks, join_layers
 from .linear import linear_form, normalised_form

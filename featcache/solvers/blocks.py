@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-__all__ = ["BLOCK_BYTES", "in_memory", "row_blocks"]
+__all__ = ["BLOCK_BYTES", "ChosenRows", "in_memory", "row_blocks"]
 
 #: A block of this size is large enough for BLAS and small enough for any machine.
 BLOCK_BYTES = 32 << 20
@@ -43,3 +43,33 @@ def row_blocks(
 def in_memory(X: Any) -> bool:
     """Tell whether rows are a plain array, which may be copied as a whole, or have to be read."""
     return isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
+
+
+class ChosenRows:
+    """Some rows of a matrix, in an order of one's own, which are read when they are asked for.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, d)
+        Whatever gives rows for a slice or an array of row numbers.
+    rows : ndarray of int of shape (m,)
+        Row numbers.
+    """
+
+    def __init__(self, X: Any, rows: np.ndarray) -> None:
+        self.X, self.rows = X, rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and features."""
+        return len(self.rows), int(self.X.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        rows = self.rows[which]
+        first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
+        if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():  # a run of rows is one read
+            return np.asarray(self.X[first : last + 1])
+        return np.asarray(self.X[rows])

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import HeadError
 from ..features import FeatureSet, text_of
-from ..heads.fitted import as_matrix
+from ..heads.labelled import as_matrix
 
 __all__ = ["Subjects", "column"]
 

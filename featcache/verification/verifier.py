@@ -12,7 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..errors import HeadError
 from ..features import FeatureSet
-from ..heads.fitted import FittedHead, as_matrix
+from ..heads.fitted import FittedHead
+from ..heads.labelled import as_matrix
 from ..splits import whole_number
 from .calibrating import calibration
 from .choosing import check_metric_name, choose, make_metric

@@ -1,0 +1,196 @@
+"""fit(): one head on a FeatureSet, with its settings chosen inside the training rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import HeadError, SplitError
+from ..features import FeatureSet
+from ..splits import Folds, whole_number
+from .choosing import Trained, train, tuning_folds
+from .fitted import FittedHead
+from .guards import check_guards, guards_of
+from .labelled import Rows, is_mapped
+from .mapped import train_mapped
+from .metrics import check_metric
+
+__all__ = ["fit"]
+
+#: Test rows that are predicted at once: those of a map need not fit into memory.
+_ROWS_AT_ONCE = 65_536
+
+
+def fit(
+    head: Any,
+    data: FeatureSet,
+    *,
+    metric: str = "accuracy",
+    cv: int = 5,
+    seed: int = 0,
+    params: Mapping[str, Any] | None = None,
+    calibrate: bool = False,
+    reject: float | None = None,
+    novelty: str | None = None,
+) -> FittedHead:
+    """Train one head on cached codes.
+
+    With a split column, the val rows choose the settings (cross-validation inside train where there is no val), the
+    head is fitted again on train and val, and the test rows are scored once. Without one, settings are chosen by
+    cross-validation and the head is fitted on all rows. Groups are kept whole.
+
+    Parameters
+    ----------
+    head : str or estimator
+        A key of `HEADS`, or any scikit-learn classifier, which is cloned and used as it is.
+    data : FeatureSet
+        Codes and labels; rows without a label are left out.
+    metric : str, default="accuracy"
+        "accuracy", "balanced_accuracy" or "macro_f1".
+    cv : int, default=5
+        Folds; fewer when no class has so many rows. With one row per class settings are fixed.
+    seed : int, default=0
+        Seed of the folds and of the head.
+    params : mapping, default=None
+        Settings to hold fixed, e.g. ``{"C": 0.1}``; others are chosen.
+    calibrate : bool, default=False
+        Whether `predict_proba` and `predict_scores` give calibrated probabilities: the softmax of the head's scores
+        over one temperature, fitted on held-out training rows (see `TemperatureClassifier`). Labels stay the same.
+    reject : float, default=None
+        An error rate wanted among the answers, e.g. 0.05: `FittedHead.accept` then says which are sure enough (see
+        `RejectingClassifier`). Calibrates, too.
+    novelty : {"mahalanobis", "knn"}, default=None
+        Adds a detector of images unlike the training images (`MahalanobisDetector`, `KNeighborsDetector`), which calls
+        5 % of the usual ones novel: `FittedHead.novelty`.
+
+    Returns
+    -------
+    FittedHead
+        With `estimator`, `scores`, the provenance of the codes, and `notes`.
+
+    Raises
+    ------
+    HeadError
+        Unknown head or metric, one class only, no labels, NaN in the codes.
+    SplitError
+        A fold count below 2, or a seed below 0.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> X, y = load_digits(return_X_y=True)
+    >>> fitted = fit("lda", FeatureSet(X, y))
+    >>> fitted.predict(X[:2]).tolist()
+    ['0', '1']
+    """
+    check_metric(metric)
+    check_guards(calibrate, reject, novelty)
+    for name, value, least in (("cv", cv, 2), ("seed", seed, 0)):
+        if not whole_number(value, least):
+            raise SplitError(f"{name}: expected a whole number of {least} or more, got {value!r}")
+    if params is not None and not isinstance(params, Mapping):
+        raise HeadError(f"params: expected a mapping such as {{'C': 0.1}}, got {params!r}")
+    rows = Rows.of(data, on_disk=True)
+    train_rows = np.concatenate(
+        [rows.parts[p] for p in ("train", "val") if p in rows.parts] or [np.arange(len(rows.y))]
+    )
+    train_rows = train_rows[np.argsort(rows.ids[train_rows], kind="stable")]  # the result must not depend on row order
+    y = rows.y[train_rows]
+    if is_mapped(rows.X):
+        if calibrate or reject is not None or novelty is not None:
+            raise HeadError("fit: calibrate, reject and novelty need the codes in memory; use load(in_memory=True)")
+        groups = None if rows.groups is None else rows.groups[train_rows]
+        trained = train_mapped(
+            head, rows.X, train_rows, y, metric=metric, cv=cv, seed=seed, params=params, groups=groups
+        )
+        guards: dict[str, Any] = {}
+        how, notes = "cv", rows.notes
+    else:
+        asked = {"calibrate": calibrate, "reject": reject, "novelty": novelty}
+        trained, how, guards, notes = _fit_here(rows, train_rows, head, metric, cv, seed, params, asked)
+    scores = {} if trained.score is None else {how: trained.score}
+    if "test" in rows.parts:
+        scores["test"], note = score_rows(trained, rows, rows.parts["test"], metric, known=np.unique(y))
+        notes += note
+    return FittedHead(
+        estimator=trained.estimator,
+        classes_=np.unique(y),
+        head=trained.name,
+        params=trained.params,
+        scores=scores,
+        metric=metric,
+        n_train=len(y),
+        training_digest=_digest(rows.ids[train_rows]),
+        n_features=rows.X.shape[1],
+        spec=data.spec,
+        locator=data.locator,
+        node=data.node,
+        fingerprint=data.fingerprint,
+        notes=notes + trained.notes,
+        **guards,
+    )
+
+
+def _fit_here(
+    rows: Rows,
+    train_rows: np.ndarray,
+    head: Any,
+    metric: str,
+    cv: int,
+    seed: int,
+    params: Mapping[str, Any] | None,
+    asked: dict[str, Any],
+) -> tuple[Trained, str, dict[str, Any], tuple[str, ...]]:
+    """Fit on rows in memory; return the head, what validated it, what was asked for beside it, and notes."""
+    X, y = rows.X[train_rows], rows.y[train_rows]
+    groups = None if rows.groups is None else rows.groups[train_rows]
+    folds, how = _folds_for(rows, train_rows, cv, seed)
+    trained = train(
+        head,
+        X,
+        y,
+        folds,
+        metric=metric,
+        seed=seed,
+        params=params,
+        leave_one_out=groups is None and how == "cv",
+        groups=groups,
+        always_score=True,
+    )
+    guards, guard_notes = guards_of(trained.estimator, X, y, folds, groups, **asked)
+    notes = rows.notes + (folds.notes if folds else ("fixed settings: no class has two rows to choose on",))
+    return trained, how, guards, notes + guard_notes
+
+
+def _folds_for(rows: Rows, train_rows: np.ndarray, cv: int, seed: int) -> tuple[Folds | None, str]:
+    """The val part as the one fold, or cross-validation folds, as positions in `train_rows`."""
+    y = rows.y[train_rows]
+    if "val" in rows.parts:
+        in_val = np.isin(train_rows, rows.parts["val"])
+        if len(np.unique(y[~in_val])) < 2:
+            raise HeadError("train rows: expected two classes or more, got one; look at the split column")
+        return Folds(((np.flatnonzero(~in_val), np.flatnonzero(in_val)),)), "val"
+    if len(np.unique(y)) < 2:
+        raise HeadError("train rows: expected two classes or more, got one; look at the split column")
+    groups = None if rows.groups is None else rows.groups[train_rows]
+    return tuning_folds(y, rows.X.shape[1], cv=cv, ids=rows.ids[train_rows], groups=groups, seed=seed), "cv"
+
+
+def score_rows(
+    trained: Trained, rows: Rows, test: np.ndarray, metric: str, known: np.ndarray
+) -> tuple[float, tuple[str, ...]]:
+    """Score a trained head on test rows; a label that training never saw counts as an error, and is noted."""
+    parts = [test[i : i + _ROWS_AT_ONCE] for i in range(0, len(test), _ROWS_AT_ONCE)]
+    predicted = np.concatenate([trained.estimator.predict(rows.X[part]) for part in parts])
+    classes, codes = np.unique(np.concatenate([rows.y[test], predicted]), return_inverse=True)
+    unknown = np.setdiff1d(rows.y[test], known)
+    note = (f"{len(unknown)} classes of the test rows are not in training: {', '.join(unknown[:3])}",)
+    score = check_metric(metric)(codes[: len(test)], codes[len(test) :])
+    return score, note if len(unknown) else ()
+
+
+def _digest(ids: np.ndarray) -> str:
+    return hashlib.sha256("\n".join(sorted(ids.tolist())).encode("utf-8", "surrogatepass")).hexdigest()
