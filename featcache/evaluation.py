@@ -99,7 +99,7 @@ class _Run:
 
 def compare(
     data: FeatureSet | Mapping[str, FeatureSet] | Sequence[FeatureSet],
-    heads: Sequence[Any] = ("logreg", "svm", "softmax", "knn", "ridge", "lda", "centroid"),
+    heads: Sequence[Any] = ("logreg", "svm", "knn", "ridge", "lda", "centroid", "auto"),
     *,
     shots: Sequence[int | str] = ("all",),
     seeds: int = 5,

@@ -393,3 +393,10 @@ def test_the_end_says_when_output_could_not_be_written():
     with open("/dev/full", "w") as full:
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     assert done.returncode == 120 and "No space left" in done.stderr
+
+
+def test_help_names_all_heads():
+    from featcache.heads import HEADS
+
+    words = " ".join(call("fit", "--help").out.split())
+    assert all(name in words for name in HEADS)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.model_selection import GroupKFold, StratifiedKFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_limits
 
-from featcache.softmax import SoftmaxClassifier
+from featcache.softmax import SoftmaxClassifier, SoftmaxClassifierCV
 
 X, Y = load_digits(return_X_y=True)
 X = (X / 16.0)[:600]
@@ -27,7 +28,7 @@ def _one_thread():
         yield
 
 
-@parametrize_with_checks([SoftmaxClassifier()])
+@parametrize_with_checks([SoftmaxClassifier(), SoftmaxClassifier(standardize=True), SoftmaxClassifierCV(Cs=3, cv=3)])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -79,3 +80,104 @@ def test_settings_out_of_range(settings):
 def test_torch_is_not_imported_before_fit():
     code = "import sys, featcache.softmax, featcache.heads; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def objective(head, x, y, C, weight=None):
+    log_p = head.predict_log_proba(x)[np.arange(len(y)), np.searchsorted(head.classes_, y)]
+    return -C * (log_p * (1.0 if weight is None else weight)).sum() + 0.5 * np.square(head.coef_).sum()
+
+
+@pytest.mark.parametrize("C", [1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_objective_and_gap_are_what_they_say(C, classes):
+    x, y = X[classes > Y].astype("float32"), Y[classes > Y]
+    head = SoftmaxClassifier(C).fit(x, y)
+    assert objective(head, x, y, C) == pytest.approx(head.objective_, rel=1e-4)
+    best = objective(SoftmaxClassifier(C, tol=1e-12, max_iter=20_000).fit(x, y), x, y, C)
+    assert -1e-6 * best < head.objective_ - best < 1e-5 * best
+    assert head.objective_ - best <= head.gap_ + 1e-6 * best and head.gap_ < 1e-2 * best
+
+
+def test_without_intercept_and_with_equal_scales():
+    ours = SoftmaxClassifier(0.5, fit_intercept=False, tol=1e-10).fit(X, Y)
+    theirs = reference(X, Y, C=0.5, fit_intercept=False)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-5)
+    assert not ours.intercept_.any()
+
+
+def test_many_labels_at_once_are_as_many_logistic_regressions():
+    labels = np.stack([Y % 2 == 0, Y > 6, Y == 3], axis=1).astype(int)
+    head = SoftmaxClassifier(0.3, tol=1e-10).fit(X, labels)
+    for column in range(3):
+        alone = reference(X, labels[:, column], C=0.3)
+        np.testing.assert_allclose(head.coef_[column], alone.coef_[0], atol=1e-5)
+        np.testing.assert_allclose(head.predict_proba(X)[:, column], alone.predict_proba(X)[:, 1], atol=1e-5)
+    assert head.predict(X).shape == (600, 3) and (head.predict(X) == labels).mean() > 0.95
+    with pytest.raises(ValueError, match="other numbers|multiclass-multioutput"):
+        SoftmaxClassifier().fit(X, labels * 2)
+    with pytest.raises(ValueError, match="multi-label"):
+        SoftmaxClassifier(class_weight="balanced").fit(X, labels)
+
+
+def test_smoothed_labels_have_softer_answers_and_the_smoothed_optimum():
+    sharp, soft = (SoftmaxClassifier(10.0, label_smoothing=s).fit(X, Y) for s in (0.0, 0.2))
+    assert soft.predict_proba(X).max(axis=1).mean() < sharp.predict_proba(X).max(axis=1).mean() - 0.1
+    # A smoothed target is the same as each row standing there once per class, with shares as weights.
+    rows, labels = np.repeat(X, 10, axis=0), np.tile(np.arange(10), 600)
+    shares = np.full((600, 10), 0.02)
+    shares[np.arange(600), Y] += 0.8
+    spelt_out = SoftmaxClassifier(10.0, tol=1e-9, max_iter=5000).fit(rows, labels, shares.ravel())
+    exact = SoftmaxClassifier(10.0, label_smoothing=0.2, tol=1e-9, max_iter=5000).fit(X, Y)
+    np.testing.assert_allclose(exact.predict_proba(X), spelt_out.predict_proba(X), atol=1e-4)
+    two = Y < 2
+    assert SoftmaxClassifier(10.0, label_smoothing=0.2).fit(X[two], Y[two]).predict_proba(X[two]).max() < 0.95
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_codes_on_disk_give_the_same_head(standardize, tmp_path):
+    mapped = np.memmap(tmp_path / "codes", dtype="float16", mode="w+", shape=X.shape)
+    mapped[:] = X
+    here, there = (
+        SoftmaxClassifier(0.5, standardize=standardize, tol=1e-9).fit_blocks(x, Y)
+        for x in (np.asarray(mapped, dtype="float64"), mapped)
+    )
+    np.testing.assert_allclose(here.coef_, there.coef_, atol=1e-4)
+    with pytest.raises(ValueError, match="a label for each row"):
+        SoftmaxClassifier().fit_blocks(mapped, Y[:-1])
+
+
+def test_thousands_of_classes():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3000, 24)).astype("float32")
+    y = np.repeat(np.arange(3000), 2)
+    x = centres[y] + 0.1 * rng.normal(size=(6000, 24)).astype("float32")
+    head = SoftmaxClassifier(1.0, tol=1e-3).fit(x, y)
+    assert head.coef_.shape == (3000, 24) and (head.predict(x) == y).mean() > 0.9
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_whole_path_scores_as_logistic_regression_cv(classes):
+    x, y = X[classes > Y], Y[classes > Y]
+    Cs, folds = [1e-3, 1e-2, 0.1, 1.0], list(StratifiedKFold(3, shuffle=True, random_state=0).split(x, y))
+    ours = SoftmaxClassifierCV(Cs, cv=folds, scoring="neg_log_loss").fit(x, y)
+    theirs = LogisticRegressionCV(
+        Cs=Cs, cv=folds, scoring="neg_log_loss", solver="newton-cg", tol=1e-8, max_iter=1000,
+        use_legacy_attributes=False,
+    ).fit(x, y)  # fmt: skip
+    np.testing.assert_allclose(ours.scores_, np.asarray(theirs.scores_).reshape(3, 4), rtol=1e-3)
+    assert ours.C_ == theirs.C_
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-2 * abs(theirs.coef_).max())
+
+
+def test_patience_groups_and_weights_in_the_path():
+    groups = np.arange(600) // 6
+    head = SoftmaxClassifierCV(np.logspace(-4, 6, 11), cv=GroupKFold(3), patience=1).fit(X, Y, groups=groups)
+    tried = head.path_iter_ > 0
+    assert not tried.all() and np.isnan(head.scores_[:, ~tried]).all() and tried[: tried.sum()].all()
+    weight = (Y != 9).astype(float)
+    lighter = SoftmaxClassifierCV([0.1], cv=3).fit(X, Y, sample_weight=weight)
+    assert not (lighter.predict(X) == 9).any()
+    with pytest.raises(ValueError, match="scoring"):
+        SoftmaxClassifierCV(scoring="auc").fit(X, Y)
+    with pytest.raises(ValueError, match="values of C"):
+        SoftmaxClassifierCV(Cs=[0.1, -1.0]).fit(X, Y)

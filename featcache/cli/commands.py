@@ -220,7 +220,11 @@ def fit(
     store: Codes,
     out: Annotated[Path, typer.Option("-o", "--out", help="File for the fitted head.")],
     head: Annotated[
-        str, typer.Option("--head", help="logreg, svm, svm-rbf, softmax, ridge, lda, knn, centroid, auto.")
+        str,
+        typer.Option(
+            "--head",
+            help="auto, logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, searched, ensemble.",
+        ),
     ] = ("auto"),
     metric: Metric = "accuracy",
     cv: Annotated[int, typer.Option("--cv", min=2, help="Folds for choosing settings.")] = 5,
@@ -280,7 +284,9 @@ def compare(
     stores: Annotated[
         list[Path], typer.Argument(help="Stores, or .npy, .npz, .h5, .parquet files.", metavar="STORE...")
     ],
-    heads: Annotated[str, typer.Option("--heads", help="Comma-separated names; see fit.")] = "logreg,svm,softmax,knn",
+    heads: Annotated[
+        str, typer.Option("--heads", help="Comma-separated names; see fit.")
+    ] = "logreg,svm,knn,ridge,lda,centroid,auto",
     shots: Annotated[str, typer.Option("--shots", help="Images per class to train on: numbers, all.")] = "all",
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many draws of each.")] = 5,
     metric: Metric = "accuracy",

@@ -81,7 +81,7 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
                 raise ValueError(
                     f"{type(self).__name__}: class_weight is not for multi-label targets; give sample_weight"
                 )
-            if type_of_target(y) != "multilabel-indicator":
+            if type_of_target(y) != "multilabel-indicator" or not np.isin(y, (0, 1)).all():
                 raise ValueError(
                     f"{type(self).__name__}: expected a matrix y of 0 and 1 (multi-label), got other numbers"
                 )

@@ -31,14 +31,14 @@ class Standardised:
 
     @classmethod
     def of(cls, X: Any, weight: np.ndarray) -> Standardised:
-        """Measure the rows: weighted mean and variance, the latter shrunk by the number of rows that have a weight."""
+        """Measure the rows: weighted mean and variance, the latter shrunk; weights count as rows."""
         share, d = weight / weight.sum(), X.shape[1]
         mean, square = np.zeros(d), np.zeros(d)
         for rows, block in row_blocks(X, dtype=np.float64):
             mean += share[rows] @ block
         for rows, block in row_blocks(X, dtype=np.float64):
             square += share[rows] @ np.square(block - mean)
-        return cls(X, mean, shrunk_scale(square, float((weight > 0).sum())))
+        return cls(X, mean, shrunk_scale(square, float(weight.sum())))
 
     @property
     def shape(self) -> tuple[int, int]:
