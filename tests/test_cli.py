@@ -395,8 +395,8 @@ def test_the_end_says_when_output_could_not_be_written():
     assert done.returncode == 120 and "No space left" in done.stderr
 
 
-def test_help_names_all_heads():
+def test_help_names_all_heads(capsys):
     from featcache.heads import HEADS
 
-    words = " ".join(call("fit", "--help").out.split())
+    words = " ".join(ok(capsys, "fit", "--help").split())
     assert all(name in words for name in HEADS)

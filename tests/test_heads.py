@@ -29,6 +29,8 @@ from featcache.heads import (
     normalised_form,
 )
 from featcache.heads.linear import network_form
+from featcache.heads.persistence import _read
+from featcache.softmax import SoftmaxClassifier
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:400].astype("float32"), np.char.add("digit ", Y[:400].astype(str))
@@ -344,3 +346,17 @@ def test_auto_takes_groups_into_its_folds():
     torn = AutoClassifier(cv=4).fit(rows, labels)
     whole = AutoClassifier(cv=4).fit(rows, labels, np.repeat(range(40), 4))
     assert torn.best_score_ > whole.best_score_ + 0.15
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_same_rows_give_the_same_head(name, tmp_path):
+    rows = np.concatenate([np.flatnonzero(c == Y)[:12] for c in np.unique(Y)])
+    bodies = [_read(fit(name, FeatureSet(X[rows], Y[rows])).save(tmp_path / f"{i}.head"))[0] for i in range(2)]
+    assert bodies[0] == bodies[1]  # with the digest of all arrays inside
+
+
+def test_many_labels_keep_their_scores_in_the_affine_form():
+    labels = np.stack([Y == "digit 1", Y == "digit 2"], axis=1).astype(int)
+    head = SoftmaxClassifier().fit(X, labels)
+    W, b = linear_form(head)
+    np.testing.assert_allclose(X @ W.T + b, head.decision_function(X), atol=1e-4)

@@ -181,3 +181,37 @@ def test_patience_groups_and_weights_in_the_path():
         SoftmaxClassifierCV(scoring="auc").fit(X, Y)
     with pytest.raises(ValueError, match="values of C"):
         SoftmaxClassifierCV(Cs=[0.1, -1.0]).fit(X, Y)
+
+
+def test_huge_codes_with_hardly_any_penalty():
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1e4, size=(400, 512)).astype("float32")
+    y = rng.integers(0, 5, 400)
+    head = SoftmaxClassifier(1.0).fit(x, y)
+    best = SoftmaxClassifier(1.0, tol=1e-12, max_iter=20_000).fit(x, y)
+    assert head.objective_ - best.objective_ <= head.gap_ < 2e-3 * best.objective_
+
+
+def test_weights_that_are_none_are_said():
+    for weights in (dict.fromkeys(range(10), 0.0), {**dict.fromkeys(range(10), 1.0), 3: -1.0}):
+        for kind in (SoftmaxClassifier, SoftmaxClassifierCV):
+            with pytest.raises(ValueError, match="class weights above 0"):
+                kind(class_weight=weights).fit(X, Y)
+    kept = SoftmaxClassifier(class_weight="balanced").fit(X, Y, sample_weight=(Y != 4).astype(float))
+    assert 4 not in kept.classes_ and len(kept.classes_) == 9
+    with pytest.raises(ValueError, match="sample_weight of 0 or more"):
+        SoftmaxClassifierCV().fit(X, Y, sample_weight=-np.ones(600))
+    for wrong in ({"patience": -1}, {"Cs": -1}, {"Cs": 0}, {"max_iter": 0.5}):
+        with pytest.raises(ValueError, match="expected"):
+            SoftmaxClassifierCV(**wrong).fit(X, Y)
+    assert len(SoftmaxClassifierCV(np.int64(3), cv=3).fit(X, Y).Cs_) == 3
+
+
+def test_standardising_inside_is_standardising_in_front():
+    from sklearn.pipeline import make_pipeline
+
+    from featcache.heads import ShrunkScaler
+
+    inside = SoftmaxClassifier(0.1, standardize=True, class_weight="balanced", tol=1e-9).fit(X[:200], Y[:200])
+    front = make_pipeline(ShrunkScaler(), SoftmaxClassifier(0.1, class_weight="balanced", tol=1e-9))
+    np.testing.assert_allclose(inside.predict_proba(X), front.fit(X[:200], Y[:200]).predict_proba(X), atol=1e-5)

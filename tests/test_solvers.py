@@ -175,3 +175,32 @@ def test_standardised_rows_and_the_way_back():
     plain = scaled.on_features(coef, intercept)
     np.testing.assert_allclose(X @ plain[0].T + plain[1], rows @ coef.T + intercept, atol=1e-10)
     assert (shrunk_scale(np.zeros(4), 10.0) == 1.0).all()
+
+
+def test_long_sums_do_not_burn_passes_in_float32():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(50_000, 8)).astype("float32")
+    target = (rows[:, :1] + rng.normal(size=(50_000, 1)) > 0).astype(float)
+    fold = np.arange(50_000) % 5
+    weight = np.stack([(fold != f).astype(float) for f in range(5)])
+    passes = []
+    for dtype in ("float32", "float64"):
+        p = LinearProblem(rows, target, 1, weight, SigmoidLoss(), dtype=dtype)
+        passes.append([point.passes for point in p.walk([1.0 / (C * p.total) for C in (1e-3, 0.1, 10.0)], tol=1e-6)])
+    assert sum(passes[0]) <= 2 * sum(passes[1])
+
+
+def test_nearly_certain_rows_of_a_sigmoid_have_an_exact_loss():
+    scores = np.asarray([[[18.0]], [[-18.0]]], dtype=np.float32)
+    weight = np.ones((2, 1, 1), dtype=np.float32)
+    loss, _ = SigmoidLoss()(np, scores, np.asarray([[1.0], [0.0]], dtype=np.float32), weight, False)
+    assert loss[0] == pytest.approx(2 * np.exp(-18.0), rel=1e-5)
+    np.testing.assert_allclose(scores.ravel(), [-np.exp(-18.0), np.exp(-18.0)], rtol=1e-5)
+
+
+def test_a_constant_column_does_not_spoil_the_certificate():
+    target = np.c_[np.eye(10)[Y], np.zeros(300)]
+    p = LinearProblem(X, target, 11, ONES, SigmoidLoss(), dtype="float64")
+    point = p.solve(np.asarray([1e-2]), tol=1e-12, max_iter=2000)
+    settled = p.improve(point, np.asarray([1e-2]), tol=1e-14, max_iter=50, intercepts_only=True)
+    assert duality_gap(p, settled, 1e-2) < 1e-3 * float(settled.value[0])

@@ -1,6 +1,6 @@
 """Is `auto` the best head to take without thinking, from one labelled row per class to all of them?
 
-Each draw holds out a quarter of the rows (whole groups), takes k rows per class of the rest, and gives all contestants
+Each draw holds out a quarter of the rows, takes k rows per class of the rest, and gives all contestants
 the same rows: `fit("auto")` as it is by default, and seven heads as people use them. The question is asked twice: is
 there a cell (set × shots) where the 95 % interval of the paired difference to the best of the seven lies wholly below
 −0.3 points, and is the mean over all cells above that of each? "The best of the seven" is chosen by its mean on the
@@ -52,7 +52,7 @@ def fewest_rows(y: np.ndarray) -> int:
 
 
 def swept(y: np.ndarray) -> Any:
-    """CLIP's protocol: C over 1e-6 … 1e6 by validation; by our solver, which finds the same optimum sooner."""
+    """CLIP's protocol: C over 1e-6 … 1e6 by validation; by our solver; it stops after six values without gain."""
     fewest = fewest_rows(y)
     if fewest < 2:
         return LogisticRegression(C=0.316, max_iter=1000)  # CLIP's own default where nothing can be validated

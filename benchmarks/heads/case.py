@@ -55,7 +55,7 @@ class Case:
 
 
 def _generated(name: str) -> FeatureSet:
-    """60 rows of 6 classes in 48 features; with four alphabets as splits where identities are asked for."""
+    """180 rows of 6 classes in 48 features; with four alphabets as splits where identities are asked for."""
     rng = np.random.default_rng(len(name))
     classes, per_class = (24, 6) if name.startswith("omniglot") else (6, 30)
     labels = np.repeat(np.arange(classes), per_class)
@@ -75,8 +75,8 @@ def standardised(data: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
 def synthetic(n: int, d: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return correlated codes behind a ReLU, standardised, float32 (n, d), and labels of a softmax model on them.
 
-    The spectrum falls as that of real codes does; one label in five is not the most probable one, so that the classes
-    are not separable where n is well above d.
+    The spectrum falls as that of real codes does; about half of the labels are not the most probable one, so that the
+    classes are not separable where n is well above d.
     """
     rng = np.random.default_rng(seed)
     mix = (rng.standard_normal((d, d)) * np.arange(1, d + 1) ** -0.5).astype(np.float32)

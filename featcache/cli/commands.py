@@ -223,7 +223,8 @@ def fit(
         str,
         typer.Option(
             "--head",
-            help="auto, logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, searched, ensemble.",
+            help="auto, logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, searched, "
+            "ensemble.",
         ),
     ] = ("auto"),
     metric: Metric = "accuracy",

@@ -43,8 +43,8 @@ class _Member:
     seconds: float
 
 
-def _members(n: int, d: int, k: int, folds: int, seed: int) -> list[_Member]:
-    """The candidates, cheapest first; which ones, depends on the rows per class.
+def _members(n: int, d: int, k: int, folds: int, seed: int, metric: str) -> list[_Member]:
+    """The candidates; which ones, depends on the rows per class.
 
     Square roots and unit length tame the long tails of codes behind a ReLU. Class means are hard to beat while rows are
     few, and of no use later; then it pays to look at the codes as they are beside their roots.
@@ -59,15 +59,15 @@ def _members(n: int, d: int, k: int, folds: int, seed: int) -> list[_Member]:
     shots = _Member("simpleshot", SimpleShotClassifier(), fits * 4.0 * n * d / NOMINAL_SPEED)
     several = [
         _Member("lda", lda, fits * products / NOMINAL_SPEED),
-        _Member("logreg on roots", _logreg(root, seed), fits * solver / NOMINAL_SPEED),
+        _Member("logreg on roots", _logreg(root, seed, metric), fits * solver / NOMINAL_SPEED),
     ]
     if n <= FEW_PER_CLASS * k:
         return [shots, *several]
-    return [*several, _Member("logreg", _logreg(plain, seed), fits * solver / NOMINAL_SPEED)]
+    return [*several, _Member("logreg", _logreg(plain, seed, metric), fits * solver / NOMINAL_SPEED)]
 
 
-def _logreg(start: dict[str, Any], seed: int) -> SearchedHead:
-    return SearchedHead("logreg", start=start, max_candidates=1, cv=3, random_state=seed)
+def _logreg(start: dict[str, Any], seed: int, metric: str) -> SearchedHead:
+    return SearchedHead("logreg", start=start, max_candidates=1, metric=metric, cv=3, random_state=seed)
 
 
 class AutoClassifier(ClassifierMixin, BaseEstimator):
@@ -77,8 +77,8 @@ class AutoClassifier(ClassifierMixin, BaseEstimator):
     unit length, and with them SimpleShot (class means of unit rows) up to 30 rows per class, logistic regression on the
     centred codes beyond. Each is fitted on folds of the training rows; what they
     say of the held-out rows gives each a temperature and a weight (a member that does not help gets none). With one row
-    per class nothing can be held out: SimpleShot it is. No peer's default is better over the regimes from one row per
-    class to hundreds (``benchmarks/bench_heads.py``, part auto).
+    per class nothing can be held out: SimpleShot it is. ``benchmarks/bench_heads.py``, part auto, compares it
+    with seven heads that people use, from one row per class to all.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class AutoClassifier(ClassifierMixin, BaseEstimator):
     max_seconds : float, default=60.0
         Time budget: members are left out, the dearest first, until all that remains is expected to take no longer at
         5e10 multiplications per second (two cores). The expectation depends on sizes only, so the result does not
-        depend on the machine.
+        depend on the machine. The cheapest member stays, whatever it takes.
     cv : int, default=5
         Folds; fewer when no class has so many rows.
     random_state : int, default=0
@@ -105,7 +105,8 @@ class AutoClassifier(ClassifierMixin, BaseEstimator):
     best_params_ : dict
         Weights of the members of an ensemble, by name.
     best_score_ : float or None
-        Its validated metric; None where nothing could be validated.
+        Its validated metric; None where nothing could be validated. The three numbers of an ensemble's weights have
+        seen the same held-out rows, its members have not.
     tried_ : list of dict
         Per member: "head", "score" (validated), "weight" in the ensemble, and "expected_seconds"; or why it was
         "left_out".
@@ -176,10 +177,10 @@ class AutoClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _affordable(self, X: np.ndarray, folds: int) -> list[_Member]:
-        """The members within the budget; the cheapest is always there."""
-        members = _members(len(X), X.shape[1], len(self.classes_), folds, self.random_state)
+        """The members within the budget; the cheapest stays whatever it takes."""
+        members = _members(len(X), X.shape[1], len(self.classes_), folds, self.random_state, self.metric)
         while len(members) > 1 and sum(member.seconds for member in members) > self.max_seconds:
-            gone = members.pop(max(range(1, len(members)), key=lambda i: members[i].seconds))
+            gone = members.pop(max(range(len(members)), key=lambda i: members[i].seconds))
             why = f"expected to take {gone.seconds:.0f} s, more than max_seconds={self.max_seconds:g} leaves"
             self.tried_.append({"head": gone.name, "left_out": why})
         return members

@@ -54,7 +54,7 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
         Rows that temperatures and weights were fitted on.
     held_out_predictions_ : ndarray of int32 of shape (n_heads + 1, n_held_out)
         Positions in `classes_` that the heads, and last the ensemble, predicted of them. The ensemble's weights have
-        seen these labels, its members have not.
+        seen these labels; a head given by name has chosen its settings on these folds, an estimator has not.
     classes_ : ndarray of shape (n_classes,)
         The labels.
     notes_ : list of str

@@ -13,7 +13,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from ..errors import HeadError
-from ..softmax import SoftmaxClassifier
+from ..softmax import SoftmaxClassifier, SoftmaxClassifierCV
 from .auto import AutoClassifier
 from .closed_forms import CentroidClassifier, IncrementalRidgeClassifier, LDAClassifier
 from .preprocessing import CodeScaler, ShrunkWhitener, SignedPower
@@ -31,6 +31,7 @@ _LINEAR = (
     RidgeClassifierCV,
     LinearDiscriminantAnalysis,
     SoftmaxClassifier,
+    SoftmaxClassifierCV,
     LDAClassifier,
     CentroidClassifier,
     IncrementalRidgeClassifier,
@@ -217,6 +218,8 @@ def _affine(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     W = np.atleast_2d(np.asarray(classifier.coef_, dtype=np.float64))
     b = np.atleast_1d(np.asarray(classifier.intercept_, dtype=np.float64))
+    if getattr(classifier, "multilabel_", False):
+        return W, b
     if len(W) == 1:
         W, b = np.vstack([-W, W]) / 2.0, np.concatenate([-b, b]) / 2.0
     elif len(W) == 2:  # a row per class; what both share tells them not apart

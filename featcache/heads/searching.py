@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,8 +40,9 @@ class SearchedHead(ChosenHead):
 
     The search is by coordinates: from `start` it tries the other powers, then the norm, then the scale, keeping the
     best so far, round by round until nothing improves or `max_candidates` have been tried. Every candidate is scored on
-    the same held-out rows for the head's whole grid at once: folds with everything fitted inside them, exact
-    leave-one-out for ridge. The start stays unless the best candidate is better by more than `guard` paired standard
+    the same held-out rows for the head's whole grid at once: folds, or exact leave-one-out for ridge (there,
+    and where a path takes all folds at once, mean and deviation are those of all training rows). The start stays unless the best
+    candidate is better by more than `guard` paired standard
     errors: with few rows the best of many candidates is mostly the luckiest.
 
     Parameters
@@ -78,7 +78,7 @@ class SearchedHead(ChosenHead):
         The same of the start.
     tried_ : list of dict
         Per candidate, in the order tried: its settings, "score", "gain" over the start and "error", the standard
-        error of the gain, and "seconds".
+        error of the gain.
     classes_ : ndarray of shape (n_classes,)
         Labels.
 
@@ -187,9 +187,7 @@ class SearchedHead(ChosenHead):
         gain, error = gains[id(best)]
         chosen = best if best.score > first.score and gain > self.guard * error else first
         self.tried_ = [
-            {**one.params, "score": one.score, "gain": gains[id(one)][0], "error": gains[id(one)][1]}
-            | {"seconds": one.seconds}
-            for one in tried
+            {**one.params, "score": one.score, "gain": gains[id(one)][0], "error": gains[id(one)][1]} for one in tried
         ]
         self.best_params_, self.best_score_, self.start_score_ = dict(chosen.params), chosen.score, first.score
 
@@ -218,7 +216,7 @@ class _Tried:
 
     def __init__(self, scaling: dict[str, Any], setting: dict[str, Any], place: int, found: Walked) -> None:
         self.scaling, self.place, self.score, self.hits = scaling, place, found.score, found.hits
-        self.params, self.seconds = {**scaling, **setting}, 0.0
+        self.params = {**scaling, **setting}
 
 
 class _Trial:
@@ -235,21 +233,20 @@ class _Trial:
 
     def run(self, scaling: dict[str, Any], start: _Tried | None) -> _Tried:
         """Score the grid, or what of it is near the start's best value, behind one preprocessing."""
-        began, first, grid = time.perf_counter(), 0, self.grid
+        first, grid = 0, self.grid
         if start is not None and self.info.patience and scaling["scale"] == start.scaling["scale"]:
             first = max(0, start.place - 1)
             grid = grid[first : start.place + 2]
         found = walk(self._values(scaling, grid), len(grid), self.truth, self.metric, self.info.patience)
         setting = {self.info.param: grid[found.place]} if self.info.param else {}
-        tried = _Tried(scaling, setting, first + found.place, found)
-        tried.seconds = time.perf_counter() - began
-        return tried
+        return _Tried(scaling, setting, first + found.place, found)
 
     def _values(self, scaling: dict[str, Any], grid: Sequence[Any]) -> Iterable[Sequence[Any]]:
         """For each value of the grid what each fold predicts."""
         if self.leave_one_out:
             return ([step] for step in ridge_loo(self.X, self.y, grid, scaler=CodeScaler(**scaling)))
-        if self.info.fold_path is not None:
+        # A whitening that has seen the held-out rows makes their scores far too high: it is fitted inside each fold.
+        if self.info.fold_path is not None and scaling["scale"] != "whiten":
             return self.info.fold_path(self.X, self.y, list(self.folds), grid, scaler=CodeScaler(**scaling))
         return zip(*(self._path(scaling, grid, pair) for pair in self.folds), strict=True)
 

@@ -71,7 +71,7 @@ def _standardised(step: str, head: Any) -> Pipeline:
 
 
 def _logreg(random_state: int, params: Mapping[str, Any]) -> Pipeline:
-    """Our solver, which is the fastest (bench_heads), or one of scikit-learn's where it is named."""
+    """Our solver, or one of scikit-learn's where it is named."""
     if params.get("solver", "auto") != "auto":
         return _standardised("logreg", LogisticRegression(**{"max_iter": 1000, **params}))
     return _standardised("logreg", SoftmaxClassifier(**{k: v for k, v in params.items() if k != "solver"}))
@@ -181,7 +181,7 @@ HEADS: dict[str, HeadInfo] = {
         ),
         HeadInfo(
             "softmax",
-            "the same model as logreg, solved in torch",
+            "the same model as logreg, under the name of the layer it becomes",
             "many rows and classes; becomes the last layer of a network as it is",
             _softmax,
             param="C",

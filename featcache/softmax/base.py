@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Real
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -20,14 +21,43 @@ from ..solvers.linear_path import LinearProblem, Solution
 from ..solvers.losses import SigmoidLoss, SoftmaxLoss
 from ..solvers.standardised import Standardised
 
-__all__ = ["PROMISE", "SoftmaxBase"]
+__all__ = ["PROMISE", "SoftmaxBase", "Training"]
 
-#: A step that promises this share of `tol` leaves an objective within `tol` of the minimum (bench_heads measures it).
+#: A step that promises this share of `tol` leaves an objective within about `tol` of the minimum.
 PROMISE = 0.05
 #: Below this tolerance float32 is followed by float64.
 _FLOAT64_BELOW = 2e-6
 #: Problems of up to so many multiplications per pass are solved in float64 to this tolerance: it costs milliseconds.
 _SMALL, _TOL_OF_SMALL = 1e5, 1e-12
+
+
+@dataclass(frozen=True)
+class Training:
+    """Checked training rows.
+
+    Attributes
+    ----------
+    X : array-like of shape (n, d)
+    target : ndarray
+        Of the loss: int of shape (n,), or (n, columns).
+    columns : int
+    loss : SoftmaxLoss or SigmoidLoss
+    weight : ndarray of shape (n,)
+        Of the rows in the loss: sample weight times class weight.
+    row_weight : ndarray of shape (n,)
+        Of the rows as rows: sample weight alone.
+    """
+
+    X: Any
+    target: np.ndarray
+    columns: int
+    loss: SoftmaxLoss | SigmoidLoss
+    weight: np.ndarray
+    row_weight: np.ndarray
+
+    def standardised(self) -> Standardised:
+        """The rows, standardised as ShrunkScaler does, whatever the classes weigh."""
+        return Standardised.of(self.X, self.row_weight)
 
 
 class SoftmaxBase(ClassifierMixin, BaseEstimator):
@@ -43,76 +73,81 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
     max_iter: int
     device: str
 
-    def _fit_at(self, C: float, X: Any, y: np.ndarray, sample_weight: Any) -> Self:
-        row_weight = np.array(_check_sample_weight(sample_weight, np.empty((len(y), 1)), dtype=np.float64, copy=True))
-        if (row_weight < 0).any() or not row_weight.any():
-            raise ValueError(f"{type(self).__name__}: expected sample_weight of 0 or more with a sum above 0")
-        target, columns, loss, class_weight = self._target(y, sample_weight)
-        row_weight *= class_weight
-        used = row_weight > 0
-        if not used.all() and in_memory(X):  # rows of weight 0 do not exist
-            X, target, row_weight = X[used], target[used], row_weight[used]
-        scaled = Standardised.of(X, row_weight) if self.standardize else None
-        weight = row_weight[None, :]
-        solution, self.gap_ = self._solve(C, X if scaled is None else scaled.at_hand(), target, columns, weight, loss)
+    def _training(self, X: Any, y: np.ndarray, sample_weight: Any) -> Training:
+        """Check labels and weights; rows of weight 0 do not exist, and neither do classes that have no others."""
+        who = type(self).__name__
+        weight = np.array(_check_sample_weight(sample_weight, np.empty((len(y), 1)), dtype=np.float64, copy=True))
+        if (weight < 0).any() or not weight.any():
+            raise ValueError(f"{who}: expected sample_weight of 0 or more with a sum above 0")
+        used = weight > 0
+        if not used.all() and in_memory(X):
+            X, y, weight, used = X[used], y[used], weight[used], used[used]
+        check_classification_targets(y)
+        self.multilabel_ = y.ndim == 2 and y.shape[1] > 1
+        if self.multilabel_:
+            return self._many_labels(X, y, weight)
+        y = column_or_1d(y, warn=True)
+        self.classes_ = np.unique(y[used])
+        k = len(self.classes_)
+        if k < 2:
+            raise ValueError(f"{who}: expected two classes or more, got 1 class: {self.classes_[0]!r}")
+        codes = np.minimum(np.searchsorted(self.classes_, y), k - 1)  # rows of weight 0 on disk may have other labels
+        by_class = np.ones(k)
+        if self.class_weight is not None:
+            by_class = compute_class_weight(
+                self.class_weight, classes=self.classes_, y=y[used], sample_weight=weight[used]
+            )
+        if not (np.isfinite(by_class).all() and (by_class > 0).all()):
+            raise ValueError(f"{who}: expected class weights above 0, got {by_class.tolist()}")
+        balanced = weight * by_class[codes]
+        if k == 2:  # one row of weights, as scikit-learn has it; the softmax of ±s/2 would halve its penalty
+            return Training(X, self._smoothed(codes[:, None]), 1, SigmoidLoss(), balanced, weight)
+        return Training(X, codes, k, SoftmaxLoss(self.label_smoothing), balanced, weight)
+
+    def _many_labels(self, X: Any, y: np.ndarray, weight: np.ndarray) -> Training:
+        if self.class_weight is not None:
+            raise ValueError(f"{type(self).__name__}: class_weight is not for multi-label targets; give sample_weight")
+        if type_of_target(y) != "multilabel-indicator" or not np.isin(y, (0, 1)).all():
+            raise ValueError(f"{type(self).__name__}: expected a matrix y of 0 and 1 (multi-label), got other numbers")
+        self.classes_ = np.arange(y.shape[1])
+        return Training(X, self._smoothed(np.asarray(y)), y.shape[1], SigmoidLoss(), weight, weight)
+
+    def _smoothed(self, target: np.ndarray) -> np.ndarray:
+        return target * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0
+
+    def _fit_at(self, C: float, data: Training) -> Self:
+        """Solve at one C and set the fitted attributes."""
+        scaled = data.standardised() if self.standardize else None
+        rows = data.X if scaled is None else scaled.at_hand()
+        total = float(C * data.weight.sum())
+        solution, gap = self._solve(total, rows, data)
         coef, intercept = solution.coef[0], solution.intercept[0]
         if scaled is not None:
             coef, intercept = scaled.on_features(coef, intercept)
-        if columns > 1 and isinstance(loss, SoftmaxLoss):
+        if isinstance(data.loss, SoftmaxLoss):
             intercept = intercept - intercept.mean()  # a free choice
-        total = float(C * row_weight.sum())
         self.coef_, self.intercept_ = np.ascontiguousarray(coef), intercept
-        self.objective_, self.gap_ = total * float(solution.value[0]), total * self.gap_
+        self.objective_, self.gap_ = total * float(solution.value[0]), total * gap
         self.n_iter_ = np.asarray([solution.passes], dtype=np.int32)
-        if not solution.converged.all():
+        if not solution.converged.all() and self.gap_ > self.tol * self.objective_:
             warnings.warn(
-                f"{type(self).__name__}: {solution.passes} passes miss tol={self.tol}; raise max_iter or lower C",
+                f"{type(self).__name__}: after {solution.passes} passes the objective may be {self.gap_:.2g} above its "
+                f"minimum, tol={self.tol:g} allows {self.tol * self.objective_:.2g}; raise max_iter or lower C",
                 ConvergenceWarning,
                 stacklevel=3,
             )
         return self
 
-    def _target(self, y: np.ndarray, sample_weight: Any) -> tuple[np.ndarray, int, Any, np.ndarray]:
-        """Return the loss's target, its columns, the loss, and the weight of each row by its class."""
-        check_classification_targets(y)
-        self.multilabel_ = y.ndim == 2 and y.shape[1] > 1
-        if self.multilabel_:
-            if self.class_weight is not None:
-                raise ValueError(
-                    f"{type(self).__name__}: class_weight is not for multi-label targets; give sample_weight"
-                )
-            if type_of_target(y) != "multilabel-indicator" or not np.isin(y, (0, 1)).all():
-                raise ValueError(
-                    f"{type(self).__name__}: expected a matrix y of 0 and 1 (multi-label), got other numbers"
-                )
-            self.classes_ = np.arange(y.shape[1])
-            return self._smoothed(np.asarray(y)), y.shape[1], SigmoidLoss(), np.ones(len(y))
-        y = column_or_1d(y, warn=True)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        k = len(self.classes_)
-        if k < 2:
-            raise ValueError(f"{type(self).__name__}: expected two classes or more, got 1 class: {self.classes_[0]!r}")
-        weights = np.ones(k) if self.class_weight is None else self._class_weights(y, sample_weight)
-        if k == 2:  # one row of weights, as scikit-learn has it; the softmax of ±s/2 would halve its penalty
-            return self._smoothed(codes[:, None]), 1, SigmoidLoss(), weights[codes]
-        return codes, k, SoftmaxLoss(self.label_smoothing), weights[codes]
-
-    def _smoothed(self, target: np.ndarray) -> np.ndarray:
-        return target * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0
-
-    def _solve(
-        self, C: float, X: Any, target: np.ndarray, columns: int, weight: np.ndarray, loss: Any
-    ) -> tuple[Solution, float]:
-        """Solve in float32, and go on in float64 where that cannot reach the tolerance; certify the outcome."""
-        make: dict[str, Any] = {"fit_intercept": self.fit_intercept, "device": self.device}
-        steps = int(self.max_iter)
-        small = X.shape[0] * min(X.shape) * columns <= _SMALL
+    def _solve(self, total: float, rows: Any, data: Training) -> tuple[Solution, float]:
+        """Solve in float32, go on in float64 where that does not reach the tolerance, and certify the outcome."""
+        steps, penalty = int(self.max_iter), np.asarray([1.0 / total])
+        small = rows.shape[0] * min(rows.shape) * data.columns <= _SMALL
         tol = min(self.tol, _TOL_OF_SMALL) if small else self.tol
-        penalty = np.asarray([1.0 / (C * float(weight.sum()))])
-        problem = LinearProblem(X, target, columns, weight, loss, **make, dtype="float64" if small else "float32")
+        problem = self._problem(rows, data, data.weight[None, :], dtype="float64" if small else "float32")
         point = problem.solve(penalty, tol=(tol if small else max(tol, _FLOAT64_BELOW)) * PROMISE, max_iter=steps)
-        if tol < _FLOAT64_BELOW and not small:
-            problem = LinearProblem(X, target, columns, weight, loss, **make, dtype="float64", basis=problem.basis)
+        stuck = not point.converged.all() and point.passes < steps
+        if not small and (tol < _FLOAT64_BELOW or stuck):
+            problem = self._problem(rows, data, data.weight[None, :], dtype="float64", basis=problem.basis)
             point = problem.improve(point, penalty, tol=tol * PROMISE, max_iter=steps)
         converged = point.converged
         if self.fit_intercept:  # the certificate wants intercepts that leave no gradient
@@ -120,16 +155,29 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         point.converged = converged
         return problem.solution(point), duality_gap(problem, point, float(penalty[0]))
 
+    def _problem(self, rows: Any, data: Training, weight: np.ndarray, **settings: Any) -> LinearProblem:
+        """The problem of one weighting of the rows (1, n) or of several (folds, n)."""
+        return LinearProblem(
+            rows,
+            data.target,
+            data.columns,
+            weight,
+            data.loss,
+            fit_intercept=self.fit_intercept,
+            device=self.device,
+            **settings,
+        )
+
     def _check_settings(self) -> None:
-        for name in ("C", "tol", "max_iter"):
+        who = type(self).__name__
+        for name in ("C", "tol"):
             value = getattr(self, name, 1.0)
             if not isinstance(value, Real) or not 0.0 < float(value) < np.inf:
-                raise ValueError(f"{type(self).__name__}: expected a finite {name} above 0, got {value!r}")
+                raise ValueError(f"{who}: expected a finite {name} above 0, got {value!r}")
+        if not isinstance(self.max_iter, Integral) or self.max_iter < 1:
+            raise ValueError(f"{who}: expected a max_iter of 1 or more, got {self.max_iter!r}")
         if not isinstance(self.label_smoothing, Real) or not 0.0 <= float(self.label_smoothing) < 1.0:
-            raise ValueError(f"{type(self).__name__}: expected label_smoothing in [0, 1), got {self.label_smoothing!r}")
-
-    def _class_weights(self, y: np.ndarray, sample_weight: Any) -> np.ndarray:
-        return compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=sample_weight)
+            raise ValueError(f"{who}: expected label_smoothing in [0, 1), got {self.label_smoothing!r}")
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return scores of shape (n_samples, n_classes), or (n_samples,) for two classes."""

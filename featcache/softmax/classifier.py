@@ -33,12 +33,13 @@ class SoftmaxClassifier(SoftmaxBase):
         Whether features are centred and divided by their shrunken deviations as `ShrunkScaler` does; `coef_` is on the
         features as they came. For codes on disk, which cannot be scaled beforehand.
     tol : float, default=1e-5
-        How far the objective may be from its minimum, as a share of it; `gap_` says how far it is at most. Below 2e-6
-        the end is computed in float64.
+        How far the objective may be from its minimum, as a share of it; `gap_` says how far it is at most. Below 2e-6,
+        and where float32 cannot get there, the end is computed in float64.
     max_iter : int, default=1000
         L-BFGS steps at most, per stage; a ConvergenceWarning says when they did not suffice.
     device : str, default="cpu"
-        A torch device, e.g. "cuda". On "cpu" small problems are left to NumPy.
+        A torch device, e.g. "cuda". On "cpu" NumPy computes; torch only large problems on
+        many cores.
 
     Attributes
     ----------
@@ -131,7 +132,7 @@ class SoftmaxClassifier(SoftmaxBase):
         """
         self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True)
-        return self._fit_at(self.C, np.asarray(X), y, sample_weight)
+        return self._fit_at(self.C, self._training(np.asarray(X), y, sample_weight))
 
     def fit_blocks(self, X: Any, y: Any, sample_weight: Any = None) -> SoftmaxClassifier:
         """Fit the weights on codes that need not fit into memory: they are read block by block in every pass.
@@ -160,4 +161,4 @@ class SoftmaxClassifier(SoftmaxBase):
                 f"shape {getattr(X, 'shape', None)} and {len(y)} labels"
             )
         self.n_features_in_ = int(X.shape[1])
-        return self._fit_at(self.C, X, np.asarray(y), sample_weight)
+        return self._fit_at(self.C, self._training(X, np.asarray(y), sample_weight))

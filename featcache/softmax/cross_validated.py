@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 from sklearn.model_selection import check_cv
-from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from ..solvers.linear_path import LinearProblem
-from ..solvers.losses import SigmoidLoss, SoftmaxLoss
-from ..solvers.standardised import Standardised
-from .base import PROMISE, SoftmaxBase
+from .base import PROMISE, SoftmaxBase, Training
 
 __all__ = ["SoftmaxClassifierCV"]
 
@@ -115,59 +113,61 @@ class SoftmaxClassifierCV(SoftmaxBase):
         """
         self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        y = column_or_1d(y, warn=True)
         self.Cs_ = self._values()
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         folds = list(check_cv(self.cv, y, classifier=True).split(X, y, groups))
-        self._choose(X, y, weight, folds)
-        return self._fit_at(self.C_, X, y, sample_weight)
+        used = weight > 0
+        if used.any() and not used.all():  # rows of weight 0 do not exist, in no fold either
+            place = np.cumsum(used) - 1
+            folds = [tuple(place[rows[used[rows]]] for rows in pair) for pair in folds]
+            X, y, weight = X[used], y[used], weight[used]
+        data = self._training(X, y, weight)
+        self._choose(data, np.searchsorted(self.classes_, y), folds)
+        return self._fit_at(self.C_, data)
 
     def _values(self) -> np.ndarray:
-        values = np.logspace(-4, 4, self.Cs) if isinstance(self.Cs, int) else np.asarray(self.Cs, dtype=np.float64)
+        whole = isinstance(self.Cs, Integral)
+        if whole and self.Cs < 1:  # type: ignore[operator]
+            raise ValueError(f"SoftmaxClassifierCV: expected one value of C or more, got Cs={self.Cs!r}")
+        values = np.logspace(-4, 4, int(self.Cs)) if whole else np.asarray(self.Cs, dtype=np.float64)  # type: ignore[arg-type]
         if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (values <= 0).any():
             raise ValueError(f"SoftmaxClassifierCV: expected finite values of C above 0, got {self.Cs!r}")
         if self.scoring not in _SCORINGS:
             raise ValueError(f"SoftmaxClassifierCV: expected scoring of {', '.join(_SCORINGS)}, got {self.scoring!r}")
+        if not isinstance(self.patience, Integral) or self.patience < 0:
+            raise ValueError(f"SoftmaxClassifierCV: expected a patience of 0 or more, got {self.patience!r}")
         return np.unique(values)
 
-    def _choose(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: list[Any]) -> None:
-        target, columns, loss, class_weight = self._target(y, weight)
-        rows = Standardised.of(X, weight).at_hand() if self.standardize else X
-        problem = self._problem(rows, target, columns, loss, weight * class_weight, folds)
-        codes = np.searchsorted(self.classes_, y)
+    def _choose(self, data: Training, codes: np.ndarray, folds: list[Any]) -> None:
+        """Walk the path on all folds; `codes` are the rows' positions in `classes_`."""
+        rows = data.standardised().at_hand() if self.standardize else data.X
+        problem = self._problem(rows, data, self._by_fold(data, codes, folds))
         self.scores_ = np.full((len(folds), len(self.Cs_)), np.nan)
         self.path_iter_ = np.zeros(len(self.Cs_), dtype=np.int32)
         penalties = [1.0 / (C * problem.total) for C in self.Cs_]
-        best, since = -np.inf, 0
+        best, since, weight = -np.inf, 0, data.row_weight
         for i, point in enumerate(problem.walk(penalties, tol=self.tol * PROMISE, max_iter=int(self.max_iter))):
             self.path_iter_[i] = point.passes
             for f, (_, held) in enumerate(folds):
                 scores = problem.scores(point, f, held).astype(np.float64)
                 self.scores_[f, i] = _score(self.scoring, scores, codes[held], weight[held], len(self.classes_))
             score = float(self.scores_[:, i].mean())
-            best, since = (score, 0) if score > best else (best, since + (score < best))
+            best, since = (score, 0) if score >= best else (best, since + 1)
             if self.patience and since >= self.patience:
                 break
         tried = self.scores_[:, self.path_iter_ > 0].mean(axis=0)
         self.C_ = float(self.Cs_[int(tried.argmax())])
 
-    def _problem(
-        self,
-        rows: Any,
-        target: np.ndarray,
-        columns: int,
-        loss: SoftmaxLoss | SigmoidLoss,
-        weight: np.ndarray,
-        folds: list[Any],
-    ) -> LinearProblem:
-        """All folds as weightings of the same rows."""
-        table = np.zeros((len(folds), len(weight)))
-        for f, (train, _) in enumerate(folds):
-            table[f, train] = weight[train]
-            if len(np.unique(target[train][weight[train] > 0], axis=0)) < 2:
+    def _by_fold(self, data: Training, codes: np.ndarray, folds: list[Any]) -> np.ndarray:
+        """Weights of the rows in each fold's training side."""
+        table = np.zeros((len(folds), len(codes)))
+        for f, (train, held) in enumerate(folds):
+            table[f, train] = data.weight[train]
+            if len(np.unique(codes[train])) < 2:
                 raise ValueError(f"SoftmaxClassifierCV: fold {f} trains on one class only; use fewer folds")
-        how: dict[str, Any] = {"fit_intercept": self.fit_intercept, "device": self.device}
-        return LinearProblem(rows, target, columns, table, loss, **how)
+            if not len(held):
+                raise ValueError(f"SoftmaxClassifierCV: fold {f} holds no row with a weight out; use fewer folds")
+        return table
 
 
 def _score(scoring: str, scores: np.ndarray, codes: np.ndarray, weight: np.ndarray, k: int) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .descent import Point
-from .linear_path import LinearProblem, host
+from .descent import Point, host
+from .linear_path import LinearProblem
 from .losses import SigmoidLoss
 
 __all__ = ["duality_gap"]
@@ -43,10 +43,15 @@ def duality_gap(problem: LinearProblem, point: Point, penalty: float) -> float:
     pull = slope - penalty * theta[:-1]  # the gradient of the loss alone
     rest = pull - _pull_at_zero(problem)
     share = problem.shares()[0]
-    eta = _mixing(share, share + slope_b, by_column=isinstance(problem.loss, SigmoidLoss))
-    loss = float(host(point.value)[0]) - 0.5 * penalty * float(np.square(theta[:-1]).sum())
-    entropy = loss - float((pull * theta[:-1]).sum()) - float((slope_b * theta[-1]).sum())
-    gap += float((slope_b * theta[-1]).sum()) + float(eta.max()) * max(entropy, 0.0)
+    by_column = isinstance(problem.loss, SigmoidLoss)
+    eta = _mixing(share, share + slope_b, by_column)
+    if by_column:
+        lost = float((eta * _entropies(problem, point)).sum())
+    else:
+        loss = float(host(point.value)[0]) - 0.5 * penalty * float(np.square(theta[:-1]).sum())
+        entropy = loss - float((pull * theta[:-1]).sum()) - float((slope_b * theta[-1]).sum())
+        lost = float(eta[0]) * max(entropy, 0.0)
+    gap += float((slope_b * theta[-1]).sum()) + lost
     mixed = float((eta * rest * (eta * rest - 2.0 * pull)).sum())
     return max(0.0, gap + mixed / (2.0 * penalty))
 
@@ -55,6 +60,17 @@ def _pull_at_zero(problem: LinearProblem) -> np.ndarray:
     """The gradient of the loss by the weights where all are zero, shape (r, columns)."""
     start = problem.to(problem.first_theta())
     return host(problem.evaluate(start, problem.to(np.zeros(1)))[1])[:-1, 0].astype(np.float64)
+
+
+def _entropies(problem: LinearProblem, point: Point) -> np.ndarray:
+    """Weighted entropy of each column's probabilities, shape (columns,)."""
+    total, weight = np.zeros(problem.columns), host(problem.weight)[:, 0].astype(np.float64)
+    for start in range(0, len(weight), 8192):
+        rows = np.arange(start, min(start + 8192, len(weight)))
+        size = np.abs(problem.scores(point, 0, rows).astype(np.float64))
+        small = np.exp(-size)
+        total += (weight[rows] * (np.log1p(small) + size * small / (1.0 + small))).sum(axis=0)
+    return total
 
 
 def _mixing(share: np.ndarray, mean: np.ndarray, by_column: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Point", "descend"]
+__all__ = ["Point", "descend", "host"]
 
 #: Pairs of steps and changes of the gradient that are kept, per problem.
 _PAIRS = 10
@@ -85,16 +85,16 @@ class _Search:
         self.xp, self.evaluate, self.precondition, self.tol = xp, evaluate, precondition, tol
         self.theta, self.value, self.gradient, self.passes = start.theta, start.value, start.gradient, start.passes
         self.noise = _NOISE[str(self.theta.dtype).removeprefix("torch.")]
-        self.active = np.ones(len(_host(start.value)), dtype=bool)
+        self.active = np.ones(len(host(start.value)), dtype=bool)
         self.failed = np.zeros(len(self.active), dtype=bool)
-        self.gamma = xp.ones_like(start.value)
+        self.gamma = self._row(np.ones(len(self.active)))
         self.memory: list[tuple[Any, Any, Any]] = []
 
     def step(self) -> bool:
         """Do one step of all problems that are not at their end; False when none is left."""
         direction = self._direction()
         slope = -_dot(self.xp, self.gradient, direction)
-        self.active &= _host(-slope) > self.tol * np.abs(_host(self.value))
+        self.active &= host(-slope) > self.tol * np.abs(host(self.value))
         if not self.active.any():
             return False
         moved = self._line_search(direction, slope)
@@ -119,25 +119,28 @@ class _Search:
 
     def _line_search(self, direction: Any, slope: Any) -> tuple[Any, Any, Any, Any] | None:
         """Halve the steps of those problems whose objective does not fall; give one up whose step comes to nothing."""
-        xp = self.xp
-        length = xp.asarray(self.active.astype(np.float32)) * xp.ones_like(self.value)
+        length = self._row(self.active)
         while True:
             step = direction * -length[:, None]
             theta = self.theta + step
             value, gradient = self.evaluate(theta)
             self.passes += 1
             limit = self.value + 1e-4 * length * slope + self.noise * abs(self.value)
-            bad = self.active & ~_host(value <= limit)
+            bad = self.active & ~host(value <= limit)
             if not bad.any():
                 return step, theta, value, gradient
-            hopeless = bad & (_host(length) < 1e-4)
-            # Where no more than rounding stood to be gained, this is the end, and no failure.
-            self.failed |= hopeless & (_host(-slope) > 100.0 * self.noise * np.abs(_host(self.value)))
+            hopeless = bad & (host(length) < 1e-4)
+            # In float64 this is the end where no more than rounding stood to be gained; float32 can be gone on from.
+            rounding = 100.0 * self.noise if self.noise < 1e-10 else 0.0
+            self.failed |= hopeless & (host(-slope) > rounding * np.abs(host(self.value)))
             self.active &= ~hopeless
             if not self.active.any():
                 return None
-            shorter = np.where(bad & ~hopeless, 0.4, np.where(hopeless, 0.0, 1.0)).astype(np.float32)
-            length = length * xp.asarray(shorter)
+            length = length * self._row(np.where(bad & ~hopeless, 0.4, np.where(hopeless, 0.0, 1.0)))
+
+    def _row(self, values: np.ndarray) -> Any:
+        """One value per fold, beside the parameters and in their dtype."""
+        return self.xp.asarray(values, dtype=self.theta.dtype, device=self.theta.device)
 
     def _remember(self, step: Any, change: Any) -> None:
         xp = self.xp
@@ -157,6 +160,6 @@ def _dot(xp: Any, a: Any, b: Any) -> Any:
     return xp.einsum("rfk,rfk->f", a, b)
 
 
-def _host(values: Any) -> np.ndarray:
-    """A short array as NumPy's."""
+def host(values: Any) -> np.ndarray:
+    """Return an array of either library as NumPy's."""
     return values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()

@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from .blocks import in_memory, row_blocks
-from .descent import Point, descend
+from .descent import Point, descend, host
 from .eigenbasis import Eigenbasis
 from .losses import Loss
 from .preconditioner import Preconditioner
 
-__all__ = ["LinearProblem", "Solution", "host"]
+__all__ = ["LinearProblem", "Solution"]
 
 #: Scores of a block of rows take so many bytes at most.
 _SCORE_BYTES = 64 << 20
@@ -127,9 +127,9 @@ class LinearProblem:
         self.passes = 0
 
     def evaluate(self, theta: Any, penalty: Any, curvature: bool = False) -> tuple[Any, Any, Any]:
-        """Return objectives (folds,), gradients like theta (r + 1, folds, columns), and curvatures if wanted."""
+        """Return objectives (folds,) in float64, gradients like theta (r + 1, folds, columns), curvatures if wanted."""
         xp, self.passes = self.xp, self.passes + 1
-        value, gradient, bend = 0.0 * self.weight[0, :, 0], xp.zeros_like(theta), None
+        value, gradient, bend = self._penalty(theta, penalty), xp.zeros_like(theta), None
         slope: Any = 0.0
         flat = theta[:-1].reshape(len(theta) - 1, self.folds * self.columns)
         for rows, block in self.rows.blocks():
@@ -145,7 +145,7 @@ class LinearProblem:
         if not self.fit_intercept:
             gradient[-1] = 0.0
         self._penalise(theta, penalty, gradient)
-        return value + self._penalty(theta, penalty), gradient, bend
+        return value, gradient, bend
 
     def _penalised(self, theta: Any) -> Any:
         return theta if self.penalise_intercept else theta[:-1]
@@ -156,7 +156,7 @@ class LinearProblem:
 
     def _penalty(self, theta: Any, penalty: Any) -> Any:
         weights = self._penalised(theta)
-        return 0.5 * penalty * self.xp.einsum("rfk,rfk->f", weights, weights)
+        return 0.5 * penalty * self.xp.sum(weights * weights, axis=(0, 2), dtype=self.xp.float64)
 
     def walk(
         self, penalties: Sequence[np.ndarray], *, tol: float | Sequence[float], max_iter: int = 500
@@ -324,8 +324,3 @@ def _library(work: float, dtype: str, device: str) -> tuple[Any, Any]:
         return torch.as_tensor(np.ascontiguousarray(a), dtype=kind, device=device)
 
     return torch, to
-
-
-def host(values: Any) -> np.ndarray:
-    """Return an array of either library as NumPy's."""
-    return values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()

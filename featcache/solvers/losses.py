@@ -60,6 +60,11 @@ def _row_sums(xp: Any, scores: Any) -> Any:
     return (scores.reshape(-1, k) @ xp.ones(k, dtype=scores.dtype, device=scores.device)).reshape(n, folds)
 
 
+def _fold_sums(xp: Any, losses: Any) -> Any:
+    """Sums over the rows (rows, folds), in float64: a line search must not meet the rounding of a long sum."""
+    return xp.sum(losses, axis=0, dtype=xp.float64)
+
+
 class SoftmaxLoss:
     """Cross-entropy of the softmax; target: the class of each row, int of shape (rows,).
 
@@ -102,7 +107,7 @@ class SoftmaxLoss:
         if self.smoothing:
             lost = lost + score * self.smoothing - even
         weight = weight[..., 0]
-        loss = xp.sum(lost * weight, axis=0)
+        loss = _fold_sums(xp, lost * weight)
         bend = None
         if curvature:
             share = scores / total[..., None]
@@ -133,10 +138,12 @@ class SigmoidLoss:
         """Do as `Loss` says."""
         target = target[:, None, :]
         small = xp.exp(-xp.abs(scores))
-        loss = xp.sum((xp.clip(scores, 0.0, None) + xp.log1p(small) - target * scores) * weight, axis=(0, 2))
-        share = xp.where(scores >= 0, 1.0, small) / (1.0 + small)
-        bend = xp.sum((share - share * share) * weight, axis=0) if curvature else None
-        scores[...] = (share - target) * weight
+        # Each side by itself, so that nearly certain rows keep a loss and a derivative in float32.
+        wrong = (1.0 - target) * xp.clip(scores, 0.0, None) + target * xp.clip(-scores, 0.0, None)
+        loss = _fold_sums(xp, xp.sum((wrong + xp.log1p(small)) * weight, axis=2))
+        low = small / (1.0 + small)
+        bend = xp.sum((low - low * low) * weight, axis=0) if curvature else None
+        scores[...] = xp.where(scores >= 0, (1.0 - target) - low, low - target) * weight
         return loss, bend
 
 
@@ -157,7 +164,7 @@ class SquaredHingeLoss:
         """Do as `Loss` says."""
         target = target[:, None, :]
         slack = xp.clip(1.0 - target * scores, 0.0, None)
-        loss = xp.sum(slack * slack * weight, axis=(0, 2))
+        loss = _fold_sums(xp, xp.sum(slack * slack * weight, axis=2))
         bend = 2.0 * xp.sum((slack > 0) * weight, axis=0) if curvature else None
         scores[...] = -2.0 * target * slack * weight
         return loss, bend
