@@ -171,7 +171,7 @@ def single(case: Case) -> dict[str, Any]:
 
 
 def large(case: Case) -> dict[str, Any]:
-    """Single fits of sizes that take the rivals minutes; one run each, at equal objective or not as stated beside it."""
+    """Single fits of sizes that take the rivals minutes; one run each; the objectives stand beside."""
     rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

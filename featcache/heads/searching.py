@@ -40,8 +40,8 @@ class SearchedHead(ChosenHead):
 
     The search is by coordinates: from `start` it tries the other powers, then the norm, then the scale, keeping the
     best so far, round by round until nothing improves or `max_candidates` have been tried. Every candidate is scored on
-    the same held-out rows for the head's whole grid at once: folds, or exact leave-one-out for ridge (there,
-    and where a path takes all folds at once, mean and deviation are those of all training rows). The start stays unless the best
+    the same held-out rows for the head's whole grid at once: folds, or exact leave-one-out for ridge. There, and where
+    a path takes all folds at once, mean and deviation are those of all training rows. The start stays unless the best
     candidate is better by more than `guard` paired standard
     errors: with few rows the best of many candidates is mostly the luckiest.
 

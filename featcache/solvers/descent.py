@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 __all__ = ["Point", "descend", "host"]
 
-#: Pairs of steps and changes of the gradient that are kept, per problem.
-_PAIRS = 10
+#: Pairs of steps and changes of the gradient that are kept, at least and at most, and the memory they may take.
+_PAIRS = (3, 10)
+_PAIR_BYTES = 1 << 30
 #: Relative rounding error of an objective summed in this dtype: a line search must not chase smaller improvements.
 _NOISE = {"float32": 2e-7, "float64": 1e-14}
 
@@ -89,6 +91,8 @@ class _Search:
         self.failed = np.zeros(len(self.active), dtype=bool)
         self.gamma = self._row(np.ones(len(self.active)))
         self.memory: list[tuple[Any, Any, Any]] = []
+        size = 2 * math.prod(self.theta.shape) * (8 if self.noise < 1e-10 else 4)
+        self.pairs = max(_PAIRS[0], min(_PAIRS[1], _PAIR_BYTES // size))
 
     def step(self) -> bool:
         """Do one step of all problems that are not at their end; False when none is left."""
@@ -149,7 +153,7 @@ class _Search:
         one = xp.ones_like(product)
         rho = xp.where(useful, one, 0 * one) / xp.where(useful, product, one)
         self.gamma = xp.where(useful, product / xp.where(useful, square, one), self.gamma)
-        self.memory = [*self.memory[1 - _PAIRS :], (step, change, rho)]
+        self.memory = [*self.memory[1 - self.pairs :], (step, change, rho)]
 
     def point(self, exhausted: bool) -> Point:
         converged = ~self.failed & ~(self.active if exhausted else np.zeros_like(self.active))
