@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -16,7 +17,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.errors import HeadError
 from featcache.heads import FittedHead, HeadSweep, ShrunkScaler, TorchMLPClassifier, linear_form
-from featcache.solvers.batches import Moments, n_batches, ordered_batches, shuffled_batches
+from featcache.heads.sweep_tasks import _fold_of
+from featcache.solvers.batches import RunningMoments, n_batches, ordered_batches, shuffled_batches
 from featcache.solvers.many import HeadSettings, forward, score_heads, train_heads
 
 X, Y = load_digits(return_X_y=True)
@@ -170,20 +172,20 @@ def test_scores_are_those_of_each_head():
 
 def test_standardised_inside_is_standardised_outside():
     big = X.astype(np.float64) * 1e3 + 1e6
-    moments = Moments.of(big)
+    moments = RunningMoments.of(big)
     inside = trained(SETTINGS[:1], shuffled_batches(big, Y, 64, seed=1), shift=moments.mean, scale=moments.scale())
     outside = ((big - moments.mean) / moments.scale()).astype(np.float32)
     assert_same(inside.layers[0], trained(SETTINGS[:1], shuffled_batches(outside, Y, 64, seed=1)).layers[0], 1e-5)
 
 
 def test_moments_merge_and_are_the_scaler_s():
-    whole = Moments(64)
+    whole = RunningMoments(64)
     for block in np.array_split(X, 7):
         whole.add(block)
     scaler = ShrunkScaler().fit(X.astype(float))
     np.testing.assert_allclose(whole.mean, scaler.mean_, atol=1e-10)
     np.testing.assert_allclose(whole.scale(), scaler.scale_, rtol=1e-10)
-    assert (Moments.of(np.full((5, 3), 7.7)).scale() == 1).all()
+    assert (RunningMoments.of(np.full((5, 3), 7.7)).scale() == 1).all()
 
 
 def test_batches_cover_each_row_once_on_disk_and_in_memory(tmp_path):
@@ -411,6 +413,38 @@ def test_balanced_streams_weigh_classes():
     )
     assert (even.predict(rows) == "yes").sum() > (plain.predict(rows) == "yes").sum() + 40
     assert even.best_score_ > plain.best_score_
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_balanced_accuracy_of_a_stream_is_that_of_the_rows_scored(given):
+    rng = np.random.default_rng(0)
+    codes = np.repeat([0, 1], [300, 40])
+    rows = rng.normal(0, 1, (340, 2)) + codes[:, None]
+    other = np.repeat([0, 1], [20, 60])
+    scored = rng.normal(0, 1, (80, 2)) + other[:, None]
+    sweep = HeadSweep(
+        {"learning_rate": [0.03]}, cv=0.5, max_iter=5, scoring="balanced_accuracy", refit="average"
+    ).fit_batches(
+        shuffled_batches(rows, codes, 64),
+        [0, 1],
+        2,
+        validation=(lambda: ordered_batches(scored, other)) if given else None,
+    )
+    if not given:
+        held = _fold_of(np.arange(340), 0, 2) == 0
+        scored, other = rows[held], codes[held]
+    assert sweep.best_score_ == pytest.approx(balanced_accuracy_score(other, sweep.predict(scored)), abs=1e-6)
+
+
+def test_what_cannot_be_held_out_is_said_and_wrong_groups_are_refused():
+    few = HeadSweep({"learning_rate": [0.1]}, cv=4, max_iter=2)
+    assert "untried" in few.fit(X[:10], Y[:10]).notes_[0]
+    assert "folds instead of 4" in clone(few).fit(X[:25], Y[:25]).notes_[0]
+    assert clone(few).fit(X, Y, groups=np.arange(len(Y))).notes_ == []
+    assert clone(few).fit_batches(shuffled_batches(X, Y, 64), np.arange(10), 64).notes_ == []
+    for groups in (np.arange(len(Y) + 1), np.arange(3)):
+        with pytest.raises(ValueError, match="inconsistent"):
+            few.fit(X, Y, groups=groups)
 
 
 def test_a_map_on_disk_is_never_in_memory(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 
 import numpy as np
@@ -28,6 +29,7 @@ from featcache.verification import (
     make_metric,
     make_pairs,
     plot_verification,
+    siamese,
 )
 from featcache.verification.episodes import draw_episodes
 from featcache.verification.pairs import apart, pair_blocks, pair_counts
@@ -132,6 +134,14 @@ def test_folds_keep_identities_and_groups_whole():
         assert all(not set(unit[a]) & set(unit[b]) for i, a in enumerate(folds) for b in folds[:i])
     with pytest.raises(SplitError, match="share no group"):
         identity_folds(y, 3, groups=np.zeros(len(y)))
+
+
+def test_folds_of_many_identities_cost_a_sort():
+    y = np.arange(240_000) % 60_000
+    start = time.perf_counter()
+    folds = identity_folds(y, 60_000)
+    assert time.perf_counter() - start < 4.0  # a search of all rows per fold takes several times that
+    assert [fold.tolist() for fold in folds[:2]] == [[0, 60_000, 120_000, 180_000], [1, 60_001, 120_001, 180_001]]
 
 
 # -- rates -----------------------------------------------------------------------------------------------------------
@@ -310,6 +320,39 @@ def test_siamese_is_seeded_and_training_does_not_touch_the_global_state():
     assert np.array_equal(first, second) and torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match="max_steps"):
         SiameseMetric(max_steps=-1).fit(X, y)
+
+
+@pytest.mark.parametrize(("share", "trained"), [(0.2, 19), (0.4, 14), (0.7, 7), (0.9, 2)])
+def test_siamese_holds_out_the_share_it_is_asked_for(share, trained, monkeypatch):
+    seen = []
+    start = siamese._Problem.__init__
+    monkeypatch.setattr(
+        siamese._Problem, "__init__", lambda s, X, y, *a: seen.append(len(set(y))) or start(s, X, y, *a)
+    )
+    SiameseMetric(max_steps=2, held_out=share).fit(*faces())
+    assert seen == [trained, 24]
+
+
+def test_siamese_stops_by_whole_groups_and_pairs_of_two_bursts(monkeypatch):
+    X, y = faces()
+    groups = np.asarray([f"g{int(name[1:]) % 5}" for name in y])
+    held = []
+    best = SiameseMetric._best_step
+    monkeypatch.setattr(SiameseMetric, "_best_step", lambda s, p, m, rest: held.append(rest) or best(s, p, m, rest))
+    SiameseMetric(max_steps=2).fit(X, y, groups=groups)
+    assert set(groups[held[0]]).isdisjoint(np.delete(groups, held[0]))
+    drawn = []
+    monkeypatch.setattr(siamese, "make_pairs", lambda *a, **o: drawn.append(make_pairs(*a, **o)) or drawn[-1])
+    SiameseMetric(max_steps=2).fit(X, y, bursts=np.arange(len(y)) // 3)
+    pairs, films = drawn[0], held[1] // 3
+    assert pairs.same.any() and (films[pairs.first] != films[pairs.second]).all()
+    metric = SiameseMetric(max_steps=9).fit(X, y, bursts=y)  # no pair is left to stop by
+    assert len(held) == 2 and metric.n_steps_ == 3
+    assert SiameseMetric(max_steps=9).fit(X, y, groups=np.zeros(len(y))).n_steps_ == 3
+    Verifier("siamese", far=0.05).fit(X, y, groups=groups)
+    assert set(groups[held[-1]]).isdisjoint(np.delete(groups, held[-1]))
+    with pytest.raises(ValueError, match="groups"):
+        metric.fit(X, y, groups=groups[1:])
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
@@ -602,6 +645,16 @@ def test_bursts_are_never_paired(data):
     assert row["n_genuine"] == 7 * 12  # 15 pairs of 6 images, less 3 within bursts
 
 
+def test_tasks_are_not_won_by_the_frames_of_a_burst(data):
+    """Frames of a film are copies, and films of one identity have nothing in common: naming it is chance."""
+    films = np.arange(len(data)) // 2
+    X = np.random.default_rng(0).normal(size=(len(films), 20))[films].astype("f4")
+    held = FeatureSet(X, data.y, columns={"film": films.astype(str)})
+    row = verify(held, "cosine", burst="film", seeds=2, far=0.05, episodes=60)["results"][0]
+    assert {(task["ways"], task["shots"]) for task in row["tasks"]} == {(7, 1), (5, 1)}  # none has five other images
+    assert all(task["accuracy"] < 0.4 for task in row["tasks"])
+
+
 def test_verify_refuses(data):
     for options, said in (
         ({"metric": "nearest"}, "metric"), ({"metric": []}, "none"), ({"seeds": 0}, "seeds"), ({"far": 0}, "far"),
@@ -627,11 +680,63 @@ def test_episodes_are_distinct_images_of_distinct_identities():
     assert draw_episodes(codes, 5, 9, 5) == []
 
 
+def test_episodes_name_an_image_by_other_bursts():
+    codes = np.repeat(np.arange(5), 6)
+    bursts = np.concatenate([np.arange(24) // 2, np.full(6, 99)])  # the last identity has one burst only
+    for shots in (1, 4):
+        for episode in draw_episodes(codes, 4, shots, 30, bursts=bursts):
+            assert sorted(codes[episode.queries]) == [0, 1, 2, 3]
+            assert (bursts[episode.enrolled] != bursts[episode.queries][:, None]).all()
+            assert (codes[episode.enrolled] == codes[episode.queries][:, None]).all()
+            assert all(len(set(rows)) == shots for rows in episode.enrolled.tolist())
+    assert draw_episodes(codes, 4, 5, 5, bursts=bursts) == []
+    uneven = np.asarray([0, 0, 0, 1] * 2)  # only the one alone has three others
+    drawn = draw_episodes(np.repeat([0, 1], 4), 2, 3, 20, bursts=uneven)
+    assert {tuple(sorted(episode.queries)) for episode in drawn} == {(3, 7)}
+
+
 def test_figures(found, tmp_path):
     path = plot_verification(found, tmp_path / "curves.png")
     assert path.stat().st_size > 20_000
     with pytest.raises(HeadError, match="ending in"):
         plot_verification(found, tmp_path / "curves.jpg")
+
+
+def test_the_command_saves_what_was_asked_for(tmp_path, monkeypatch):
+    """Held-out identities estimate; they do not choose what is saved."""
+    from featcache import verification
+
+    X, y = faces(16, 5)
+    np.savez(tmp_path / "f.npz", X=X, y=y)
+    words = [
+        "verify",
+        str(tmp_path / "f.npz"),
+        "--labels",
+        "y",
+        "--far",
+        "0.1",
+        "--seeds",
+        "1",
+        "--episodes",
+        "0",
+        "-q",
+    ]
+
+    def flattered(*arguments, **options):
+        found = verify(*arguments, **options)
+        found["results"][0]["eer"] = -1.0  # the cosine's, on the test identities
+        return found
+
+    monkeypatch.setattr(verification, "verify", flattered)
+    fitted, fit = [], Verifier.fit
+    monkeypatch.setattr(Verifier, "fit", lambda s, *a, **o: fitted.append(fit(s, *a, **o)) or fitted[-1])
+    out = tmp_path / "f.verifier"
+    for asked in ("wccn", "whiten,wccn", "all"):
+        assert run([*words, "--metric", asked, "-o", str(out)]) == 0
+        names = [*verification.METRICS] if asked == "all" else asked.split(",")
+        last = {one.metric_name_: one.eer_ for one in fitted[-len(names) :]}
+        assert [*last] == names and Verifier.load(out).metric_name_ == min(last, key=last.get) != "cosine"
+        out.unlink()
 
 
 def test_the_command(data, tmp_path, capsys):

@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..solvers.batches import Moments
+from ..solvers.batches import RunningMoments
 from ..solvers.side_by_side import Layers
 
 __all__ = ["BatchTrained", "weights_of"]
@@ -78,13 +78,13 @@ class BatchTrained(ClassifierMixin, BaseEstimator):
         """Set `mean_` and `scale_` and return the standardised rows as a float32 tensor on the device."""
         import torch
 
-        self._set_moments(Moments.of(X) if self.standardize else None, X.shape[1])
+        self._set_moments(RunningMoments.of(X) if self.standardize else None, X.shape[1])
         ready = np.empty(X.shape, dtype=np.float32)
         for rows in (slice(i, i + 8192) for i in range(0, len(X), 8192)):
             ready[rows] = self._ready(X[rows])
         return torch.from_numpy(ready).to(self.device)
 
-    def _set_moments(self, moments: Moments | None, n_features: int) -> None:
+    def _set_moments(self, moments: RunningMoments | None, n_features: int) -> None:
         self.mean_ = np.zeros(n_features) if moments is None else moments.mean
         self.scale_ = np.ones(n_features) if moments is None else moments.scale()
 

@@ -14,22 +14,15 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OneToOn
 from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..solvers.powers import signed_power
 from .estimators import ShrunkScaler, ledoit_wolf_share
 
-__all__ = ["CodeScaler", "ShrunkWhitener", "SignedPower", "signed_power"]
+__all__ = ["CodeScaler", "ShrunkWhitener", "SignedPower"]
 
 _FLOATS = (np.float64, np.float32)
 
 #: Eigenvalues below this part of the largest are rounding, not variance.
 _RANK = 1e-10
-
-
-def signed_power(X: np.ndarray, alpha: float) -> np.ndarray:
-    """Return sign(X) · |X| ** alpha, element by element; alpha = 1 returns X itself."""
-    if alpha == 1.0:
-        return X
-    powers = np.sqrt(np.abs(X)) if alpha == 0.5 else np.abs(X) ** X.dtype.type(alpha)
-    return np.copysign(powers, X)
 
 
 def _checked_alpha(value: Any, name: str, owner: Any) -> float:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import ParameterGrid
+from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 
 from ..errors import HeadError
 from ..solvers.batches import BatchSource, n_batches, ordered_batches, shuffled_batches
 from ..solvers.side_by_side import HeadSettings, Layers
 from .batch_trained import BatchTrained, weights_of
-from .sweep_tasks import RowWeight, Stream, SweepTask, held_out_rows, results
+from .sweep_tasks import RowWeight, Stream, SweepTask, dealt_folds, held_out_rows, results
 
 __all__ = ["HeadSweep"]
 
@@ -42,7 +43,7 @@ class HeadSweep(BatchTrained):
     cv : int or float, default=5
         Folds, or the share of the rows of one validation part. Fewer folds when no class has so many rows; where
         every class has one row, the first setting of the grid is taken untried.
-    refit : bool or "average", default=True
+    refit : True or "average", default=True
         True: train the best setting once more, on all rows. "average": average the scores of its folds' heads, which
         needs no second pass.
     scoring : {"accuracy", "balanced_accuracy", "neg_log_loss"}, default="accuracy"
@@ -89,6 +90,8 @@ class HeadSweep(BatchTrained):
         Rows are standardised to (x - mean_) / scale_.
     n_iter_ : int
         Epochs of the head that was kept (the mean over folds with refit="average").
+    notes_ : list of str
+        Where fewer folds were made than asked for, or none, and why.
     n_features_in_ : int
         Features seen in `fit`.
 
@@ -161,12 +164,18 @@ class HeadSweep(BatchTrained):
         Raises
         ------
         ValueError
-            One class only, settings out of range, NaN or Inf in X, every setting of the grid diverged.
+            One class only, settings out of range, NaN or Inf in X, groups of another length, every setting of the
+            grid diverged.
         """
         grid = self._check_settings()
         X, codes, weight, kept = self._rows(X, y, sample_weight)
         seed = self._seed()
-        held_out = held_out_rows(codes, self.cv, None if groups is None else np.asarray(groups)[kept], seed)
+        if groups is not None:
+            groups = column_or_1d(groups)
+            check_consistent_length(groups, y)
+            groups = groups[kept]
+        held_out, notes = held_out_rows(codes, self.cv, groups, seed)
+        self.notes_ = list(notes)
         rows = self._standardised(X)
         size = self._batch_rows(len(codes))
         train = weight[:, None] * ~held_out
@@ -229,12 +238,14 @@ class HeadSweep(BatchTrained):
         grid = self._check_settings()
         seed = self._seed()
         self.classes_, self.n_features_in_ = np.asarray(classes), int(n_features)
-        stream = Stream.of(batches, len(self.classes_), self.n_features_in_)
+        held, folds = (None, 1) if validation is not None else dealt_folds(self.cv, seed)
+        stream = Stream.of(batches, len(self.classes_), self.n_features_in_, held, folds)
+        self.notes_ = []
         self._set_moments(stream.moments if self.standardize else None, self.n_features_in_)
         by_class = None
         if self.class_weight is not None:
             by_class = self._class_weights(stream.counts)
-        task = stream.task(validation, self.cv, by_class, self.scoring == "balanced_accuracy", seed)
+        task = stream.task(validation, by_class, self.scoring == "balanced_accuracy")
         task = replace(task, shift=self.mean_, scale=self.scale_)
         return self._choose(task, grid, seed, 0, again=validation is None)
 

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ..errors import HeadError, SplitError
-from ..solvers.batches import BatchSource, Moments
+from ..solvers.batches import BatchSource, RunningMoments
 from ..splits import holdout, k_fold
 
-__all__ = ["RowWeight", "Stream", "SweepTask", "held_out_rows", "results"]
+__all__ = ["RowWeight", "Stream", "SweepTask", "dealt_folds", "held_out_rows", "results"]
 
 #: Class numbers, and row numbers or None → weights (n, folds).
 RowWeight = Callable[[Any, Any], Any]
@@ -38,19 +38,33 @@ class SweepTask:
     scale: np.ndarray | None = None
 
 
-def held_out_rows(codes: np.ndarray, cv: Any, groups: np.ndarray | None, seed: int) -> np.ndarray:
-    """Return which row each fold is scored on, (n, folds); no column where nothing can be held out."""
+def held_out_rows(
+    codes: np.ndarray, cv: Any, groups: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return which row each fold is scored on, (n, folds), and notes; no column where nothing can be held out."""
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     try:
         if isinstance(cv, Integral):
-            pairs = list(k_fold(codes, int(cv), groups=groups, seed=seed))
+            folds = k_fold(codes, int(cv), groups=groups, seed=seed)
+            pairs, notes = list(folds), tuple(folds.notes)
         else:
-            pairs = [holdout(codes, test_size=float(cv), groups=groups, seed=seed)]
-    except SplitError:
-        pairs = []
+            pairs, notes = [holdout(codes, test_size=float(cv), groups=groups, seed=seed)], ()
+    except SplitError as error:  # arguments were checked before: what is left is rows that cannot be divided
+        notes = (f"first setting of the grid taken untried: {error}",)
     held_out = np.zeros((len(codes), len(pairs)), dtype=bool)
     for fold, (_, rows) in enumerate(pairs):
         held_out[rows, fold] = True
-    return held_out
+    return held_out, notes
+
+
+def dealt_folds(cv: Any, seed: int) -> tuple[RowWeight, int]:
+    """Return which rows of a stream each fold is scored on, by a hash of their numbers, and how many folds there are.
+
+    A share is the first of so many folds as come nearest to it.
+    """
+    folds = int(cv) if isinstance(cv, Integral) else max(2, round(1 / float(cv)))
+    used = folds if isinstance(cv, Integral) else 1
+    return lambda codes, rows: _fold_of(rows, seed, folds)[:, None] == np.arange(used), used
 
 
 def results(grid: list[dict[str, Any]], score: np.ndarray, loss: np.ndarray, n_iter: np.ndarray) -> dict[str, Any]:
@@ -69,20 +83,27 @@ def results(grid: list[dict[str, Any]], score: np.ndarray, loss: np.ndarray, n_i
 
 @dataclass(frozen=True)
 class Stream:
-    """What one pass over a stream tells: moments, rows per class, batches, the largest one, are rows numbered."""
+    """What one pass over a stream tells: moments, rows per class, batches, the largest one, and what folds hold out.
+
+    `scored` counts the rows of each class that each fold is scored on, (n_classes, folds).
+    """
 
     batches: BatchSource
-    moments: Moments
+    moments: RunningMoments
     counts: np.ndarray
     steps: int
     widest: int
-    numbered: bool
+    held: RowWeight | None
+    scored: np.ndarray
 
     @classmethod
-    def of(cls, batches: BatchSource, n_classes: int, n_features: int) -> Stream:
-        """Read a stream once; HeadError where no head can be trained on it."""
-        moments, counts = Moments(n_features), np.zeros(n_classes, dtype=np.int64)
-        steps, widest, numbered = 0, 1, True
+    def of(
+        cls, batches: BatchSource, n_classes: int, n_features: int, held: RowWeight | None = None, folds: int = 1
+    ) -> Stream:
+        """Read a stream once; HeadError where no head can be trained on it, or its rows have no numbers for folds."""
+        moments, counts = RunningMoments(n_features), np.zeros(n_classes, dtype=np.int64)
+        scored = np.zeros((n_classes, folds), dtype=np.int64)
+        steps, widest = 0, 1
         for batch in batches(0):
             X, codes = np.asarray(batch[0]), np.asarray(batch[1])
             if X.ndim != 2 or X.shape[1] != n_features or codes.shape != X.shape[:1]:
@@ -90,49 +111,58 @@ class Stream:
                     f"HeadSweep: expected batches of {n_features} features and a class number a row, got shapes "
                     f"{X.shape} and {codes.shape}"
                 )
-            if len(codes) and (codes.min() < 0 or codes.max() >= n_classes):
-                raise HeadError(
-                    f"HeadSweep: expected class numbers from 0 to {n_classes - 1}, got {codes.min()} … {codes.max()}"
-                )
             moments.add(X)
-            counts += np.bincount(codes, minlength=n_classes)
-            steps, widest, numbered = steps + 1, max(widest, len(codes)), numbered and len(batch) > 2
+            counts += _class_counts(codes, n_classes)
+            if held is not None:
+                if len(batch) < 3:
+                    raise HeadError(
+                        "HeadSweep: expected batches of (X, codes, rows), to deal folds by row numbers, got "
+                        "(X, codes); add them (with_index=True), or give validation="
+                    )
+                np.add.at(scored, codes, held(codes, batch[2]))
+            steps, widest = steps + 1, max(widest, len(codes))
         if not np.isfinite(moments.mean).all() or not np.isfinite(moments.var).all():
             raise HeadError("HeadSweep: the batches hold NaN or Inf; leave those rows out, or extract them again")
         if (counts > 0).sum() < 2:
             raise HeadError(f"HeadSweep: expected rows of two classes or more, got {int((counts > 0).sum())}")
-        return cls(batches, moments, counts, steps, widest, numbered)
+        return cls(batches, moments, counts, steps, widest, held, scored)
 
     def task(
         self,
         validation: Callable[[], Iterable[tuple[Any, ...]]] | None,
-        cv: Any,
         by_class: np.ndarray | None,
         balanced: bool,
-        seed: int,
     ) -> SweepTask:
-        """Return the task: scored on `validation`, or on folds dealt by row numbers."""
+        """Return the task: scored on `validation`, or on the folds."""
         own = None if by_class is None else lambda codes, rows: by_class[codes][:, None]
-        train, held, used = own, None, 1
-        if validation is None:
-            if not self.numbered:
-                raise HeadError(
-                    "HeadSweep: expected batches of (X, codes, rows), to deal folds by row numbers, got (X, codes); "
-                    "add them (with_index=True), or give validation="
-                )
-            folds = int(cv) if isinstance(cv, Integral) else max(2, round(1 / float(cv)))
-            used = folds if isinstance(cv, Integral) else 1
-            held = lambda codes, rows: _fold_of(rows, seed, folds)[:, None] == np.arange(used)  # noqa: E731
+        train, held, used = own, self.held, self.scored.shape[1]
+        if held is not None:
             train = lambda codes, rows: ~held(codes, rows) * (1.0 if own is None else own(codes, rows))  # noqa: E731
         score, loss = held, held
         if own is not None:
             loss = lambda codes, rows: own(codes, rows) * (1.0 if held is None else held(codes, rows))  # noqa: E731
         if balanced:
-            rare = 1.0 / np.maximum(self.counts, 1)
-            score = lambda codes, rows: rare[codes][:, None] * (1.0 if held is None else held(codes, rows))  # noqa: E731
+            # A class counts by the rows that are scored, whatever its share of those trained on.
+            scored = self.scored if validation is None else self._counted(validation)
+            rare = 1.0 / np.maximum(scored, 1)
+            score = lambda codes, rows: rare[codes] * (1.0 if held is None else held(codes, rows))  # noqa: E731
         again = validation or (lambda: self.batches(0))
         apart = balanced or own is not None
         return SweepTask(self.batches, self.steps, self.widest, used, train, again, score, loss, own, apart)
+
+    def _counted(self, validation: Callable[[], Iterable[tuple[Any, ...]]]) -> np.ndarray:
+        counts = np.zeros(len(self.counts), dtype=np.int64)
+        for batch in validation():
+            counts += _class_counts(np.asarray(batch[1]), len(counts))
+        return counts[:, None]
+
+
+def _class_counts(codes: np.ndarray, n_classes: int) -> np.ndarray:
+    if len(codes) and (codes.min() < 0 or codes.max() >= n_classes):
+        raise HeadError(
+            f"HeadSweep: expected class numbers from 0 to {n_classes - 1}, got {codes.min()} … {codes.max()}"
+        )
+    return np.bincount(codes, minlength=n_classes)
 
 
 def _fold_of(rows: Any, seed: int, folds: int) -> np.ndarray:

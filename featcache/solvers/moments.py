@@ -143,37 +143,6 @@ class ClassMoments(Moments):
             rows = between if rows is None else np.vstack([rows, between])
             self.scatter += rows.T @ rows
 
-    def subtract(self, other: ClassMoments) -> None:
-        """Take rows out again that were added before.
-
-        The error is that of the sums before, so what is left of 10^6 rows after all but ten were taken out has about
-        five digits less than a new sum of the ten.
-
-        Raises
-        ------
-        HeadError
-            Sums of other shapes, or more weight than there is.
-        """
-        self._check(other)
-        left = self.weights - other.weights
-        if (left < -1e-9 * self.weights).any():
-            raise HeadError("sums: expected rows that were added before, got more weight than there is; check the rows")
-        left[left <= 1e-9 * self.weights] = 0.0
-        kept = left > 0
-        means = np.zeros_like(self.means)
-        shift = (other.weights[kept] / left[kept])[:, None] * (self.means[kept] - other.means[kept])
-        means[kept] = self.means[kept] + shift
-        between = np.zeros_like(means)
-        factor = left[kept] * other.weights[kept] / self.weights[kept]
-        between[kept] = np.sqrt(factor)[:, None] * (other.means[kept] - means[kept])
-        spread = self.spread - other.spread - np.square(between).sum(axis=1)
-        self.spread = np.where(kept, np.maximum(spread, 0.0), 0.0)
-        self.rows = np.where(kept, np.maximum(self.rows - other.rows, 0.0), 0.0)
-        self.weights, self.means = left, means
-        if self.scatter is not None and other.scatter is not None:
-            self.scatter -= other.scatter
-            self.scatter -= between.T @ between
-
     def with_targets(self, table: np.ndarray) -> TargetMoments:
         """Return the sums of the same rows with targets that depend on the class alone.
 

@@ -5,8 +5,7 @@ of a row that is left out is its training residual over 1 - h, h = Σ_j u_j² s_
 (Allen's PRESS [1]_): no fit is repeated. The decomposition is that of the smaller of the two Gram matrices. Where
 rows are many, they are read twice in blocks (once for the sums, once for the errors) and never held together; where
 there are fewer rows than features, 1 - h and the residuals are summed from alpha / (s + alpha), which loses no digits
-when the fit interpolates. From sums alone there are generalised cross-validation [2]_ (`RidgePath.gcv`) and folds of
-sums (`ridge_sums.fold_errors`).
+when the fit interpolates. From sums alone there is generalised cross-validation [2]_ (`RidgePath.gcv`).
 
 References
 ----------
@@ -137,7 +136,7 @@ class RidgePath:
         weight : ndarray of shape (n,), default=None
             Weights above 0; None: 1.
         prior_rows : float, default=None
-            Divide the features by `moments.shrunk_scale` with this prior; None: do not.
+            Divide the features by `shrinkage.shrunk_scale` with this prior; None: do not.
         fit_intercept : bool, default=True
             Centre rows and targets.
         """
@@ -224,15 +223,6 @@ class RidgePath:
                 residuals += slack[:, :, None] * aims[:, None, :]
                 winners[which, rows] = residuals.argmax(axis=2).T
         return LeaveOneOut(errors, winners)
-
-    def left_out(
-        self, alpha: float, X: Any, targets: Callable[[slice], np.ndarray], weight: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return the predictions for every row when it is left out, shape (n, n_targets), at one alpha."""
-        out = np.empty((X.shape[0], len(self._aim)))
-        for rows, _, residuals, slack, aims in self._errors([alpha], X, targets, weight):
-            out[rows] = aims + residuals[:, 0] / slack
-        return out
 
     def _errors(
         self, alphas: Sequence[float], X: Any, targets: Callable[[slice], np.ndarray], weight: np.ndarray | None

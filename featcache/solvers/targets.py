@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from ..errors import HeadError
 from .sums import Moments
 
-__all__ = ["TargetMoments", "merged", "sign_targets"]
+__all__ = ["TargetMoments", "sign_targets"]
 
 
 class TargetMoments(Moments):
@@ -93,32 +92,6 @@ class TargetMoments(Moments):
         self.scatter += rows.T @ rows
         self.cross += rows.T @ aims
         self.squares += np.square(aims).sum(axis=0)
-
-    def subtract(self, other: TargetMoments) -> None:
-        """Take rows out again that were added before; see `ClassMoments.subtract`."""
-        self._check(other)
-        left = self.weight[0] - other.weight[0]
-        if left <= 1e-9 * self.weight[0]:
-            raise HeadError("sums: expected fewer rows than there are, got all of them; begin with new sums instead")
-        share = other.weight[0] / left
-        mean, target = (
-            now + share * (now - gone) for now, gone in ((self.mean, other.mean), (self.target, other.target))
-        )
-        root = np.sqrt(left * other.weight[0] / self.weight[0])
-        moved, turned = root * (other.mean - mean), root * (other.target - target)
-        self.rows = np.maximum(self.rows - other.rows, 1.0)
-        self.weight, self.mean, self.target = np.array([left]), mean, target
-        self.scatter -= other.scatter + np.outer(moved, moved)
-        self.cross -= other.cross + np.outer(moved, turned)
-        self.squares = np.maximum(self.squares - other.squares - np.square(turned), 0.0)
-
-
-def merged(parts: Sequence[TargetMoments]) -> TargetMoments:
-    """Return the sums of several parts, which stay as they are."""
-    whole = parts[0].copy()
-    for part in parts[1:]:
-        whole.merge(part)
-    return whole
 
 
 def sign_targets(weights: np.ndarray, *, balanced: bool = False) -> np.ndarray:

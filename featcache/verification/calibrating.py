@@ -6,7 +6,7 @@ import numpy as np
 
 from .rates import ScoreHistogram
 
-__all__ = ["calibration", "logistic"]
+__all__ = ["calibration"]
 
 
 def calibration(histogram: ScoreHistogram) -> list[float]:
@@ -29,8 +29,3 @@ def calibration(histogram: ScoreHistogram) -> list[float]:
     model = LogisticRegression(C=1e6, max_iter=1000).fit(x, kinds[used], sample_weight=1000 * weights[used])
     slope = float(model.coef_[0, 0]) / spread
     return [slope, float(model.intercept_[0]) - slope * centre]
-
-
-def logistic(x: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-x)) without overflow."""
-    return np.exp(-np.logaddexp(0.0, -x))

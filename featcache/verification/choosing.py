@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import HeadError, SplitError
 from .metrics import CosineMetric, LDAMetric, WCCNMetric, WhiteningMetric, exponent
-from .moments import Moments
+from .moments import IdentityMoments
 from .pairs import identity_folds, make_pairs, pair_counts
 from .plda import PLDAMetric
 from .rates import Curve, ScoreHistogram, streamed_histogram
@@ -85,7 +85,7 @@ def make_metric(name: str, *, random_state: int = 0, **params: Any) -> CosineMet
 class _Fold:
     """Training moments and the rows to judge on, with pairs that are the same for all settings."""
 
-    moments: Moments
+    moments: IdentityMoments
     rows: np.ndarray
     codes: np.ndarray
     bursts: np.ndarray | None
@@ -177,7 +177,14 @@ def _folds(
         wanted = 2 * min(genuine, _JUDGED)
         pairs = make_pairs(codes[rows], wanted, seed, bursts=within)
         train = np.unique(codes[rest], return_inverse=True)[1]
-        yield _Fold(Moments(X[rest], train, power), X[rows], codes[rows], within, pairs.first, pairs.second, pairs.same)
+        moments = IdentityMoments(
+            X[rest],
+            train,
+            power,
+            groups=None if groups is None else groups[rest],
+            bursts=None if bursts is None else bursts[rest],
+        )
+        yield _Fold(moments, X[rows], codes[rows], within, pairs.first, pairs.second, pairs.same)
 
 
 def _whole_identities(rows: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:

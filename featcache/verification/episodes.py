@@ -26,7 +26,14 @@ class Episode:
 
 
 def draw_episodes(
-    codes: np.ndarray, ways: int, shots: int, n: int, *, groups: np.ndarray | None = None, seed: int = 0
+    codes: np.ndarray,
+    ways: int,
+    shots: int,
+    n: int,
+    *,
+    groups: np.ndarray | None = None,
+    bursts: np.ndarray | None = None,
+    seed: int = 0,
 ) -> list[Episode]:
     """Draw tasks among the identities of one group (an alphabet) where there are groups with two of them.
 
@@ -41,16 +48,20 @@ def draw_episodes(
         Tasks.
     groups : ndarray of shape (n_samples,), default=None
         Tasks stay within one of them.
+    bursts : ndarray of int of shape (n_samples,), default=None
+        An image to name is never of the burst of an image enrolled of its identity: they are alike for a reason that
+        does not count.
     seed : int, default=0
         Another seed, other tasks.
 
     Returns
     -------
     list of Episode
-        Empty where no group has two identities with `shots` + 1 images.
+        Empty where no group has two identities with an image to name and `shots` others to enrol.
     """
     generator = np.random.default_rng([seed, ways, shots, 0xE915])
-    pools = [pool for pool in _pools(codes, shots + 1, groups) if len(pool) > 1]
+    nameable = _nameable(codes, shots, bursts)
+    pools = [pool for pool in _pools(codes, nameable, groups) if len(pool) > 1]
     if not pools:
         return []
     size = min(ways, max(map(len, pools)))
@@ -61,20 +72,29 @@ def draw_episodes(
     found = []
     for _ in range(n):
         pool = pools[int(generator.integers(len(pools)))]
-        rows = np.stack(
-            [
-                order[starts[c] + generator.choice(counts[c], shots + 1, replace=False)]
-                for c in generator.choice(pool, size, replace=False)
-            ]
-        )
+        drawn = []
+        for c in generator.choice(pool, size, replace=False):
+            own = generator.permutation(order[starts[c] : starts[c] + counts[c]])
+            query = own[np.flatnonzero(nameable[own])[0]]
+            others = own[own != query] if bursts is None else own[bursts[own] != bursts[query]]
+            drawn.append((query, *others[:shots]))
+        rows = np.asarray(drawn)
         found.append(Episode(rows[:, 1:], rows[:, 0]))
     return found
 
 
-def _pools(codes: np.ndarray, images: int, groups: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Identities with enough images, group by group."""
-    enough = np.bincount(codes) >= images
-    whole = np.unique(codes[enough[codes]])
+def _nameable(codes: np.ndarray, shots: int, bursts: np.ndarray | None) -> np.ndarray:
+    """Whether the identity of each row has so many images besides the row's own burst (the row, without bursts)."""
+    beside = np.bincount(codes)[codes]
+    if bursts is None:
+        return beside > shots
+    both, sizes = np.unique(np.column_stack([codes, bursts]), axis=0, return_inverse=True, return_counts=True)[1:]
+    return beside - sizes[both.ravel()] >= shots
+
+
+def _pools(codes: np.ndarray, nameable: np.ndarray, groups: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Identities with an image to name, group by group."""
+    whole = np.unique(codes[nameable])
     if groups is None:
         yield whole
         return

@@ -59,7 +59,8 @@ def verify(
         column where it is not the identity, else none. Where the split column has train and test parts that share no
         identity, these are the one draw.
     burst : str, default=None
-        Column of bursts: two rows of one burst are never paired.
+        Column of bursts: two rows of one burst are never paired, and in tasks of identification none is enrolled to
+        name the other by.
     far : float, default=0.01
         Wanted false-accept rate of the threshold.
     seeds : int, default=5
@@ -196,7 +197,10 @@ def _draws(
         _check_disjoint(subjects.codes[train], subjects.codes[test], subjects.names)
         within = None if groups is None else groups[test]
         codes = subjects.codes[test]
-        tasks = tuple((n, k, draw_episodes(codes, n, k, episodes, groups=within, seed=seed)) for n, k in TASKS)
+        bursts = None if subjects.bursts is None else apart(subjects.bursts[test], len(test))
+        tasks = tuple(
+            (n, k, draw_episodes(codes, n, k, episodes, groups=within, bursts=bursts, seed=seed)) for n, k in TASKS
+        )
         yield Draw(seed, train, test, tasks)
 
 

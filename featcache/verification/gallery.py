@@ -6,11 +6,11 @@ import warnings
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from ..errors import HeadError
 from ..features import FeatureSet
 from ..splits import whole_number
-from .calibrating import logistic
 from .metrics import CosineMetric
 from .rates import RULE_OF, AcceptanceThreshold
 
@@ -42,7 +42,7 @@ class Gallery:
 
     def _probability(self, scores: np.ndarray, prior: float = 0.5) -> np.ndarray:
         slope, shift = self.calibration_
-        return logistic(slope * scores + shift + np.log(prior / (1 - prior)))
+        return expit(slope * scores + shift + np.log(prior / (1 - prior)))
 
     @property
     def gallery(self) -> list[str]:

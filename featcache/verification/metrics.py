@@ -9,7 +9,10 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .moments import Moments, powered, unit_rows
+from ..solvers.neighbors import unit_rows
+from ..solvers.powers import signed_power
+from .moments import IdentityMoments
+from .pairs import apart
 
 __all__ = ["CosineMetric", "LDAMetric", "WCCNMetric", "WhiteningMetric", "exponent"]
 
@@ -50,10 +53,16 @@ class CosineMetric(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def __init__(self, power: float | str = "auto") -> None:
         self.power = power
 
-    def fit(self, X: Any, y: Any = None) -> CosineMetric:
-        """Learn from rows X (n_samples, n_features) and their identities y (n_samples,)."""
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None, bursts: Any = None) -> CosineMetric:
+        """Learn from rows X (n_samples, n_features) and their identities y (n_samples,).
+
+        groups and bursts, of shape (n_samples,), matter to a metric that holds identities out of its own training, as
+        `SiameseMetric` does: identities that share a group are held out together, rows of one burst never paired.
+        """
         X, codes = self._start(X, y)
-        return self._learn(Moments(X, codes, self.power_))
+        if groups is not None and np.shape(groups) != (len(X),):
+            raise ValueError(f"groups: expected {len(X)} values (one per row), got shape {np.shape(groups)}")
+        return self._learn(IdentityMoments(X, codes, self.power_, groups=groups, bursts=apart(bursts, len(X))))
 
     def transform(self, X: Any) -> np.ndarray:
         """Return vectors of float32 or float64, shape (n_samples, n_components)."""
@@ -112,17 +121,17 @@ class CosineMetric(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self.power_ = exponent(X) if self.power == "auto" else float(self.power)
         return X, codes
 
-    def _learn(self, moments: Moments) -> CosineMetric:
+    def _learn(self, moments: IdentityMoments) -> CosineMetric:
         self.mean_, self.components_ = moments.mean, None
         return self
 
-    def _learn_from(self, moments: Moments) -> Any:
+    def _learn_from(self, moments: IdentityMoments) -> Any:
         """Fit on moments that several settings share."""
         self.n_features_in_, self.power_ = moments.rows.shape[1], moments.power
         return self._learn(moments)
 
     def _mapped(self, X: np.ndarray) -> np.ndarray:
-        rows = powered(X, self.power_) - self.mean_.astype(X.dtype)
+        rows = signed_power(X, self.power_) - self.mean_.astype(X.dtype)
         return rows if self.components_ is None else rows @ self.components_.T.astype(X.dtype)
 
     def _ends(self, vectors: np.ndarray) -> np.ndarray:
@@ -165,7 +174,7 @@ class WhiteningMetric(CosineMetric):
         super().__init__(power)
         self.shrinkage = shrinkage
 
-    def _learn(self, moments: Moments) -> CosineMetric:
+    def _learn(self, moments: IdentityMoments) -> CosineMetric:
         self.mean_ = moments.mean
         self.components_ = moments.total.inverse_root(self._share()).matrix().astype(moments.rows.dtype)
         return self
@@ -211,7 +220,7 @@ class WCCNMetric(WhiteningMetric):
         tags.target_tags.required = True
         return tags
 
-    def _learn(self, moments: Moments) -> CosineMetric:
+    def _learn(self, moments: IdentityMoments) -> CosineMetric:
         self.mean_ = moments.mean
         self.components_ = moments.within.inverse_root(self._share()).matrix().astype(moments.rows.dtype)
         return self
@@ -251,7 +260,7 @@ class LDAMetric(WCCNMetric):
         super().__init__(shrinkage, power)
         self.n_components = n_components
 
-    def _learn(self, moments: Moments) -> CosineMetric:
+    def _learn(self, moments: IdentityMoments) -> CosineMetric:
         wanted = self.n_components
         if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)) or wanted < 1):
             raise ValueError(f"{type(self).__name__}: expected n_components of 1 or more, or None, got {wanted!r}")

@@ -8,25 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from ..solvers.blocks import row_blocks
+from ..solvers.powers import signed_power
 
-__all__ = ["Moments", "Spectrum", "powered", "unit_rows"]
-
-
-def powered(X: np.ndarray, power: float) -> np.ndarray:
-    """Return sign(x) |x|^power."""
-    if power == 1.0:
-        return X
-    if power == 0.5:
-        return np.sign(X) * np.sqrt(np.abs(X))
-    return np.sign(X) * np.abs(X) ** power
-
-
-def unit_rows(X: np.ndarray, length: float = 1.0) -> np.ndarray:
-    """Return rows of that length; an all-zero row stays zero. Scaling by the largest value first avoids overflow."""
-    largest = np.abs(X).max(axis=1, keepdims=True, initial=0.0)
-    scaled = X / np.where(largest > 0, largest, 1)
-    norms = np.sqrt(np.square(scaled, dtype=np.float64).sum(axis=1, keepdims=True))
-    return scaled * (length / np.where(norms > 0, norms, 1.0)).astype(X.dtype)
+__all__ = ["IdentityMoments", "Spectrum"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +91,7 @@ def _about(block: np.ndarray, codes: np.ndarray | None, means: np.ndarray | None
     return block if codes is None or means is None else block - means[codes]
 
 
-class Moments:
+class IdentityMoments:
     """The training rows after the power transform and centring, and their covariances, each computed once.
 
     Parameters
@@ -118,10 +102,22 @@ class Moments:
         Identity of each row, from 0; None: each row is of an identity of its own.
     power : float, default=1.0
         Exponent of the signed power transform.
+    groups, bursts : ndarray of shape (n,), default=None
+        For a metric that holds identities out of its own training: what keeps them together, and what keeps rows
+        apart in pairs.
     """
 
-    def __init__(self, X: np.ndarray, codes: np.ndarray | None, power: float = 1.0) -> None:
-        rows = powered(X, power)
+    def __init__(
+        self,
+        X: np.ndarray,
+        codes: np.ndarray | None,
+        power: float = 1.0,
+        *,
+        groups: np.ndarray | None = None,
+        bursts: np.ndarray | None = None,
+    ) -> None:
+        rows = signed_power(X, power)
+        self.groups, self.bursts = groups, bursts
         self.power = power
         self.mean = rows.mean(axis=0, dtype=np.float64)
         self.rows = rows - self.mean.astype(rows.dtype)

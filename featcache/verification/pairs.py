@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from ..errors import HeadError, SplitError
 from ..splits import whole_number
 
-__all__ = ["Pairs", "apart", "codes_of", "identity_folds", "make_pairs", "pair_blocks", "pair_counts"]
+__all__ = ["Pairs", "apart", "codes_of", "identity_folds", "make_pairs", "pair_blocks", "pair_counts", "units_of"]
 
 #: So many pairs are listed at most; beyond that they are drawn, or streamed by `pair_blocks`.
 _LISTED = 20_000_000
@@ -251,22 +252,44 @@ def identity_folds(identities: Any, n_folds: int = 3, *, groups: Any = None, see
     >>> [fold.tolist() for fold in identity_folds(["ann", "bob", "ann", "bob"], 2)]
     [[0, 2], [1, 3]]
     """
-    codes = codes_of(identities)
+    codes = units_of(codes_of(identities), groups)
+    count = int(codes.max()) + 1
+    # Large ones first, each to the fold that has the fewest rows: the folds come out even.
+    order = np.random.default_rng([seed, 0xF01D]).permutation(count)
+    sizes = np.bincount(codes)
+    fold_of = np.zeros(count, dtype=np.intp)
+    filled = [(0, fold) for fold in range(min(n_folds, count))]
+    for unit in order[np.argsort(-sizes[order], kind="stable")]:
+        rows, fold_of[unit] = filled[0]
+        heapq.heapreplace(filled, (rows + int(sizes[unit]), int(fold_of[unit])))
+    # One sort for all folds: a search for the rows of each would cost folds times rows.
+    places = fold_of[codes]
+    folds = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places))[:-1])
+    return sorted(folds, key=lambda rows: int(rows[0]))
+
+
+def units_of(codes: np.ndarray, groups: Any = None) -> np.ndarray:
+    """Return the number, from 0, of the set of identities of each row that can be held out on its own.
+
+    Parameters
+    ----------
+    codes : ndarray of int of shape (n_samples,)
+        Identities.
+    groups : array-like of shape (n_samples,), default=None
+        Identities that share a group belong together.
+
+    Raises
+    ------
+    SplitError
+        One such set only.
+    """
     if groups is not None:
         codes = _joined(codes, codes_of(groups, "groups"))
     count = int(codes.max(initial=-1)) + 1
     if count < 2:
         what = "identities" if groups is None else "identities that share no group"
         raise SplitError(f"identities: expected two {what} or more, got {count}; give more, or leave the groups out")
-    # Large ones first, each to the fold that has the fewest rows: the folds come out even.
-    order = np.random.default_rng([seed, 0xF01D]).permutation(count)
-    sizes = np.bincount(codes)
-    fold_of, filled = np.zeros(count, dtype=np.intp), np.zeros(min(n_folds, count))
-    for unit in order[np.argsort(-sizes[order], kind="stable")]:
-        fold_of[unit] = int(filled.argmin())
-        filled[fold_of[unit]] += sizes[unit]
-    folds = [np.flatnonzero(fold_of[codes] == f) for f in range(len(filled))]
-    return sorted(folds, key=lambda rows: int(rows[0]))
+    return codes
 
 
 def _joined(codes: np.ndarray, groups: np.ndarray) -> np.ndarray:

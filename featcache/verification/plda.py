@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..solvers.neighbors import unit_rows
 from .metrics import LDAMetric
-from .moments import unit_rows
 
 __all__ = ["PLDAMetric"]
 
@@ -69,7 +69,7 @@ class PLDAMetric(LDAMetric):
     def _ends(self, vectors: np.ndarray) -> np.ndarray:
         if not self.length_norm or vectors.shape[1] < 8:
             return vectors
-        return unit_rows(vectors, float(np.sqrt((1.0 + self.between_).sum())))
+        return unit_rows(vectors) * float(np.sqrt((1.0 + self.between_).sum()))
 
     def template(self, vectors: np.ndarray) -> np.ndarray:
         """Return the mean of several images' vectors, shape (n_components,)."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import SplitError
+from ..solvers.neighbors import unit_rows
 from .metrics import CosineMetric, WCCNMetric
-from .moments import Moments, unit_rows
-from .pairs import identity_folds, make_pairs
+from .moments import IdentityMoments
+from .pairs import make_pairs, pair_counts, units_of
 from .rates import Curve
 
 __all__ = ["SiameseMetric"]
@@ -34,7 +36,8 @@ class SiameseMetric(WCCNMetric):
     max_steps : int, default=300
         Steps; one is a batch of up to 64 identities with up to 8 images of each.
     held_out : float, default=0.2
-        Share of the identities that decides when to stop; where too few are left, a third of `max_steps` are made.
+        Share of the identities that decides when to stop, in [0, 1); where too few are left, a third of `max_steps`
+        are made.
     power : float or "auto", default="auto"
         As in `CosineMetric`.
     random_state : int, default=0
@@ -80,14 +83,14 @@ class SiameseMetric(WCCNMetric):
         self.held_out = held_out
         self.random_state = random_state
 
-    def _learn(self, moments: Moments) -> CosineMetric:
+    def _learn(self, moments: IdentityMoments) -> CosineMetric:
         self._check()
         self.mean_ = moments.mean
-        train, rest = self._parts(moments.codes)
+        train, rest = self._parts(moments)
         if len(rest):
             part = np.unique(moments.codes[train], return_inverse=True)[1]
             inner = _Problem(moments.rows[train], part, self._share(), self.n_components)
-            self.n_steps_ = self._best_step(inner, moments.rows[rest], moments.codes[rest])
+            self.n_steps_ = self._best_step(inner, moments, rest)
         else:
             self.n_steps_ = self.max_steps // 3
         whole = _Problem(moments.rows, moments.codes, self._share(), self.n_components)
@@ -106,23 +109,35 @@ class SiameseMetric(WCCNMetric):
                 f"{self.held_out!r}, {self.learning_rate!r}, {self.anchor!r}"
             )
 
-    def _parts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _parts(self, moments: IdentityMoments) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows of held-out identities; none of these where either side would be too small."""
+        codes = moments.codes
         everything = np.arange(len(codes)), np.zeros(0, dtype=np.intp)
         repeated = int((np.bincount(codes) > 1).sum())
         if self.held_out == 0 or self.held_out * repeated < 3:
             return everything
-        folds = identity_folds(codes, round(1 / self.held_out), seed=self.random_state)
-        rest = folds[0]
-        held = np.bincount(codes[rest])
-        if (held > 1).sum() < 2:
+        try:
+            units = units_of(codes, moments.groups)
+        except SplitError:
             return everything
-        return np.concatenate(folds[1:]), rest
+        # Whole units, in the order of a shuffle, until the share of the identities is reached.
+        identities = np.bincount(units[np.unique(codes, return_index=True)[1]])
+        order = np.random.default_rng([self.random_state, 0x51AB]).permutation(len(identities))
+        reached = np.cumsum(identities[order]) >= self.held_out * identities.sum() * (1 - 1e-9)
+        held = np.isin(units, order[: int(reached.argmax()) + 1])
+        train, rest = np.flatnonzero(~held), np.flatnonzero(held)
+        repeated = int((np.bincount(codes[rest]) > 1).sum())
+        genuine, impostor = pair_counts(codes[rest], None if moments.bursts is None else moments.bursts[rest])
+        if repeated < 2 or not genuine or not impostor or len(np.unique(codes[train])) < 2:
+            return everything
+        return train, rest
 
-    def _best_step(self, problem: _Problem, rows: np.ndarray, codes: np.ndarray) -> int:
-        """Return the number of steps with the lowest equal error rate on held-out identities."""
-        genuine = int((np.bincount(codes) * (np.bincount(codes) - 1) // 2).sum())
-        pairs = make_pairs(codes, 2 * min(genuine, 20_000), self.random_state)
+    def _best_step(self, problem: _Problem, moments: IdentityMoments, rest: np.ndarray) -> int:
+        """Return the number of steps with the lowest equal error rate on the rows of held-out identities."""
+        rows, codes = moments.rows[rest], moments.codes[rest]
+        bursts = None if moments.bursts is None else moments.bursts[rest]
+        genuine = pair_counts(codes, bursts)[0]
+        pairs = make_pairs(codes, 2 * min(genuine, 20_000), self.random_state, bursts=bursts)
         best, at, worse = np.inf, 0, 0
         for step, projection in self._steps(problem, range(0, self.max_steps + 1, 20)):
             vectors = unit_rows(rows @ problem.on_rows(projection).T.astype(rows.dtype))
@@ -173,7 +188,7 @@ class _Problem:
     """Rows in the space where the within-covariance is the identity, the projection to start from, and batches."""
 
     def __init__(self, rows: np.ndarray, codes: np.ndarray, share: float, n_components: int) -> None:
-        moments = Moments(rows, codes)
+        moments = IdentityMoments(rows, codes)
         self.codes = codes
         root = moments.within.inverse_root(share)
         variances, directions = moments.between(root)
@@ -186,7 +201,7 @@ class _Problem:
         self._starts = np.cumsum(self._counts) - self._counts
 
     @staticmethod
-    def _padded(moments: Moments, start: np.ndarray, width: int) -> np.ndarray:
+    def _padded(moments: IdentityMoments, start: np.ndarray, width: int) -> np.ndarray:
         """Few identities span few directions: fill up with the rows' own leading ones, lightly weighted."""
         start = start[:width]
         lacking = min(width, 16, moments.rows.shape[1]) - len(start)

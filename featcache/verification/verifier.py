@@ -162,7 +162,7 @@ class Verifier(Gallery, BaseEstimator):
         self.calibration_ = calibration(chosen.histogram)
         self.identities_, self.n_features_in_ = subjects.names, subjects.X.shape[1]
         self.metric_ = make_metric(chosen.name, random_state=self.random_state, **chosen.params)
-        self.metric_.fit(subjects.X, codes)
+        self.metric_.fit(subjects.X, codes, groups=subjects.groups, bursts=within)
         self.spec_, self.locator_, self.node_, self.fingerprint_ = subjects.provenance
         self._empty_gallery()
         return self
