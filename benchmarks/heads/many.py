@@ -18,7 +18,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
 
 from featcache.heads import HeadSweep
-from featcache.solvers.batches import Moments, n_batches, ordered_batches, shuffled_batches
+from featcache.solvers.batches import RunningMoments, n_batches, ordered_batches, shuffled_batches
 from featcache.solvers.many import HeadSettings, train_heads
 from featcache.splits import holdout, k_fold
 
@@ -60,7 +60,7 @@ class _Problem:
         self.y = np.unique(data.y, return_inverse=True)[1]
         X = np.asarray(data.X, dtype=np.float32)
         self.train, self.test = holdout(self.y, seed=0)
-        moments = Moments.of(X[self.train])
+        moments = RunningMoments.of(X[self.train])
         self.X = ((X - moments.mean) / moments.scale()).astype(np.float32)
         self.rows, self.codes = self.X[self.train], self.y[self.train]
         self.k, self.epochs = int(self.y.max()) + 1, epochs

@@ -141,7 +141,3 @@ class RunningMoments:
         if not common > 1e-30 * max(1.0, float(np.square(self.mean).mean())):
             return np.ones_like(var)
         return shrunk_scale(var, self.n, prior_rows)
-
-
-#: The name by which the benchmarks import it.
-Moments = RunningMoments
