@@ -182,7 +182,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"{path}: expected a head saved by featcache, got {len(data)} bytes that are damaged or something else; "
             "save it again with FittedHead.save"
         ) from error
-    if intact and body.get("format", 0) > FORMAT_VERSION:
+    if intact and (not isinstance(body, dict) or type(body.get("format")) is not int):
+        raise HeadError(f"{path}: expected a head with a format number, got something else; save the head again")
+    if intact and body["format"] > FORMAT_VERSION:
         raise HeadError(
             f"{path}: expected head format {FORMAT_VERSION} or older, got {body['format']}; install a newer featcache"
         )

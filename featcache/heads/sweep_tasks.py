@@ -124,15 +124,24 @@ class Stream:
             used = folds if isinstance(cv, Integral) else 1
             held = lambda codes, rows: _fold_of(rows, seed, folds)[:, None] == np.arange(used)  # noqa: E731
             train = lambda codes, rows: ~held(codes, rows) * (1.0 if own is None else own(codes, rows))  # noqa: E731
-        score, loss = held, held
+        score, loss, again = held, held, validation or (lambda: self.batches(0))
         if own is not None:
             loss = lambda codes, rows: own(codes, rows) * (1.0 if held is None else held(codes, rows))  # noqa: E731
         if balanced:
-            rare = 1.0 / np.maximum(self.counts, 1)
-            score = lambda codes, rows: rare[codes][:, None] * (1.0 if held is None else held(codes, rows))  # noqa: E731
-        again = validation or (lambda: self.batches(0))
+            rare = 1.0 / np.maximum(_class_counts(again(), held, len(self.counts), used), 1)
+            score = lambda codes, rows: rare[codes] * (1.0 if held is None else held(codes, rows))  # noqa: E731
         apart = balanced or own is not None
         return SweepTask(self.batches, self.steps, self.widest, used, train, again, score, loss, own, apart)
+
+
+def _class_counts(batches: Iterable[tuple[Any, ...]], held: RowWeight | None, n_classes: int, used: int) -> np.ndarray:
+    """Rows of each class that each fold is scored on, (n_classes, folds)."""
+    counts = np.zeros((n_classes, used))
+    for batch in batches:
+        codes = np.asarray(batch[1])
+        scored = np.ones((len(codes), used)) if held is None else held(codes, batch[2] if len(batch) > 2 else None)
+        np.add.at(counts, codes, scored)
+    return counts
 
 
 def _fold_of(rows: Any, seed: int, folds: int) -> np.ndarray:
