@@ -226,3 +226,33 @@ def test_wrapped_estimators_are_not_changed():
     assert not hasattr(inner, "coef_")
     plain = LogisticRegression(C=0.01)
     assert TemperatureClassifier(plain, cv=2).fit(X[:100], Y[:100]).estimator is plain
+
+
+class Grouped(LDAClassifier):
+    """Remembers whether every fit was given the groups of its rows."""
+
+    seen = []
+
+    def fit(self, X, y, groups=None):
+        Grouped.seen.append(groups is not None and len(groups) == len(X))
+        return super().fit(X, y)
+
+
+@pytest.mark.parametrize("make", [TemperatureClassifier, RejectingClassifier])
+def test_groups_reach_the_head_and_its_clones(make):
+    Grouped.seen = []
+    make(Grouped(), cv=3).fit(X[:120], Y[:120], groups=(np.arange(120) // 3).tolist())
+    assert len(Grouped.seen) == 4 and all(Grouped.seen)
+
+
+def test_with_a_bound_no_label_ranks_the_rows():
+    """A temperature fitted on the labels reorders rows of more than two classes, which the bound does not allow."""
+    noisy = np.where(RNG.random(600) < 0.2, RNG.permutation(CODES), CODES)
+    plain, sure = (RejectingClassifier("ridge", error_rate=0.3, confidence=c, cv=3).fit(X, noisy) for c in (None, 0.9))
+    assert plain.ranking_temperature_ == plain.temperature_ and sure.ranking_temperature_ == 1.0
+    logits = sure.estimator_.decision_function(X)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(sure.confidence_of(X), powers.max(axis=1) / powers.sum(axis=1))
+    np.testing.assert_allclose(sure.predict_proba(X), plain.predict_proba(X))
+    steep = RejectingClassifier(LDAClassifier(), error_rate=0.3, confidence=0.9, cv=3).fit(X * 1e-3, noisy)
+    assert steep.coverage_ > 0 and len(np.unique(steep.confidence_of(X * 1e-3))) > 300

@@ -358,6 +358,23 @@ def test_a_list_with_columns_of_other_names(capsys, image_folder, tmp_path):
     assert data.classes.tolist() == ["00", "01"] and np.unique(data.groups).tolist() == ["p0", "p1", "p2"]
 
 
+def test_held_out_identities_do_not_choose_what_verify_saves(tmp_path, monkeypatch):
+    from featcache.cli import verifying
+    from featcache.verification import Verifier
+
+    rng = np.random.default_rng(0)
+    names = np.repeat(np.arange(16), 6).astype(str)
+    data = fc.FeatureSet(rng.normal(size=(16, 8))[np.repeat(np.arange(16), 6)] + rng.normal(size=(96, 8)), names)
+    settings = {"far": 0.1, "identity": "label", "cv": 3, "domain": None, "burst": None}
+    inside = {name: Verifier(name, far=0.1).fit(data).eer_ for name in ("cosine", "lda", "wccn")}
+    best = min(inside, key=inside.get)
+    wrong = max(inside, key=inside.get)
+    rows = [{"metric": name, "eer": 0.0 if name == wrong else 0.5} for name in inside]
+    for asked, saved in ((["lda"], "lda"), (["cosine"], "cosine"), (["all"], best)):
+        found = verifying._save(data, {"results": rows, "settings": settings}, asked, tmp_path / "v")
+        assert Verifier.load(found).metric_name_ == saved
+
+
 # -- starting and ending ---------------------------------------------------------------------------------------------
 
 

@@ -413,6 +413,19 @@ def test_balanced_streams_weigh_classes():
     assert even.best_score_ > plain.best_score_
 
 
+def test_balanced_streams_count_the_rows_that_are_scored():
+    """Classes of the validation rows are as rare there as they are there, not as in training."""
+    from featcache.heads.metrics import check_metric
+
+    rng = np.random.default_rng(1)
+    rows = np.vstack([rng.normal(0, 1, (600, 2)), rng.normal(1.5, 1, (60, 2))])
+    codes = np.repeat([0, 1], [600, 60])
+    held, truth = rng.normal(0.7, 1.2, (220, 2)), np.repeat([0, 1], [20, 200])
+    sweep = HeadSweep({"learning_rate": [0.03]}, max_iter=5, scoring="balanced_accuracy", refit="average")
+    sweep.fit_batches(shuffled_batches(rows, codes, 64), [0, 1], 2, validation=lambda: ordered_batches(held, truth))
+    assert sweep.best_score_ == pytest.approx(check_metric("balanced_accuracy")(truth, sweep.predict(held)))
+
+
 def test_a_map_on_disk_is_never_in_memory(tmp_path):
     n = 60_000
     mapped = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float16, shape=(n, 128))

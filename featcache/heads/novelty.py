@@ -18,7 +18,7 @@ from .estimators import ledoit_wolf_share
 __all__ = ["KNeighborsDetector", "MahalanobisDetector"]
 
 #: Numbers of a block of distances.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 
 
 class MahalanobisDetector(Detector):
