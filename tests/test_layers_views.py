@@ -385,7 +385,7 @@ def test_groups_and_weights_of_views_reach_a_pipelines_last_step():
     steps = [("scale", StandardScaler()), ("logreg", LogisticRegression(tol=1e-8, max_iter=2000))]
     thrice = np.hstack([WIDE[:, :20]] * 3)
     one, several = Pipeline(steps).fit(WIDE[:, :20], Y), ViewsClassifier(Pipeline(steps), n_views=3).fit(thrice, Y)
-    np.testing.assert_allclose(several.best_estimator_[-1].coef_, one[-1].coef_, atol=1e-4)
+    np.testing.assert_allclose(several.best_estimator_[-1].coef_, one[-1].coef_, atol=2e-3)
     voters = Pipeline([("scale", StandardScaler()), ("knn", CosineKNeighborsClassifier())])
     assert ViewsClassifier(voters, n_views=3).fit(VIEWS, Y).best_estimator_[-1].groups_.tolist() == sorted(
         [*range(60)] * 3
@@ -414,7 +414,7 @@ def test_a_huge_shape_takes_no_memory():
 @pytest.mark.parametrize("node", ["nowhere", "flatten:999999999", "", "nowhere:64", "x" * 9000])
 def test_a_crafted_node_is_refused_in_one_line(several, node):
     folder, backbone, store = several[:3]
-    fitted = fit("ridge", store.load(node=store.nodes[-1]))
+    fitted = fit("ridge", join_layers(store))
     for use in (
         lambda head: fc.predict(head, folder, backbone=backbone, progress=False),
         lambda head: fc.to_module(head, backbone=backbone),
