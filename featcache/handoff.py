@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,7 @@ def predict(
             raise HandoffError(f"{name}: expected a whole number of {least} or more, got {value!r}")
     source = _open_images(images)
     network = _backbone_of(head, backbone, weights)
+    blocks = _blocks(head, network)
     target = Backbone.usual_device() if device == "auto" else device
     threads = Backbone.usual_threads() if workers is None else workers
     found: list[dict[str, Any]] = []
@@ -93,7 +95,7 @@ def predict(
         bar.start("predicting", len(source))
         for ids, pixels, errors in _decoded(source, network, batch_size or Backbone.usual_batch(target), threads):
             if len(pixels):
-                codes = _joined(network.encode(pixels, mode="fp32", device=target), head.node)
+                codes = _joined(network.encode(pixels, mode="fp32", device=target), head.node, blocks)
                 good = iter(_label(head, ids, codes))
             else:
                 good = iter(())
@@ -120,10 +122,22 @@ def _open_images(images: Any) -> ImageSource:
     return ImageSource.open(images)
 
 
-def _joined(codes: Mapping[str, np.ndarray], node: str) -> np.ndarray:
+def _joined(codes: Mapping[str, np.ndarray], node: str, blocks: LayerBlocks | None) -> np.ndarray:
     """The codes that a head takes: of one node, or of several as it joined them."""
-    blocks = None if node in codes else LayerBlocks.parse(node)
     return codes[node].reshape(len(codes[node]), -1) if blocks is None else blocks.join(codes)
+
+
+def _blocks(head: FittedHead, network: Backbone) -> LayerBlocks | None:
+    """The nodes that a head joins, None for one node; HandoffError where the network has no such codes."""
+    if head.node in network.nodes:
+        return None
+    blocks = LayerBlocks.parse(head.node)
+    if blocks is None or not set(blocks.nodes) <= set(network.nodes) or sum(blocks.sizes) != head.n_features:
+        raise HandoffError(
+            f"head {head.head!r}: expected a node (or several joined to {head.n_features} features) of the backbone, "
+            f"which has {', '.join(network.nodes)}, got {head.node[:200]!r}; save the head again"
+        )
+    return blocks
 
 
 def _backbone_of(head: FittedHead, backbone: Backbone | None, weights: Any) -> Backbone:
@@ -186,7 +200,7 @@ def _label(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray)
             line["accepted"] = accepted
     if head.detector is not None:
         for line, score in zip(found, head.novelty(codes).tolist(), strict=True):
-            line["novelty"] = {"score": score, "novel": score > 0}
+            line["novelty"] = {"score": score if math.isfinite(score) else None, "novel": score > 0}
     return found
 
 
@@ -239,7 +253,7 @@ def to_module(
     if head.temperature is not None:
         W, b = W / head.temperature, b / head.temperature
     network = _backbone_of(head, backbone, weights)
-    blocks = None if head.node in network.nodes else LayerBlocks.parse(head.node)
+    blocks = _blocks(head, network)
     node = head.node if blocks is None else JoinLayers(blocks.nodes, blocks.shapes)
     classes = [str(c) for c in head.classes_]
     module = ClassifierNetwork(network.module(), node, torch.from_numpy(W), torch.from_numpy(b), classes, prelude)

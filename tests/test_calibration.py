@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
+from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.errors import HeadError
 from featcache.heads import LDAClassifier, make_head
-from featcache.heads.auto import AutoClassifier
 from featcache.heads.calibration import TemperatureClassifier, calibrated, fit_temperature
 from featcache.heads.held_out import held_out_logits
 from featcache.heads.metrics import calibration_error, log_loss
@@ -204,7 +204,7 @@ def test_equals_are_accepted_together():
         (lambda: TemperatureClassifier(cv="5"), "cv"),
         (lambda: TemperatureClassifier(LDAClassifier), "classifier object"),
         (lambda: TemperatureClassifier("nothing"), "nothing"),
-        (lambda: TemperatureClassifier(AutoClassifier(cv=2)), "gives no scores"),
+        (lambda: TemperatureClassifier(VotingClassifier([("lda", LDAClassifier())])), "gives no scores"),
     ],
 )
 def test_errors_are_one_clear_line(make, reason):
@@ -226,3 +226,41 @@ def test_wrapped_estimators_are_not_changed():
     assert not hasattr(inner, "coef_")
     plain = LogisticRegression(C=0.01)
     assert TemperatureClassifier(plain, cv=2).fit(X[:100], Y[:100]).estimator is plain
+
+
+class Grouped(LDAClassifier):
+    """Remembers whether every fit was given the groups of its rows."""
+
+    seen = []
+
+    def fit(self, X, y, groups=None):
+        Grouped.seen.append(groups is not None and len(groups) == len(X))
+        return super().fit(X, y)
+
+
+@pytest.mark.parametrize("make", [TemperatureClassifier, RejectingClassifier])
+def test_groups_reach_the_head_and_its_clones(make):
+    Grouped.seen = []
+    make(Grouped(), cv=3).fit(X[:120], Y[:120], groups=(np.arange(120) // 3).tolist())
+    assert len(Grouped.seen) == 4 and all(Grouped.seen)
+
+
+class Steep(LDAClassifier):
+    """Scores so large that every softmax of them is 1."""
+
+    def decision_function(self, X):
+        return 1e4 * super().decision_function(X)
+
+
+def test_with_a_bound_no_label_ranks_the_rows():
+    """A temperature fitted on the labels reorders rows of more than two classes, which the bound does not allow."""
+    noisy = np.where(RNG.random(600) < 0.2, RNG.permutation(CODES), CODES)
+    plain, sure = (RejectingClassifier("ridge", error_rate=0.3, confidence=c, cv=3).fit(X, noisy) for c in (None, 0.9))
+    assert plain.ranking_temperature_ == plain.temperature_ and sure.ranking_temperature_ == 1.0
+    logits = sure.estimator_.decision_function(X)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(sure.confidence_of(X), powers.max(axis=1) / powers.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(sure.predict_proba(X), plain.predict_proba(X))
+    steep = RejectingClassifier(Steep(), error_rate=0.1, confidence=0.9, cv=3).fit(X, Y)
+    assert steep.ranking_temperature_ > 100 and steep.coverage_ > 0.5
+    assert len(np.unique(steep.confidence_of(X))) > 500

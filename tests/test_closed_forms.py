@@ -424,3 +424,50 @@ def test_odd_rows():
             head = clone(estimator).partial_fit(x[:30], y[:30]).partial_fit(x[30:], y[30:])
             assert (head.predict(x) == y).all() and head.predict(x).dtype == y.dtype
         assert np.isfinite(SimpleShotClassifier().fit(x, y).decision_function(x)).all()
+
+
+def same_state(one, two):
+    assert vars(one).keys() == vars(two).keys()
+    for name, value in vars(one).items():
+        other = vars(two)[name]
+        if isinstance(value, dict):
+            assert all(np.array_equal(value[key], other[key]) for key in value)
+        else:
+            assert np.array_equal(np.asarray(value), np.asarray(other)), name
+
+
+@pytest.mark.parametrize("estimator", CLASSIFIERS, ids=name_of)
+def test_refused_rows_change_nothing(estimator, monkeypatch):
+    """Neither weights that are refused after new labels were seen, nor a solution that fails after the sums grew."""
+    head = clone(estimator).partial_fit(X[:100], Y[:100])
+    before = copy.deepcopy(head)
+    with pytest.raises(ValueError, match="sample_weight"):
+        head.partial_fit(X[100:120], np.repeat("new", 20), sample_weight=np.full(20, -1.0))
+    same_state(before, head)
+    with monkeypatch.context() as patch, pytest.raises(np.linalg.LinAlgError):
+        patch.setattr(type(head), "_solve", lambda self, sums: np.linalg.inv(np.zeros((1, 1))))
+        head.partial_fit(X[100:120], np.repeat("new", 20))
+    same_state(before, head)
+    head.partial_fit(X[100:], Y[100:])
+
+
+def test_text_as_objects_is_text():
+    head = CentroidClassifier().partial_fit(X[:50], Y[:50])
+    head.partial_fit(X[50:], Y[50:].astype(object), classes=np.array(["later"], dtype=object))
+    expected = CentroidClassifier().partial_fit(X[:50], Y[:50]).partial_fit(X[50:], Y[50:], classes=["later"])
+    same_state(expected, head)
+    other = CentroidClassifier().fit(X[:50], Y[:50].astype(object)).partial_fit(X[50:], Y[50:])
+    assert np.array_equal(other.predict(X), CentroidClassifier().fit(X, Y).predict(X))
+    with pytest.raises(ValueError, match="kind"):
+        head.partial_fit(X[:2], [1, 2])
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "never"], ["a", "never"], ["b", "zz"]])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_a_class_without_rows_is_never_predicted(labels, fit_intercept):
+    known = [label for label in labels if label in "ab"]
+    rows = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
+    head = IncrementalRidgeClassifier(alpha=1e-3, fit_intercept=fit_intercept)
+    head.partial_fit(rows, (known * 4)[:4], classes=labels)
+    far = np.array([[-50.0, -50.0], [50.0, 50.0], [-50.0, 50.0], [0.0, 0.0]])
+    assert set(head.predict(far)) <= set(known) and np.isfinite(head.decision_function(far)).all()

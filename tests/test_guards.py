@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from featcache import handoff
 from featcache.cli.show import predictions
 from featcache.errors import HeadError
 from featcache.features import FeatureSet
-from featcache.heads import FittedHead, fit, linear_form
-from featcache.heads import persistence as files
+from featcache.heads import FittedHead, LDAClassifier, fit, linear_form
+from featcache.heads.guards import guards_of
 from featcache.heads.metrics import log_loss
+from featcache.heads.novelty import KNeighborsDetector
+from featcache.splits import k_fold
 
 RNG = np.random.default_rng(0)
 X, Y = load_digits(return_X_y=True)
@@ -24,6 +28,7 @@ X, CODES = (X[ORDER] + RNG.normal(0, 4, (600, 64))).astype("float32"), Y[ORDER]
 Y = np.char.add("digit ", CODES.astype(str))
 SPLITS = np.asarray(["train", "train", "test"] * 200)
 TEST = SPLITS == "test"
+OLD_FILES = Path(__file__).parent / "fixtures" / "heads-format-1"
 
 
 def digits(**fields):
@@ -82,15 +87,69 @@ def test_all_of_it_is_saved(novelty, tmp_path):
     np.testing.assert_array_equal(loaded.accept(X), fitted.accept(X))
 
 
-def test_heads_of_the_first_version_are_read(tmp_path, monkeypatch):
-    fitted = fit("lda", digits())
-    monkeypatch.setattr(files, "FORMAT_VERSION", 1)
-    monkeypatch.setattr(files, "_GUARDS", ())
-    path = fitted.save(tmp_path / "old.fc")
-    monkeypatch.undo()
-    loaded = FittedHead.load(path)
+OLD = json.loads((OLD_FILES / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", OLD["heads"])
+def test_heads_of_the_first_version_are_read(name):
+    """Files that the first version wrote, and what it predicted."""
+    loaded, expected, rows = FittedHead.load(OLD_FILES / f"{name}.head"), OLD["heads"][name], np.asarray(OLD["rows"])
+    assert loaded.head == expected["head"] and type(loaded.estimator).__name__ == expected["estimator"]
     assert loaded.temperature is None and loaded.rejection is None and loaded.detector is None
-    np.testing.assert_array_equal(loaded.predict_scores(X), fitted.predict_scores(X))
+    assert loaded.predict(rows.astype("float32")).tolist() == expected["labels"]
+    scores = loaded.predict_scores(rows.astype("float32"))
+    if expected["scores"] is not None:  # the first version's AutoClassifier gave none
+        np.testing.assert_allclose(scores, expected["scores"], rtol=1e-4, atol=1e-5)
+    assert loaded.classes_[scores.argmax(axis=1)].tolist() == expected["labels"]
+
+
+@pytest.mark.parametrize("body", [{"format": "x"}, {"format": None}, {"format": True}, {}, [2], "text", 3, None])
+def test_crafted_files_are_refused_in_one_line(body, tmp_path):
+    from safetensors.numpy import save
+
+    text = json.dumps(body)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "h").write_bytes(save({"a": np.zeros(1)}, {"featcache_head": text, "featcache_sha256": digest}))
+    with pytest.raises(HeadError) as caught:
+        FittedHead.load(tmp_path / "h")
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_reach_every_fit_and_the_detector():
+    seen = []
+
+    class Grouped(LDAClassifier):
+        def fit(self, X, y, groups=None):
+            seen.append(None if groups is None else len(groups) == len(X))
+            return super().fit(X, y)
+
+    groups = np.repeat(np.arange(200), 3).astype(str)
+    fitted = fit(Grouped(), digits(splits=None, groups=groups), calibrate=True, novelty="mahalanobis")
+    assert len(seen) > 5 and all(seen) and np.isfinite(fitted.detector.offset_)
+    blind = fit("lda", digits(splits=None), novelty="mahalanobis")
+    assert fitted.detector.offset_ != blind.detector.offset_
+
+
+def test_a_detector_without_other_groups_is_noted_and_its_scores_are_json():
+    fitted = fit("lda", digits(splits=None), novelty="knn")
+    whole = KNeighborsDetector().fit(X, groups=np.zeros(len(X)))
+    assert np.isfinite(whole.offset_) and whole.notes_
+    broken = replace(fitted, detector=KNeighborsDetector().fit(X))
+    broken.detector.offset_ = -np.inf
+    rows = handoff.predict(broken, FeatureSet(X[:2]))
+    assert rows[0]["novelty"] == {"score": None, "novel": False}
+    json.dumps(rows, allow_nan=False)
+
+
+def test_what_a_clone_says_on_a_fold_is_one_line():
+    class Picky(LDAClassifier):
+        def fit(self, X, y):
+            if len(X) < 600:
+                raise ValueError("too\nfew rows")
+            return super().fit(X, y)
+
+    with pytest.raises(HeadError, match="reject: Picky on a fold: too few rows"):
+        guards_of(Picky().fit(X, Y), X, Y, k_fold(Y, 3), None, calibrate=True, reject=0.1, novelty=None)
 
 
 def test_what_cannot_be_had_is_noted_and_saved(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from conftest import make_tiny_backbone, write_images
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -20,6 +23,7 @@ from featcache.errors import HandoffError, HeadError, StoreError
 from featcache.features import FeatureSet
 from featcache.heads import (
     AutoClassifier,
+    CosineKNeighborsClassifier,
     FittedHead,
     HeadToToeClassifier,
     LayerBlocks,
@@ -372,3 +376,49 @@ def test_the_command_line_takes_nodes_and_views(several, tmp_path, capsys):
         assert run(["fit", str(store.path), *words, *more]) != 0
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1
+
+
+# -- groups, weights, and names in files ---------------------------------------------------------------------------
+
+
+def test_groups_and_weights_of_views_reach_a_pipelines_last_step():
+    steps = [("scale", StandardScaler()), ("logreg", LogisticRegression(tol=1e-8, max_iter=2000))]
+    thrice = np.hstack([WIDE[:, :20]] * 3)
+    one, several = Pipeline(steps).fit(WIDE[:, :20], Y), ViewsClassifier(Pipeline(steps), n_views=3).fit(thrice, Y)
+    np.testing.assert_allclose(several.best_estimator_[-1].coef_, one[-1].coef_, atol=2e-3)
+    voters = Pipeline([("scale", StandardScaler()), ("knn", CosineKNeighborsClassifier())])
+    assert ViewsClassifier(voters, n_views=3).fit(VIEWS, Y).best_estimator_[-1].groups_.tolist() == sorted(
+        [*range(60)] * 3
+    )
+
+
+@pytest.mark.parametrize("make", [HeadToToeClassifier, SearchedHead])
+def test_groups_reach_the_final_fit(make):
+    groups = np.arange(60) // 2
+    settings = {"fractions": (1.0,)} if make is HeadToToeClassifier else {"max_candidates": 1}
+    model = make(head="knn", cv=2, **settings).fit(WIDE, Y, groups=groups)
+    assert np.array_equal(model.best_estimator_[-1].groups_, groups)
+
+
+@pytest.mark.parametrize("node", ["a:" + "9" * 5000, "a:9999999999", "a:0", "a:4x0x2"])
+def test_shapes_no_code_can_have_are_not_parsed(node):
+    assert LayerBlocks.parse(node) is None
+
+
+def test_a_huge_shape_takes_no_memory():
+    blocks = LayerBlocks.parse("a:4+b:999999999x9999x9999")
+    with pytest.raises(HeadError, match="can be pooled"):
+        blocks.join({"a": np.ones((3, 4)), "b": np.ones((3, 4, 5, 5))})
+
+
+@pytest.mark.parametrize("node", ["nowhere", "flatten:999999999", "", "nowhere:64", "x" * 9000])
+def test_a_crafted_node_is_refused_in_one_line(several, node):
+    folder, backbone, store = several[:3]
+    fitted = fit("ridge", join_layers(store))
+    for use in (
+        lambda head: fc.predict(head, folder, backbone=backbone, progress=False),
+        lambda head: fc.to_module(head, backbone=backbone),
+    ):
+        with pytest.raises(HandoffError, match="node") as caught:
+            use(replace(fitted, node=node))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 700

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -138,3 +140,44 @@ def test_errors_are_one_clear_line(make, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def bursts():
+    """30 groups of 8 near-duplicates each, two classes, and new rows that share no group."""
+    rng = np.random.default_rng(3)
+    centres, new = rng.normal(size=(30, 100)), rng.normal(size=(200, 100))
+    rows = np.repeat(centres, 8, axis=0) + rng.normal(0, 1e-2, (240, 100))
+    return rows, np.repeat(np.arange(30) % 2, 8), np.repeat(np.arange(30), 8), new
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_groups_set_mahalanobis_threshold_together(labelled):
+    rows, y, groups, new = bursts()
+    y = y if labelled else None
+    blind, aware = MahalanobisDetector().fit(rows, y), MahalanobisDetector().fit(rows, y, groups=groups)
+    np.testing.assert_array_equal(blind.score_samples(new), aware.score_samples(new))
+    assert (blind.predict(new) == -1).mean() > 0.8 and (aware.predict(new) == -1).mean() < 0.15
+
+
+@pytest.mark.parametrize("make", [MahalanobisDetector, KNeighborsDetector])
+def test_one_group_of_all_rows_leaves_single_rows_out_and_says_so(make):
+    detector = make().fit(X[:100], Y[:100], groups=np.zeros(100))
+    assert np.isfinite(detector.offset_) and "no group can be left out" in detector.notes_[0]
+    assert (detector.predict(X[:100] + 100) == -1).any()
+
+
+@pytest.mark.parametrize("make", [MahalanobisDetector, KNeighborsDetector])
+def test_few_rows_say_that_the_rate_is_out_of_reach(make):
+    few, enough = (make(false_alarm_rate=0.05).fit(X[:n], np.arange(n) % 2) for n in (18, 19))
+    assert "1 in 19 usual rows" in few.notes_[-1] and not any("usual rows" in note for note in enough.notes_)
+
+
+def test_many_classes_take_no_table_of_rows_times_classes():
+    rng = np.random.default_rng(0)
+    rows, y = rng.normal(size=(6000, 4)), np.arange(6000) % 3000
+    tracemalloc.start()
+    detector = MahalanobisDetector().fit(rows, y)
+    detector.score_samples(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert detector.basis_ is None and peak < 6000 * 3000 * 8

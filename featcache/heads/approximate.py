@@ -17,7 +17,7 @@ from ..solvers.neighbors import unit_rows
 
 __all__ = ["approximate_nearest"]
 
-#: Cells looked into; with 4 √n cells this keeps more than 95 % of the nearest ten of typical codes.
+#: Cells looked into, of 4 √n.
 _PROBES = 64
 
 #: owner → (the rows it was built of, index).

@@ -212,6 +212,7 @@ class AutoClassifier(ClassifierMixin, BaseEstimator):
         rows = self._rows(X)
         return self.best_estimator_.predict_proba(rows)
 
+    @available_if(lambda self: hasattr(getattr(self, "best_estimator_", EnsembleClassifier()), "decision_function"))
     def decision_function(self, X: Any) -> np.ndarray:
         """Return scores, shape (n_samples, n_classes), or (n_samples,) for two classes."""
         rows = self._rows(X)

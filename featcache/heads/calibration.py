@@ -94,12 +94,14 @@ class TemperatureClassifier(ClassifierMixin, BaseEstimator):
         """
         X, y = labelled_rows(self, X, y)
         folds = folds_of(self.cv, X, y, groups, self.random_state)
-        estimator = fitted_member(self.estimator, X, y, folds, self.random_state)
-        return self._calibrate(estimator, X, y, folds)
+        estimator = fitted_member(self.estimator, X, y, folds, self.random_state, groups)
+        return self._calibrate(estimator, X, y, folds, groups)
 
-    def _calibrate(self, estimator: Any, X: np.ndarray, y: np.ndarray, folds: Folds | None) -> TemperatureClassifier:
+    def _calibrate(
+        self, estimator: Any, X: np.ndarray, y: np.ndarray, folds: Folds | None, groups: Any = None
+    ) -> TemperatureClassifier:
         self.estimator_ = estimator
-        rows, logits = held_out_logits(estimator, X, y, self.classes_, folds)
+        rows, logits = held_out_logits(estimator, X, y, self.classes_, folds, groups)
         self.n_held_out_ = len(rows)
         self.notes_ = list(folds.notes) if folds else []
         if not len(rows):

@@ -12,6 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .metrics import check_metric
+from .rows import fit_grouped
 from .zoo import make_head
 
 __all__ = ["ChosenHead", "Walked", "can", "fitted", "paired_gain", "walk"]
@@ -27,11 +28,14 @@ def can(method: str) -> Callable[[Any], bool]:
     return check
 
 
-def fitted(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:
-    """Fit a named head; Newton's method says when rounding stops it at the optimum, which is no news to anybody."""
+def fitted(estimator: Any, X: np.ndarray, y: np.ndarray, groups: Any = None) -> Any:
+    """Fit a named head, with groups where it takes them.
+
+    Newton's method says when rounding stops it at the optimum, which is no news to anybody.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
-        return estimator.fit(X, y)
+        return fit_grouped(estimator, X, y, groups)
 
 
 class ChosenHead(ClassifierMixin, BaseEstimator):

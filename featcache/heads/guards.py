@@ -64,7 +64,11 @@ def guards_of(
     notes: list[str] = []
     if calibrate or reject is not None:
         classes = np.unique(y)
-        rows, logits = held_out_logits(estimator, X, y, classes, folds)
+        try:
+            rows, logits = held_out_logits(estimator, X, y, classes, folds, groups)
+        except ValueError as error:  # of a clone, on fewer rows
+            who = "calibrate" if reject is None else "reject"
+            raise HeadError(f"{who}: {type(estimator).__name__} on a fold: {' '.join(str(error).split())}") from error
         codes = np.searchsorted(classes, y[rows])
         fields["temperature"] = fit_temperature(logits, codes)
         if not len(rows):
@@ -78,10 +82,11 @@ def guards_of(
         if len(X) < 2:
             raise HeadError(f"novelty: expected two training rows or more, got {len(X)}")
         if novelty == "mahalanobis":
-            fields["detector"] = detector = MahalanobisDetector().fit(X, y)
-            notes += [f"novelty: {note}" for note in detector.notes_]
+            detector: Any = MahalanobisDetector().fit(X, y, groups=groups)
         else:
-            fields["detector"] = KNeighborsDetector().fit(X, groups=groups)
+            detector = KNeighborsDetector().fit(X, groups=groups)
+        fields["detector"] = detector
+        notes += [f"novelty: {note}" for note in detector.notes_]
     return fields, tuple(notes)
 
 

@@ -98,6 +98,7 @@ def held_out_logits(
     logits : ndarray of shape (m, c)
         Float64; -inf for classes that the other side lacks.
     """
+    groups = None if groups is None else np.asarray(groups)
     rows, scores = [np.zeros(0, dtype=np.intp)], [np.zeros((0, len(classes)))]
     for kept, held in folds or ():
         known, columns = np.unique(y[kept]), np.searchsorted(classes, np.unique(y[kept]))

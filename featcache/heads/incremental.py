@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -155,10 +157,24 @@ class ClassSums(LinearScores):
             )
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=not hasattr(self, "sums_"))
         check_classification_targets(y)
-        sums = self._know(np.unique(y) if classes is None else np.union1d(np.unique(y), np.unique(classes)), X.shape[1])
-        weight = self._weights(y, X, sample_weight, whole=False)
-        sums.update(self._prepared(X), np.searchsorted(self.classes_, y), weight)
-        return self._keep(sums)
+        y = _as_text(y)
+        labels = np.unique(y) if classes is None else np.union1d(np.unique(y), np.unique(_as_text(classes)))
+        with self._all_or_nothing():
+            sums = self._know(labels, X.shape[1])
+            weight = self._weights(y, X, sample_weight, whole=False)
+            sums.update(self._prepared(X), np.searchsorted(self.classes_, y), weight)
+            return self._keep(sums)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Take back what was set where rows are refused half way."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _know(self, labels: np.ndarray, n_features: int) -> ClassMoments:
         """Return the sums with room for these labels, too."""
@@ -166,15 +182,16 @@ class ClassSums(LinearScores):
             self._check_classes(len(labels))
             self.classes_ = labels
             return ClassMoments(n_features, len(labels), scatter=self._scatter)
-        if (labels.dtype.kind in "US") != (self.classes_.dtype.kind in "US"):
+        labels, known = _as_text(labels), _as_text(self.classes_)
+        if (labels.dtype.kind in "US") != (known.dtype.kind in "US"):
             raise ValueError(
                 f"{type(self).__name__}: expected labels of the kind of {self.classes_[0]!r}, got {labels[0]!r}"
             )
-        sums = ClassMoments.from_state(self.sums_)
-        known = np.union1d(self.classes_, labels)
+        sums = ClassMoments.from_state(self.sums_).copy()  # those of `self` stay until all is well
+        known = np.union1d(known, labels)
         self._check_classes(len(known))
         if len(known) > len(self.classes_):
-            sums.spread_to(np.searchsorted(known, self.classes_), len(known))
+            sums.spread_to(np.searchsorted(known, _as_text(self.classes_)), len(known))
         self.classes_ = known
         return sums
 
@@ -214,11 +231,19 @@ class ClassSums(LinearScores):
                 f"{other.n_features_in_}"
             )
         theirs = ClassMoments.from_state(other.sums_)
-        sums = self._know(other.classes_, self.n_features_in_)
-        if len(other.classes_) != len(self.classes_):
-            theirs.spread_to(np.searchsorted(self.classes_, other.classes_), len(self.classes_))
-        sums.merge(theirs)
-        return self._keep(sums)
+        with self._all_or_nothing():
+            sums = self._know(other.classes_, self.n_features_in_)
+            if len(other.classes_) != len(self.classes_):
+                theirs.spread_to(np.searchsorted(self.classes_, _as_text(other.classes_)), len(self.classes_))
+            sums.merge(theirs)
+            return self._keep(sums)
+
+
+def _as_text(labels: Any) -> np.ndarray:
+    """Return labels as an array; objects that are all str (a column of pandas) as text."""
+    labels = np.asarray(labels)
+    words = labels.dtype.kind == "O" and labels.size > 0 and all(isinstance(label, str) for label in labels.flat)
+    return labels.astype(np.str_) if words else labels
 
 
 def row_weights(

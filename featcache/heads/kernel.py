@@ -26,7 +26,7 @@ _MEDIAN_ROWS = 1000
 
 
 class NystroemClassifier(ClassifierMixin, BaseEstimator):
-    """Ridge on Nyström features of a Gaussian kernel, its width and the penalty chosen by exact leave-one-out.
+    """Ridge on Nyström features of a Gaussian kernel, its width and the penalty chosen by leave-one-out.
 
     The kernel is exp(-gamma d²). n rows cost O(n n_components²), where a support vector machine takes O(n²) and more.
 
@@ -61,7 +61,8 @@ class NystroemClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Settings are chosen by left-out accuracy, then by squared error, then the stronger penalty. The residual of a row
-    left out is its residual over 1 - leverage (Allen's PRESS); the landmarks stay, which never see a label.
+    left out is its residual over 1 - leverage (Allen's PRESS), exact for the features at hand; these (landmarks, and
+    the median distance of "auto") are those of all rows, and see no label.
 
     References
     ----------

@@ -15,7 +15,7 @@ from ..features import FeatureSet
 
 __all__ = ["LayerBlocks", "join_layers"]
 
-_PART = re.compile(r"(?P<node>[^+:]+):(?P<shape>\d+(?:x\d+)*)")
+_PART = re.compile(r"(?P<node>[^+:]+):(?P<shape>[1-9]\d{0,8}(?:x[1-9]\d{0,8})*)")
 
 #: Feature maps are pooled so many rows at a time.
 _STEP_BYTES = 64 << 20
@@ -87,29 +87,36 @@ class LayerBlocks:
         if missing:
             raise HeadError(f"layers: no codes of {', '.join(missing)}; there are {', '.join(codes) or 'none'}")
         n = len(codes[self.nodes[0]])
+        for node, shape in zip(self.nodes, self.shapes, strict=True):
+            _check_pooling(codes[node].shape[1:], shape, node)
         out, start = np.empty((n, sum(self.sizes)), dtype=np.float32), 0
         for node, shape, size in zip(self.nodes, self.shapes, self.sizes, strict=True):
             X = codes[node]
             step = max(1, _STEP_BYTES // (4 * max(1, math.prod(X.shape[1:]))))
             for row in range(0, n, step):
                 rows = slice(row, min(row + step, n))
-                out[rows, start : start + size] = _unit(_pooled(np.asarray(X[rows], dtype=np.float32), shape, node))
+                out[rows, start : start + size] = _unit(_pooled(np.asarray(X[rows], dtype=np.float32), shape))
             start += size
         return out
 
 
-def _pooled(X: np.ndarray, shape: tuple[int, ...], node: str) -> np.ndarray:
+def _check_pooling(given: tuple[int, ...], shape: tuple[int, ...], node: str) -> None:
+    """Raise HeadError, before memory is taken for it, where rows cannot be pooled to a shape (of a file, perhaps)."""
+    tokens = len(given) == 2 and shape == (given[1],)
+    maps = len(given) == len(shape) == 3 and given[0] == shape[0] and shape[1] <= given[1] and shape[2] <= given[2]
+    if given != shape and not tokens and not maps:
+        raise HeadError(
+            f"layers: {node}: expected codes that can be pooled to {shape}, got rows of shape {given}; extract with "
+            "the nodes and the pooling the head was trained on"
+        )
+
+
+def _pooled(X: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Mean over the bins of an adaptive pooling, as torch places them; shape (n, prod(shape))."""
     if X.shape[1:] == shape:
         return X.reshape(len(X), -1)
     if X.ndim == 3 and shape == (X.shape[2],):
         return X.mean(axis=1)  # tokens
-    fits = X.ndim == 4 and len(shape) == 3 and X.shape[1] == shape[0]
-    if not fits or shape[1] > X.shape[2] or shape[2] > X.shape[3]:
-        raise HeadError(
-            f"layers: {node}: expected codes that can be pooled to {shape}, got rows of shape {X.shape[1:]}; extract "
-            "with the nodes and the pooling the head was trained on"
-        )
     out = np.empty((len(X), *shape), dtype=np.float32)
     for i, rows in enumerate(_bins(X.shape[2], shape[1])):
         for j, columns in enumerate(_bins(X.shape[3], shape[2])):

@@ -75,7 +75,8 @@ class CosineKNeighborsClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Probabilities are (k v + 1 / n_classes) / (k + 1), v the share of the votes: one vote more, spread over all classes,
-    so that no probability is 0. Above 10^5 rows leave-one-out asks for 10^9 / n evenly spaced rows, at least 1,000.
+    so that no probability is 0. Above 10,000 rows leave-one-out asks for that many evenly spaced
+    rows, above 10^5 for 10^9 / n of them, at least 1,000.
 
     References
     ----------

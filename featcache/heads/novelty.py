@@ -6,66 +6,35 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 
+from ..solvers.moments import ClassMoments
 from ..solvers.neighbors import METRICS, nearest, nearest_others, unit_rows
 from ..splits import whole_number
+from .detecting import Detector, group_folds
 from .estimators import ledoit_wolf_share
 
 __all__ = ["KNeighborsDetector", "MahalanobisDetector"]
 
-
-class _Detector(OutlierMixin, BaseEstimator):
-    """What both share: a threshold from the scores that training rows have when they are left out."""
-
-    offset_: float
-    false_alarm_rate: float
-    _dtypes: tuple[type, ...] = (np.float64,)  # a squared distance along directions of little spread needs the digits
-
-    def _rows(self, X: Any, *, reset: bool = False) -> np.ndarray:
-        return validate_data(self, X, dtype=list(self._dtypes), reset=reset, ensure_min_samples=2 if reset else 1)
-
-    def _set_offset(self, scores: np.ndarray) -> None:
-        self.left_out_scores_ = np.sort(scores)
-        self.offset_ = _threshold(self.left_out_scores_, float(self.false_alarm_rate))
-
-    def _check_rate(self) -> None:
-        rate = self.false_alarm_rate
-        if not isinstance(rate, Real) or isinstance(rate, bool) or not 0.0 <= float(rate) < 1.0:
-            raise ValueError(f"{type(self).__name__}: expected false_alarm_rate from 0 to below 1, got {rate!r}")
-
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Return how normal each row of X is, shape (n_samples,); higher is more normal."""
-        raise NotImplementedError
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return `score_samples` minus `offset_`, shape (n_samples,); below 0 is novel."""
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return 1 for rows like the training rows and -1 for novel ones, shape (n_samples,)."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+#: Numbers of a block of distances.
+_BLOCK = 1 << 20
 
 
-def _threshold(scores: np.ndarray, rate: float) -> float:
-    """Return the score below which at most the share `rate` of ascending scores, and of one more, lies."""
-    place = int(np.floor(rate * (len(scores) + 1)))
-    return float(scores[max(place - 1, 0)])
-
-
-class MahalanobisDetector(_Detector):
+class MahalanobisDetector(Detector):
     """Distance from the nearest class mean under one shrunken covariance of all classes.
 
     Parameters
     ----------
     shrinkage : "auto" or float, default="auto"
         Share of the scaled identity in the covariance, in [0, 1]; "auto": Ledoit and Wolf's formula on the residuals.
+        Shares below 1e-4 count as 1e-4, so that the covariance has an inverse.
     relative : bool, default=True
         Subtract the distance from one Gaussian of all rows (with the same identity part): better above all for
         novelties that resemble the classes.
     false_alarm_rate : float, default=0.05
-        Share of rows like the training rows that `predict` may call novel, estimated on rows left out.
+        Share of rows like the training rows that `predict` may call novel, estimated on rows left out; 1 / (n + 1)
+        where fewer than 1 / rate - 1 of them were (a note says so).
 
     Attributes
     ----------
@@ -77,8 +46,8 @@ class MahalanobisDetector(_Detector):
         Mean of the class means.
     transform_ : ndarray of shape (n_features, rank)
         Takes centred rows to coordinates in which the covariance is the identity.
-    basis_ : ndarray of shape (n_features, rank)
-        Orthonormal columns of the same span.
+    basis_ : ndarray of shape (n_features, rank) or None
+        Orthonormal columns of the same span; None where there are more rows than features: it is the whole space.
     class_means_ : ndarray of shape (n_classes, rank)
         The means in those coordinates.
     floor_ : float
@@ -91,12 +60,13 @@ class MahalanobisDetector(_Detector):
         The Gaussian of all rows; None unless `relative`.
     notes_ : list of str
         With one row per class there is no spread within classes: all rows then count as one class. A single class has
-        no background to be relative to.
+        no background to be relative to. Too few rows, or groups, for the threshold.
 
     Notes
     -----
     Left-out scores are exact for a covariance whose identity part is held fixed: leaving a row out takes one rank-one
     term from the covariance and moves one mean, which has a closed form. Rows alone in their class are not left out.
+    With groups the scores are those of fits to the other folds, of five into which whole groups are dealt.
 
     References
     ----------
@@ -119,7 +89,7 @@ class MahalanobisDetector(_Detector):
         self.relative = relative
         self.false_alarm_rate = false_alarm_rate
 
-    def fit(self, X: Any, y: Any = None) -> MahalanobisDetector:
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> MahalanobisDetector:
         """Fit means, covariance and threshold.
 
         Parameters
@@ -128,6 +98,8 @@ class MahalanobisDetector(_Detector):
             Codes, two rows or more.
         y : array-like of shape (n_samples,), default=None
             Labels; None: all rows are one class.
+        groups : array-like of shape (n_samples,), default=None
+            Rows of one group are left out together when the threshold is set.
 
         Returns
         -------
@@ -154,8 +126,23 @@ class MahalanobisDetector(_Detector):
             self.background_.background_ = None
             self.background_._set_offset(behind)
             scores = scores - behind
-        self._set_offset(scores[~alone])
+        grouped = None if groups is None else self._held_out_scores(X, codes, groups)
+        self._set_offset(scores[~alone] if grouped is None else grouped)
         return self
+
+    def _held_out_scores(self, X: np.ndarray, codes: np.ndarray, groups: Any) -> np.ndarray | None:
+        """Scores of rows by fits without their groups; None, with a note, where no group can be left out."""
+        if len(groups) != len(X):
+            raise ValueError(f"MahalanobisDetector: expected {len(X)} groups (one per row), got {len(groups)}")
+        found = []
+        for kept, held in group_folds(codes, groups):
+            held = held[np.isin(codes[held], codes[kept])]
+            if len(held) and len(kept) > 1:
+                found.append(clone(self).fit(X[kept], codes[kept]).score_samples(X[held]))
+        if found:
+            return np.concatenate(found)
+        self.notes_.append("no group can be left out: single rows set the threshold, and new rows may seem novel")
+        return None
 
     def _codes(self, y: Any, n: int) -> np.ndarray:
         codes = np.zeros(n, dtype=np.intp) if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
@@ -172,7 +159,9 @@ class MahalanobisDetector(_Detector):
         """Fit the Gaussians; return the left-out scores and which rows are alone in their class."""
         n, d = X.shape
         counts = np.bincount(codes)
-        means = np.eye(len(counts))[codes].T @ X / counts[:, None]
+        sums = ClassMoments(d, len(counts), scatter=False)
+        sums.update(X, codes)
+        means = sums.means
         self.mean_ = means.mean(axis=0)
         centred, means = X - self.mean_, means - self.mean_
         residuals = centred - means[codes]
@@ -182,19 +171,23 @@ class MahalanobisDetector(_Detector):
             share = 1.0 if mu == 0.0 else max(ledoit_wolf_share(residuals) if auto else float(self.shrinkage), 1e-4)
         self.shrinkage_, self.floor_ = share, share * (mu or 1.0) if floor is None else floor
         self.basis_ = _span(centred)
-        inside = residuals @ self.basis_
+        inside = residuals if self.basis_ is None else residuals @ self.basis_
         values, turn = np.linalg.eigh((1.0 - self.shrinkage_) / n * (inside.T @ inside))
-        self.transform_ = self.basis_ @ (turn / np.sqrt(np.maximum(values, 0.0) + self.floor_))
+        whiten = turn / np.sqrt(np.maximum(values, 0.0) + self.floor_)
+        self.transform_ = whiten if self.basis_ is None else self.basis_ @ whiten
         self.class_means_ = means @ self.transform_
-        self.spans_all_ = self.basis_.shape[1] == d
+        self.spans_all_ = self.basis_ is None or self.basis_.shape[1] == d
         return self._left_out(centred @ self.transform_, codes, counts, n)
 
     def _left_out(
         self, rows: np.ndarray, codes: np.ndarray, counts: np.ndarray, n: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores of rows in whitened coordinates when each is left out: a downdate of rank one (Sherman, Morrison)."""
+        parts = [self._left_out_part(rows[at], codes[at], counts, n) for at in _parts(len(rows), len(counts))]
+        return np.concatenate(parts), counts[codes] == 1
+
+    def _left_out_part(self, rows: np.ndarray, codes: np.ndarray, counts: np.ndarray, n: int) -> np.ndarray:
         own = np.arange(len(rows)), codes
-        alone = counts[codes] == 1
         grow = counts[codes] / np.maximum(counts[codes] - 1.0, 1.0)  # by which the distance from the own mean grows
         residuals = rows - self.class_means_[codes]
         squares = _squared_distances(rows, self.class_means_)
@@ -204,7 +197,7 @@ class MahalanobisDetector(_Detector):
         share = (1.0 - self.shrinkage_) * grow / n
         length = np.einsum("ij,ij->i", residuals, residuals)
         squares += (share / np.maximum(1.0 - share * length, 1e-9))[:, None] * along**2
-        return -squares.min(axis=1), alone
+        return -squares.min(axis=1)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return minus the squared distance from the nearest class, shape (n_samples,); higher is more normal.
@@ -217,18 +210,27 @@ class MahalanobisDetector(_Detector):
 
     def _score(self, X: np.ndarray) -> np.ndarray:
         centred = X - self.mean_
-        squares = _squared_distances(centred @ self.transform_, self.class_means_).min(axis=1)
+        rows = centred @ self.transform_
+        squares = np.empty(len(rows))
+        for at in _parts(len(rows), len(self.class_means_)):
+            squares[at] = _squared_distances(rows[at], self.class_means_).min(axis=1)
         if not self.spans_all_:
             beyond = np.square(centred).sum(axis=1) - np.square(centred @ self.basis_).sum(axis=1)
             squares = squares + np.maximum(beyond, 0.0) / self.floor_
         return -squares
 
 
-def _span(centred: np.ndarray) -> np.ndarray:
-    """Orthonormal columns (d, r) that span the rows."""
+def _parts(n: int, width: int) -> list[slice]:
+    """Slices of n rows whose blocks of so many columns are small."""
+    step = max(1, _BLOCK // width)
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
+def _span(centred: np.ndarray) -> np.ndarray | None:
+    """Orthonormal columns (d, r) that span the rows; None: all directions."""
     n, d = centred.shape
     if n > d:
-        return np.eye(d)
+        return None
     values, vectors = np.linalg.eigh(centred @ centred.T)
     keep = values > max(values[-1], 0.0) * 1e-12
     basis = centred.T @ (vectors[:, keep] / np.sqrt(values[keep]))
@@ -241,7 +243,7 @@ def _squared_distances(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.maximum(squares, 0.0)
 
 
-class KNeighborsDetector(_Detector):
+class KNeighborsDetector(Detector):
     """Distance from the k-th nearest training row.
 
     Parameters
@@ -251,7 +253,8 @@ class KNeighborsDetector(_Detector):
     metric : {"cosine", "euclidean"}, default="cosine"
         "cosine": Euclidean distance of rows at unit length.
     false_alarm_rate : float, default=0.05
-        Share of rows like the training rows that `predict` may call novel, estimated by exact leave-one-out.
+        Share of rows like the training rows that `predict` may call novel, estimated by exact leave-one-out;
+        1 / (n + 1) where fewer than 1 / rate - 1 rows were left out (a note says so).
 
     Attributes
     ----------
@@ -263,6 +266,8 @@ class KNeighborsDetector(_Detector):
         Training rows, at unit length for cosines, float32 (float64 where they came so).
     n_neighbors_ : int
         The k used.
+    notes_ : list of str
+        Too few rows, or groups, for the threshold.
 
     References
     ----------
@@ -307,11 +312,17 @@ class KNeighborsDetector(_Detector):
         X = self._rows(X, reset=True)
         self.rows_ = unit_rows(X) if self.metric == "cosine" else np.array(X)
         self.n_neighbors_ = min(int(self.n_neighbors), len(X) - 1)
-        near, _ = nearest_others(self.rows_, self.n_neighbors_, groups=groups, metric=self.metric)
-        scores = self._far(near)
+        self.notes_ = []
+        scores = self._left_out(groups)
+        if not np.isfinite(scores).any():
+            self.notes_.append("no group can be left out: single rows set the threshold, and new rows may seem novel")
+            scores = self._left_out(None)
         # With few groups there may be no k rows outside a row's own; those rows say nothing about the threshold.
-        self._set_offset(scores[np.isfinite(scores)] if np.isfinite(scores).any() else np.full(1, -np.inf))
+        self._set_offset(scores[np.isfinite(scores)])
         return self
+
+    def _left_out(self, groups: Any) -> np.ndarray:
+        return self._far(nearest_others(self.rows_, self.n_neighbors_, groups=groups, metric=self.metric)[0])
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return minus the distance from the k-th nearest training row, shape (n_samples,)."""

@@ -1,9 +1,10 @@
 """One file per head: arrays and JSON in the safetensors layout, never pickle.
 
-The file is a safetensors file. Its metadata hold one text, ``featcache_head``: JSON with the format version, the fields
-of the FittedHead, and the estimator as a tree: class name, parameters, fitted attributes. Arrays in that tree are
-references to the file's tensors. ``featcache_sha256`` is the digest of the JSON, and the JSON holds the digest of the
-tensors, so that a flipped bit is found. Only classes on a whitelist are written and read: loading runs no code that
+The file is a safetensors file. Its metadata hold one text, ``featcache_head``: a digest, a line break, and JSON with the
+format version, the fields of the FittedHead, and the estimator as a tree: class name, parameters, fitted attributes.
+Arrays in that tree are references to the file's tensors. The digest is that of the JSON, and the JSON holds the digest
+of the tensors, so that a flipped bit is found. (Version 1 had the digest in an entry of its own, ``featcache_sha256``;
+safetensors writes several entries in random order, and equal heads had different files.) Only classes on a whitelist are written and read: loading runs no code that
 the file names.
 """
 
@@ -131,7 +132,7 @@ def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
         "tensors": _digest(tensors),
     }
     text = json.dumps(body, allow_nan=False)
-    metadata = {"featcache_head": text, "featcache_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    metadata = {"featcache_head": f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"}
     try:
         files.publish_bytes(path, save(tensors, metadata), replace=replace)
     except FileExistsError:
@@ -174,21 +175,32 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         tensors = load(data)
-        text = metadata["featcache_head"]
-        intact = hashlib.sha256(text.encode()).hexdigest() == metadata["featcache_sha256"]
+        digest, text = _parts(metadata)
+        intact = hashlib.sha256(text.encode()).hexdigest() == digest
         body = json.loads(text) if intact else {}
     except Exception as error:
         raise HeadError(
             f"{path}: expected a head saved by featcache, got {len(data)} bytes that are damaged or something else; "
             "save it again with FittedHead.save"
         ) from error
-    if intact and body.get("format", 0) > FORMAT_VERSION:
+    if intact and (not isinstance(body, dict) or type(body.get("format")) is not int):
+        raise HeadError(f"{path}: expected a head with a format number, got something else; save the head again")
+    if intact and body["format"] > FORMAT_VERSION:
         raise HeadError(
             f"{path}: expected head format {FORMAT_VERSION} or older, got {body['format']}; install a newer featcache"
         )
     if not intact or body.get("tensors") != _digest(tensors):
         raise HeadError(f"{path}: the checksum does not fit the contents; the file is damaged, save the head again")
     return body, tensors
+
+
+def _parts(metadata: dict[str, str]) -> tuple[str, str]:
+    """Return the digest and the JSON of a file's metadata, of this version or of the first."""
+    text = metadata["featcache_head"]
+    if "featcache_sha256" in metadata:
+        return metadata["featcache_sha256"], text
+    digest, _, text = text.partition("\n")
+    return digest, text
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:

@@ -225,7 +225,7 @@ class CodeScaler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     Notes
     -----
     With ``power=1, norm="none"`` it is affine, and a linear head behind it still has a `linear_form`. Leave-one-out
-    scores that fit the whitening on all rows are far too low with few rows (0.2 for a head that has 0.7): choose it by
+    scores that fit the whitening on all rows are far too low with few rows: choose it by
     folds, with the transformer inside.
 
     References

@@ -39,7 +39,7 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
         None: the error rate counted among the held-out rows is at most `error_rate`. From 0.5 to below 1, e.g. 0.95:
         an upper bound of the error rate that holds with this probability is (Clopper and Pearson 1934).
     measure : {"probability", "margin"}, default="probability"
-        Confidence: the largest calibrated probability, or its distance from the second.
+        Confidence: the largest probability, or its distance from the second.
     cv : int or iterable of (train, validation) row numbers, default=5
         Folds; fewer when no class has so many rows.
     random_state : int, default=0
@@ -51,6 +51,8 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
         Fitted on all rows.
     temperature_ : float
         Temperature of the probabilities, see `TemperatureClassifier`.
+    ranking_temperature_ : float
+        Temperature of the confidences: `temperature_`, or with `confidence` one that no label decides.
     threshold_ : float
         Least confidence that is accepted; inf where nothing is.
     coverage_ : float
@@ -69,8 +71,11 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
     Confidences are those of heads fitted on the other folds, thus on somewhat fewer rows than the final head, which
     errs on the careful side. With `confidence` thresholds are tried from strict to lax until the bound of one fails,
     so that it holds for the one taken [2]_; bisection as in [1]_ has to divide the risk and accepts about half as many.
-    It presumes rows drawn as those to come will be, and settings that were not chosen on them: for a bound to the
-    letter give an estimator with fixed settings.
+    Since the temperature of the probabilities is fitted on the labels of the same rows, and reorders them where there
+    are more than two classes, confidences then come from scores at a temperature that looks at no label. The bound
+    presumes rows drawn as those to come will be, and settings that were not chosen on them (give an estimator with
+    fixed settings); it is then one for heads fitted on a part of the rows, pooled over folds: near to that of the
+    final head, and no proof for it.
 
     References
     ----------
@@ -132,14 +137,17 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"RejectingClassifier: expected measure among {_MEASURES}, got {self.measure!r}")
         X, y = labelled_rows(self, X, y)
         folds = folds_of(self.cv, X, y, groups, self.random_state)
-        self.estimator_ = fitted_member(self.estimator, X, y, folds, self.random_state)
-        return self._set_threshold(X, y, folds)
+        self.estimator_ = fitted_member(self.estimator, X, y, folds, self.random_state, groups)
+        return self._set_threshold(X, y, folds, groups)
 
-    def _set_threshold(self, X: np.ndarray, y: np.ndarray, folds: Folds | None) -> RejectingClassifier:
-        rows, logits = held_out_logits(self.estimator_, X, y, self.classes_, folds)
+    def _set_threshold(
+        self, X: np.ndarray, y: np.ndarray, folds: Folds | None, groups: Any = None
+    ) -> RejectingClassifier:
+        rows, logits = held_out_logits(self.estimator_, X, y, self.classes_, folds, groups)
         codes = np.searchsorted(self.classes_, y[rows])
         self.n_held_out_, self.temperature_ = len(rows), fit_temperature(logits, codes)
-        logits = logits / self.temperature_
+        self.ranking_temperature_ = self.temperature_ if self.confidence is None else _label_free(logits)
+        logits = logits / self.ranking_temperature_
         self.threshold_, self.coverage_, self.error_rate_, self.notes_ = rejection_threshold(
             confidences(logits, self.measure), logits.argmax(axis=1) == codes, self.error_rate, self.confidence
         )
@@ -156,7 +164,8 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
 
     def confidence_of(self, X: Any) -> np.ndarray:
         """Return the confidence of each prediction, shape (n_samples,), in [0, 1]."""
-        return confidences(self._logits(X), self.measure)
+        logits = self._logits(X)
+        return confidences(logits * (self.temperature_ / self.ranking_temperature_), self.measure)
 
     def accept(self, X: Any) -> np.ndarray:
         """Return whether each row's confidence reaches the threshold: bool of shape (n_samples,)."""
@@ -191,6 +200,12 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
 
     def _rows(self, X: Any) -> np.ndarray:
         return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+
+
+def _label_free(logits: np.ndarray) -> float:
+    """A temperature that looks at no label: 1, or the spread of larger scores, which would all give probability 1."""
+    scores = logits[np.isfinite(logits)]
+    return max(1.0, float(scores.std())) if len(scores) else 1.0
 
 
 def check_rates(error_rate: Any, confidence: Any) -> None:

@@ -11,7 +11,7 @@ from ..solvers.moments import ClassMoments
 from ..solvers.ridge import LeaveOneOut, RidgePath
 from ..solvers.targets import TargetMoments, sign_targets
 from .alphas import ALPHAS, PRIOR_ROWS, RidgeChoice, Targets, refuse_loo
-from .incremental import ClassSums, check_choice
+from .incremental import NEVER, ClassSums, check_choice
 
 __all__ = ["ALPHAS", "IncrementalRidgeClassifier"]
 
@@ -37,7 +37,7 @@ class IncrementalRidgeClassifier(RidgeChoice, ClassSums):
         How alpha is chosen: exact leave-one-out, which needs the rows; generalised cross-validation, which needs the
         sums only; "auto": the first in `fit`, the second in `partial_fit` and `fit_blocks`.
     targets : "signs" or "balanced", default="signs"
-        "balanced" weighs the columns of classes by their share (`solvers.ridge.sign_targets`), so that rare classes
+        "balanced" weighs the columns of classes by their share (`solvers.targets.sign_targets`), so that rare classes
         are predicted as often as large ones; unlike class_weight="balanced" it takes new rows.
     class_weight : dict, "balanced" or None, default=None
         Weight per label; "balanced" is n_samples / (n_classes * count), in `fit` and `fit_blocks` only.
@@ -147,18 +147,23 @@ class IncrementalRidgeClassifier(RidgeChoice, ClassSums):
         self._codes = codes  # for the scores of left-out rows only
         rows = None if path is not None and self.select == "gcv" else (X, lambda part: table[codes[part]], weight)
         try:
-            self._set(*self._solved(sums, rows=rows, path=path))
+            coef, intercept = self._solved(sums, rows=rows, path=path)
+            self._set(coef, intercept, np.bincount(codes, weight, minlength=len(self.classes_)))
         finally:
             del self._codes
 
     def _solve(self, sums: ClassMoments) -> None:
-        self._set(*self._solved(sums.with_targets(self._table(sums.weights))))
+        self._set(*self._solved(sums.with_targets(self._table(sums.weights))), sums.weights)
 
     def _table(self, weights: np.ndarray) -> np.ndarray:
         return sign_targets(weights, balanced=self.targets == "balanced")
 
-    def _set(self, coef: np.ndarray, intercept: np.ndarray) -> None:
+    def _set(self, coef: np.ndarray, intercept: np.ndarray, weights: np.ndarray) -> None:
         two = len(self.classes_) == 2  # the first row is minus the second
+        if (empty := weights == 0).any():  # without an intercept a target that is always -1 could still win
+            coef, intercept = np.where(empty[:, None], 0.0, coef), np.where(empty, NEVER, intercept)
+            if two:
+                coef, intercept = np.zeros_like(coef), np.where(empty, NEVER, -NEVER)
         self.coef_, self.intercept_ = (coef[1:], intercept[1:]) if two else (coef, intercept)
 
     def _wants_best(self) -> bool:

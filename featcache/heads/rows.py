@@ -12,14 +12,14 @@ from sklearn.utils.validation import has_fit_parameter, validate_data
 __all__ = ["fit_grouped", "labelled_rows"]
 
 
-def fit_grouped(estimator: Any, X: Any, y: Any, groups: Any = None) -> Any:
-    """Fit an estimator; `groups` (n_samples,) go to it, or to a Pipeline's last step, where its `fit` takes them."""
-    if groups is None:
-        return estimator.fit(X, y)
+def fit_grouped(estimator: Any, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> Any:
+    """Fit an estimator; groups and weights (n_samples,) go to it, or a Pipeline's last step, where `fit` takes them."""
+    last, prefix = estimator, ""
     if isinstance(estimator, Pipeline):
-        name, last = estimator.steps[-1]
-        return estimator.fit(X, y, **({f"{name}__groups": groups} if has_fit_parameter(last, "groups") else {}))
-    return estimator.fit(X, y, groups=groups) if has_fit_parameter(estimator, "groups") else estimator.fit(X, y)
+        prefix, last = f"{estimator.steps[-1][0]}__", estimator.steps[-1][1]
+    given = {"groups": groups, "sample_weight": sample_weight}
+    taken = {k: v for k, v in given.items() if v is not None and has_fit_parameter(last, k)}
+    return estimator.fit(X, y, **{prefix + name: value for name, value in taken.items()})
 
 
 def labelled_rows(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -138,10 +138,11 @@ class SearchedHead(ChosenHead):
         if folds is not None:
             whole = groups is None and "whiten" not in (start["scale"], *space.get("scale", ()))
             with few_threads(X):
-                self._choose(_Trial(info, X, codes, folds, self.metric, self.random_state, whole), start, space)
+                trial = _Trial(info, X, codes, folds, self.metric, self.random_state, whole, groups)
+                self._choose(trial, start, space)
         setting = {info.param: self.best_params_[info.param]} if info.param else {}
         scaling = {part: self.best_params_[part] for part in _PARTS}
-        self.best_estimator_ = fitted(_assembled(info, scaling, setting, self.random_state), X, y)
+        self.best_estimator_ = fitted(_assembled(info, scaling, setting, self.random_state), X, y, groups)
         return self
 
     def _checked(self) -> tuple[HeadInfo, dict[str, tuple[Any, ...]], dict[str, Any]]:
@@ -223,8 +224,17 @@ class _Trial:
     """Rows, folds and head of a search; `whole` allows leave-one-out where the head has it."""
 
     def __init__(
-        self, info: HeadInfo, X: np.ndarray, y: np.ndarray, folds: Folds, metric: str, seed: int, whole: bool
+        self,
+        info: HeadInfo,
+        X: np.ndarray,
+        y: np.ndarray,
+        folds: Folds,
+        metric: str,
+        seed: int,
+        whole: bool,
+        groups: Any = None,
     ) -> None:
+        self.groups = None if groups is None else np.asarray(groups)
         self.info, self.X, self.y, self.folds, self.metric, self.seed = info, X, y, folds, metric, seed
         self.leave_one_out = whole and info.name == "ridge" and len(folds) > 1
         self.truth = y if self.leave_one_out else np.concatenate([y[held_out] for _, held_out in folds])
@@ -257,7 +267,8 @@ class _Trial:
             make = lambda value: _assembled(  # noqa: E731
                 self.info, scaling, {} if value is None else {self.info.param: value}, self.seed
             )
-            return estimator_path(make, X, y, X_val, grid)
+            groups = None if self.groups is None else self.groups[rows]
+            return estimator_path(make, X, y, X_val, grid, groups)
         if self.inside:
             return self.info.path(X, y, X_val, y_val, grid, scaler=CodeScaler(**scaling))
         scaler = CodeScaler(**scaling).fit(X)

@@ -174,7 +174,7 @@ class HeadToToeClassifier(ChosenHead):
         folds = tuning_folds(y, X.shape[1], cv=self.cv, ids=None, groups=groups, seed=self.random_state)
         if folds is not None:
             with few_threads(X):
-                self._choose(info, X, codes, folds)
+                self._choose(info, X, codes, folds, groups)
         self.fraction_ = float(self.best_params_["fraction"])
         self.relevance_ = relevance(X, codes, _ALPHAS)
         self.selected_ = np.sort(_ranked(self.relevance_)[: _count(self.fraction_, X.shape[1])])
@@ -182,7 +182,7 @@ class HeadToToeClassifier(ChosenHead):
         self.selected_per_block_ = np.bincount(np.searchsorted(ends, self.selected_, side="right"), minlength=len(ends))
         setting = {info.param: self.best_params_[info.param]} if info.param else {}
         head = make_head(self.head, random_state=self.random_state, **setting)
-        self.best_estimator_ = fitted(head, X[:, self.selected_], y)
+        self.best_estimator_ = fitted(head, X[:, self.selected_], y, groups)
         return self
 
     def _checked(self) -> HeadInfo:
@@ -218,7 +218,7 @@ class HeadToToeClassifier(ChosenHead):
             start += size
         return X
 
-    def _choose(self, info: HeadInfo, X: np.ndarray, y: np.ndarray, folds: Folds) -> None:
+    def _choose(self, info: HeadInfo, X: np.ndarray, y: np.ndarray, folds: Folds, groups: Any) -> None:
         """Score each share with the head's grid on the same folds, then ask the guard."""
         truth = np.concatenate([y[held_out] for _, held_out in folds])
         grid = info.grid if info.param else (None,)
@@ -227,7 +227,7 @@ class HeadToToeClassifier(ChosenHead):
         for fraction in self.fractions:
             n = _count(fraction, X.shape[1])
             runs = [
-                _path(info, X, y, pair, np.sort(rank[:n]), grid, self.random_state)
+                _path(info, X, y, pair, np.sort(rank[:n]), grid, self.random_state, groups)
                 for pair, rank in zip(folds, ranks, strict=True)
             ]
             found.append(walk(zip(*runs, strict=True), len(grid), truth, self.metric, info.patience))
@@ -261,7 +261,14 @@ def _count(fraction: float, n_features: int) -> int:
 
 
 def _path(
-    info: HeadInfo, X: np.ndarray, y: np.ndarray, pair: Any, columns: np.ndarray, grid: Sequence[Any], seed: int
+    info: HeadInfo,
+    X: np.ndarray,
+    y: np.ndarray,
+    pair: Any,
+    columns: np.ndarray,
+    grid: Sequence[Any],
+    seed: int,
+    groups: Any,
 ) -> Any:
     rows, held_out = pair
     whole = len(columns) == X.shape[1]
@@ -269,4 +276,5 @@ def _path(
     if info.path is not None:
         return info.path(part, y[rows], part_val, y[held_out], grid)
     heads = {v: make_head(info.name, random_state=seed, **({} if v is None else {info.param: v})) for v in grid}
-    return estimator_path(lambda v: clone(heads[v]), part, y[rows], part_val, grid)
+    own = None if groups is None else np.asarray(groups)[rows]
+    return estimator_path(lambda v: clone(heads[v]), part, y[rows], part_val, grid, own)

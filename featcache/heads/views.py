@@ -11,13 +11,14 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import HeadError
 from ..features import FeatureSet
 from ..splits import Folds, has_named_splits, named_splits, whole_number
 from .choosing import train, tuning_folds
 from .metrics import check_metric
+from .rows import fit_grouped
 from .zoo import make_head
 
 __all__ = ["ViewsClassifier", "join_views", "view_numbers", "views_of"]
@@ -157,8 +158,8 @@ class ViewsClassifier(ClassifierMixin, BaseEstimator):
     ----------
     estimator : str or estimator, default="ridge"
         A key of `HEADS`, whose setting is chosen on folds that keep the views of an image together, or a classifier,
-        which is cloned and fitted as it is (its views weigh 1 / n_views each where it takes sample weights, so that its
-        penalty means the same as on the plain images alone).
+        which is cloned and fitted as it is (its views weigh 1 / n_views each where it, or a Pipeline's last step, takes
+        sample weights, so that its penalty means the same as on the plain images alone).
     n_views : int, default=1
         How many blocks of columns, all of one width, the rows have; `join_views` makes them.
     average : {"scores", "codes"}, default="scores"
@@ -217,7 +218,9 @@ class ViewsClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise ValueError(f"ViewsClassifier: expected two classes or more, got 1 class: {self.classes_[0]!r}")
         rows = self._views(X)
-        labels, owners = np.repeat(y, self.n_views), np.repeat(np.arange(len(y)), self.n_views)
+        labels, together = np.repeat(y, self.n_views), None
+        if self.n_views > 1 or groups is not None:
+            together = np.repeat(np.arange(len(y)) if groups is None else np.asarray(groups), self.n_views)
         self.best_params_: dict[str, Any] = {}
         if isinstance(self.estimator, str):
             # Folds of images, then all views of each: a view of a held-out image never trains.
@@ -230,19 +233,12 @@ class ViewsClassifier(ClassifierMixin, BaseEstimator):
                 metric=self.metric,
                 seed=self.random_state,
                 leave_one_out=self.n_views == 1 and groups is None,
-                groups=None
-                if self.n_views == 1 and groups is None
-                else (owners if groups is None else np.repeat(np.asarray(groups), self.n_views)),
+                groups=together,
             )
             self.best_estimator_, self.best_params_ = found.estimator, dict(found.params)
             return self
-        model, more = clone(self.estimator), {}
-        together = self.n_views > 1 or groups is not None
-        if together and has_fit_parameter(model, "groups"):
-            more["groups"] = owners if groups is None else np.repeat(np.asarray(groups), self.n_views)
-        elif self.n_views > 1 and has_fit_parameter(model, "sample_weight"):
-            more["sample_weight"] = np.full(len(rows), 1.0 / self.n_views)
-        self.best_estimator_ = model.fit(rows, labels, **more)
+        weight = np.full(len(rows), 1.0 / self.n_views) if self.n_views > 1 else None
+        self.best_estimator_ = fit_grouped(clone(self.estimator), rows, labels, together, weight)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
