@@ -161,7 +161,7 @@ def _said(result: dict[str, Any]) -> list[str]:
     lines.append(
         f"{rows[0]['test_identities']} identities held out, {rows[0]['train_identities']} trained on, "
         f"{rows[0]['n_genuine']} pairs of one and {rows[0]['n_impostor']} of two identities, "
-        f"{result['settings']['seeds']} draws"
+        f"{result['settings']['seeds']} draw" + ("s" if result["settings"]["seeds"] > 1 else "")
     )
     for each in result["comparisons"]:
         interval = each.get("ci95")

@@ -1,11 +1,11 @@
 """One file per head: arrays and JSON in the safetensors layout, never pickle.
 
-The file is a safetensors file. Its metadata hold one text, ``featcache_head``: a digest, a line break, and JSON with the
-format version, the fields of the FittedHead, and the estimator as a tree: class name, parameters, fitted attributes.
-Arrays in that tree are references to the file's tensors. The digest is that of the JSON, and the JSON holds the digest
-of the tensors, so that a flipped bit is found. (Version 1 had the digest in an entry of its own, ``featcache_sha256``;
-safetensors writes several entries in random order, and equal heads had different files.) Only classes on a whitelist are written and read: loading runs no code that
-the file names.
+The file is a safetensors file. Its metadata hold one text, ``featcache_head``: a digest, a line break, and JSON with
+the format version, the fields of the FittedHead, and the estimator as a tree: class name, parameters, fitted
+attributes. Arrays in that tree are references to the file's tensors. The digest is that of the JSON, and the JSON holds
+the digest of the tensors, so that a flipped bit is found. (Version 1 had the digest in an entry of its own,
+``featcache_sha256``; safetensors writes several entries in random order, and equal heads had different files.) Only
+classes on a whitelist are written and read: loading runs no code that the file names.
 """
 
 from __future__ import annotations
