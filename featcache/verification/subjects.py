@@ -24,7 +24,7 @@ def column(data: FeatureSet, name: str) -> np.ndarray:
     else:
         raise HeadError(
             f"{data.name or 'FeatureSet'}: no column {name!r}; there are label, group, split"
-            + "".join(f", {other}" for other in sorted(data.columns))
+            + "".join(f", {other}" for other in sorted(set(data.columns) - {"label", "group", "split"}))
         )
     if values is None:
         raise HeadError(f"{data.name or 'FeatureSet'}: its rows have no {name}; name another column")
