@@ -88,7 +88,7 @@ class AutoClassifier(ClassifierMixin, BaseEstimator):
         False: only the best member by validated metric, such as can become a network's last layer by `to_module`
         (SimpleShot cannot).
     max_seconds : float, default=60.0
-        Time budget: members are left out, the dearest first, until all that remains is expected to take no longer at
+        Time budget: members are left out, the longest first, until all that remains is expected to take no longer at
         5e10 multiplications per second (two cores). The expectation depends on sizes only, so the result does not
         depend on the machine. The cheapest member stays, whatever it takes.
     cv : int, default=5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +17,13 @@ from ..errors import FeatcacheError, HeadError, SplitError
 from ..splits import Folds, holdout, k_fold, whole_number
 from .metrics import check_metric
 from .paths import Path, estimator_path, ridge_loo
-from .rows import fit_grouped
+from .rows import fit_grouped, quiet_newton
 from .zoo import HeadInfo, head_info, make_head
 
 __all__ = ["Trained", "few_threads", "head_name", "train", "tuning_folds"]
 
-#: Beyond this many numbers one validation part takes the place of the folds: it is precise enough, and five copies of
-#: the training rows would not fit into memory.
+#: Beyond this many numbers one validation part takes the place of the folds: it is precise enough, and
+#: folds that are fitted one by one copy their rows.
 _ONE_PART_ABOVE = 200_000_000
 
 #: Up to this many numbers one BLAS thread is used.
@@ -188,9 +187,7 @@ def _train(task: _Task, head: Any, y: np.ndarray, given: dict[str, Any], always_
 
 
 def _fitted(estimator: Any, task: _Task, y: np.ndarray) -> Any:
-    with _refusals(type(estimator).__name__, task.X), warnings.catch_warnings():
-        # Newton's method says so when rounding stops it at the optimum; that is no news to anybody.
-        warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
+    with _refusals(type(estimator).__name__, task.X), quiet_newton():
         return fit_grouped(estimator, task.X, y, task.groups)
 
 

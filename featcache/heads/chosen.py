@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .metrics import check_metric
-from .rows import fit_grouped
+from .rows import fit_grouped, quiet_newton
 from .zoo import make_head
 
 __all__ = ["ChosenHead", "Walked", "can", "fitted", "paired_gain", "walk"]
@@ -29,12 +28,8 @@ def can(method: str) -> Callable[[Any], bool]:
 
 
 def fitted(estimator: Any, X: np.ndarray, y: np.ndarray, groups: Any = None) -> Any:
-    """Fit a named head, with groups where it takes them.
-
-    Newton's method says when rounding stops it at the optimum, which is no news to anybody.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
+    """Fit a named head, with groups where it takes them."""
+    with quiet_newton():
         return fit_grouped(estimator, X, y, groups)
 
 

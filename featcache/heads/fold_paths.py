@@ -1,7 +1,7 @@
 """A whole grid of C on all folds at once, for the linear heads that are solved by descent.
 
 A fold path is a generator: given the training rows, the folds and the grid, it yields for one value after the other
-what each fold predicts of its held-out rows. All folds are solved side by side, from one factorisation
+what each fold predicts of its held-out rows. All folds are solved side by side
 (`solvers.linear_path`). Standardisation is that of all training rows, as in exact leave-one-out: it looks at no label,
 and the held-out rows of a fold are training rows of the head. Paths only choose settings; the head that the user gets
 is fitted anew by its own estimator.

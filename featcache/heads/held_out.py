@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from sklearn.base import clone, is_classifier
 from ..errors import HeadError
 from ..splits import Folds, whole_number
 from .choosing import few_threads, train, tuning_folds
-from .rows import fit_grouped
+from .rows import fit_grouped, quiet_newton
 
 __all__ = ["class_logits", "fitted_member", "folds_of", "held_out_logits", "log_softmax"]
 
@@ -69,7 +67,7 @@ def fitted_member(head: Any, X: np.ndarray, y: np.ndarray, folds: Folds | None, 
         return train(head, X, y, folds, seed=seed, groups=groups).estimator
     if isinstance(head, type) or not hasattr(head, "fit") or not is_classifier(head):
         raise ValueError(f"expected the name of a head or a scikit-learn classifier object, got {head!r}")
-    with _quiet():
+    with quiet_newton():
         return fit_grouped(clone(head), X, y, groups)
 
 
@@ -106,7 +104,7 @@ def held_out_logits(
         if len(known) < 2 or not len(held):
             continue
         found = np.full((len(held), len(classes)), -np.inf)
-        with _quiet(), few_threads(X):
+        with quiet_newton(), few_threads(X):
             fitted = fit_grouped(clone(estimator), X[kept], y[kept], None if groups is None else groups[kept])
             found[:, columns] = class_logits(fitted, X[held])
         rows.append(held)
@@ -114,11 +112,3 @@ def held_out_logits(
     together = np.concatenate(rows)
     order = np.argsort(together, kind="stable")
     return together[order], np.concatenate(scores)[order]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Newton's method says so when rounding stops it at the optimum; that is no news to anybody."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
-        yield

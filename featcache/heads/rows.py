@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
-__all__ = ["fit_grouped", "labelled_rows"]
+__all__ = ["fit_grouped", "labelled_rows", "quiet_newton"]
 
 
 def fit_grouped(estimator: Any, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> Any:
@@ -32,3 +35,11 @@ def labelled_rows(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarra
             f"{type(estimator).__name__}: expected two classes or more, got 1 class: {estimator.classes_[0]!r}"
         )
     return X, y
+
+
+@contextlib.contextmanager
+def quiet_newton() -> Iterator[None]:
+    """Keep scikit-learn's Newton solvers from saying that rounding stopped them at the optimum: no news to anybody."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Ll]ine.?[Ss]earch|Rounding errors prevent")
+        yield

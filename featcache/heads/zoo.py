@@ -182,7 +182,7 @@ HEADS: dict[str, HeadInfo] = {
         HeadInfo(
             "softmax",
             "the same model as logreg, under the name of the layer it becomes",
-            "many rows and classes; becomes the last layer of a network as it is",
+            "10 rows per class and more; gives probabilities",
             _softmax,
             param="C",
             grid=_C,

@@ -37,7 +37,7 @@ __all__ = ["LinearProblem", "Solution"]
 
 #: Scores of a block of rows take so many bytes at most.
 _SCORE_BYTES = 64 << 20
-#: NumPy's products are as fast as torch's on a CPU (bench_heads), but all else in it runs on one core. So many
+#: NumPy's products were as fast as torch's on the CPU at hand, but all else in it runs on one core. So many
 #: multiplications per pass, and so many cores, make that matter.
 _TORCH_FROM = 3e8
 _TORCH_CORES = 8
