@@ -152,6 +152,33 @@ def test_the_basis_is_orthonormal_and_its_spread_is_the_rows(shape):
         np.testing.assert_allclose(centred @ basis.vectors @ basis.vectors.T, centred, atol=1e-8)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_certified_walk_ends_sooner_and_is_good_enough(loss, dtype):
+    weight = np.stack([np.ones(300), np.arange(300) % 3 > 0]).astype(float)
+    exact = problem(loss, weight=weight)
+    penalties = [np.asarray([penalty, 3.0 * penalty]) for penalty in (1e-1, 1e-2, 1e-3)]
+    best = np.stack([point.value for point in exact.walk(penalties, tol=1e-14, max_iter=3000)])
+    ways = {}
+    for enough in (0.0, 1e-4):
+        p = problem(loss, weight=weight, dtype=dtype)
+        ways[enough] = list(p.walk(penalties, tol=5e-6, enough=enough))
+    passes = {enough: sum(point.passes for point in way) for enough, way in ways.items()}
+    assert passes[1e-4] < passes[0.0]
+    for point, penalty, value in zip(ways[1e-4], penalties, best, strict=True):
+        at = exact.evaluate(point.theta.astype(float), penalty)[0]
+        assert point.converged.all() and (at <= value * (1.0 + 1e-4)).all()
+
+
+def test_the_bound_of_the_weights_holds_where_the_intercepts_are_right():
+    p, at = problem(), np.asarray([1e-3])
+    best = float(p.solve(at, tol=1e-15, max_iter=3000).value[0])
+    point = p.improve(p.solve(at, tol=1e-3), at, tol=1e-14, max_iter=20, intercepts_only=True)
+    bound = float(p.gap(point.gradient, at)[0])
+    assert float(point.value[0]) - best <= bound
+    assert duality_gap(p, point, 1e-3) == pytest.approx(bound, rel=1e-3)
+
+
 def test_nan_is_refused_by_row():
     rows = X.copy()
     rows[7, 3] = np.nan

@@ -241,9 +241,10 @@ def _one_path(case: Case, name: str) -> dict[str, Any]:
     fit_ours = lambda: SoftmaxClassifierCV(PATH_CS, cv=folds).fit(X, y)  # noqa: E731
     took, ours = seconds(fit_ours)
     loose = LinearProblem(X, y, int(y.max()) + 1, weight, SoftmaxLoss())
+    walk = loose.walk(penalties, tol=ours.tol * 0.05, max_iter=1000, enough=ours.tol)
     values = [
         exact.evaluate(np.asarray(p.theta, dtype=np.float64), penalty)[0]
-        for p, penalty in zip(loose.walk(penalties, tol=ours.tol * 0.05, max_iter=1000), penalties, strict=True)
+        for p, penalty in zip(walk, penalties, strict=True)
     ]
     row = {
         "problem": name,

@@ -144,14 +144,15 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         small = rows.shape[0] * min(rows.shape) * data.columns <= _SMALL
         tol = min(self.tol, _TOL_OF_SMALL) if small else self.tol
         problem = self._problem(rows, data, data.weight[None, :], dtype="float64" if small else "float32")
-        point = problem.solve(penalty, tol=(tol if small else max(tol, _FLOAT64_BELOW)) * PROMISE, max_iter=steps)
+        enough = 0.0 if small else max(tol, _FLOAT64_BELOW)
+        point = problem.solve(penalty, tol=(enough or tol) * PROMISE, max_iter=steps, enough=enough)
         stuck = not point.converged.all() and point.passes < steps
         if not small and (tol < _FLOAT64_BELOW or stuck):
             problem = self._problem(rows, data, data.weight[None, :], dtype="float64", basis=problem.basis)
             point = problem.improve(point, penalty, tol=tol * PROMISE, max_iter=steps)
         converged = point.converged
         if self.fit_intercept:  # the certificate wants intercepts that leave no gradient
-            point = problem.improve(point, penalty, tol=1e-12, max_iter=5, intercepts_only=True)
+            point = problem.improve(point, penalty, tol=1e-11, max_iter=5, intercepts_only=True)
         point.converged = converged
         return problem.solution(point), duality_gap(problem, point, float(penalty[0]))
 

@@ -146,7 +146,8 @@ class SoftmaxClassifierCV(SoftmaxBase):
         self.path_iter_ = np.zeros(len(self.Cs_), dtype=np.int32)
         penalties = [1.0 / (C * problem.total) for C in self.Cs_]
         best, since, weight = -np.inf, 0, data.row_weight
-        for i, point in enumerate(problem.walk(penalties, tol=self.tol * PROMISE, max_iter=int(self.max_iter))):
+        path = problem.walk(penalties, tol=self.tol * PROMISE, max_iter=int(self.max_iter), enough=self.tol)
+        for i, point in enumerate(path):
             self.path_iter_[i] = point.passes
             for f, (_, held) in enumerate(folds):
                 scores = problem.scores(point, f, held).astype(np.float64)

@@ -58,8 +58,11 @@ def duality_gap(problem: LinearProblem, point: Point, penalty: float) -> float:
 
 def _pull_at_zero(problem: LinearProblem) -> np.ndarray:
     """The gradient of the loss by the weights where all are zero, shape (r, columns)."""
-    start = problem.to(problem.first_theta())
-    return host(problem.evaluate(start, problem.to(np.zeros(1)))[1])[:-1, 0].astype(np.float64)
+    pull = problem.pull_at_zero
+    if pull is None:
+        start = problem.to(problem.first_theta())
+        pull = host(problem.evaluate(start, problem.to(np.zeros(1)))[1])[:-1]
+    return pull[:, 0].astype(np.float64)
 
 
 def _entropies(problem: LinearProblem, point: Point) -> np.ndarray:

@@ -51,6 +51,8 @@ def descend(
     *,
     tol: float,
     max_iter: int,
+    gap: Callable[[Any], Any] | None = None,
+    enough: float = 0.0,
 ) -> Point:
     """Minimise from a point where value and gradient are known.
 
@@ -68,12 +70,16 @@ def descend(
         A problem ends when the decrease that its next step promises is below this share of its objective.
     max_iter : int
         Steps at most.
+    gap : callable, default=None
+        gradient → upper bounds (folds,) on what the objectives are above their minima.
+    enough : float, default=0.0
+        A problem ends, too, when this bound is below this share of its objective.
 
     Returns
     -------
     Point
     """
-    search = _Search(xp, evaluate, start, precondition, tol)
+    search = _Search(xp, evaluate, start, precondition, tol, gap if enough > 0 else None, enough)
     for _ in range(max_iter):
         if not search.step():
             break
@@ -83,8 +89,11 @@ def descend(
 class _Search:
     """The state of one descent."""
 
-    def __init__(self, xp: Any, evaluate: Any, start: Point, precondition: Any, tol: float) -> None:
+    def __init__(
+        self, xp: Any, evaluate: Any, start: Point, precondition: Any, tol: float, gap: Any, enough: float
+    ) -> None:
         self.xp, self.evaluate, self.precondition, self.tol = xp, evaluate, precondition, tol
+        self.gap, self.enough = gap, enough
         self.theta, self.value, self.gradient, self.passes = start.theta, start.value, start.gradient, start.passes
         self.noise = _NOISE[str(self.theta.dtype).removeprefix("torch.")]
         self.active = np.ones(len(host(start.value)), dtype=bool)
@@ -98,7 +107,7 @@ class _Search:
         """Do one step of all problems that are not at their end; False when none is left."""
         direction = self._direction()
         slope = -_dot(self.xp, self.gradient, direction)
-        self.active &= host(-slope) > self.tol * np.abs(host(self.value))
+        self.active &= self._unfinished(host(-slope), np.abs(host(self.value)))
         if not self.active.any():
             return False
         moved = self._line_search(direction, slope)
@@ -108,6 +117,14 @@ class _Search:
         self._remember(step, gradient - self.gradient)
         self.gradient = gradient
         return True
+
+    def _unfinished(self, promised: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Which problems are neither as good as they promise to become nor certified to be good enough."""
+        left = promised > self.tol * value
+        if self.gap is None or not left.any():
+            return left
+        # The bound is that of the weights; what the intercepts lack shows in what the step promises.
+        return left & ((host(self.gap(self.gradient)) > self.enough * value) | (promised > self.enough * value))
 
     def _direction(self) -> Any:
         """The two-loop recursion (Nocedal 1980), for all problems at once."""

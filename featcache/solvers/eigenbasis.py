@@ -69,9 +69,9 @@ class Eigenbasis:
             NaN or Inf in the rows.
         """
         n, d = X.shape
-        centre = np.zeros(d)
-        for rows, block in row_blocks(X, dtype=np.float64):
-            total = weight[rows] @ block
+        centre, exact = np.zeros(d), np.result_type(getattr(X, "dtype", np.float32), np.float32)
+        for rows, block in row_blocks(X, dtype=exact):
+            total = weight[rows].astype(exact) @ block
             if not np.isfinite(total).all():
                 raise ValueError(f"codes: NaN or Inf in rows {rows.start} to {rows.stop - 1}; drop them")
             centre += total if centred else 0.0
@@ -129,8 +129,8 @@ def _principal(rows: np.ndarray, k: int) -> np.ndarray:
         basis = np.linalg.qr(gram @ basis)[0]
     values, mixing = _descending(basis.T @ gram @ basis)
     keep = np.flatnonzero(values > max(values[0], 0.0) * 1e-6)[:k]
-    found = rows.T.astype(np.float64) @ (basis @ mixing[:, keep]) / np.sqrt(values[keep])
-    return np.linalg.qr(found)[0] if len(keep) else found
+    found = rows.T @ (basis @ mixing[:, keep] / np.sqrt(values[keep])).astype(rows.dtype)
+    return np.linalg.qr(found.astype(np.float64))[0] if len(keep) else found
 
 
 def _descending(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

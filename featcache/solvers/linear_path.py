@@ -125,6 +125,8 @@ class LinearProblem:
         self.rows = (_Held if here else _Streamed)(X, self.basis, self.to, dtype, self.folds * columns)
         self.ones = self.to(np.ones(min(self.rows.step, X.shape[0])))
         self.passes = 0
+        #: The gradient of the loss by weights of zero (r, folds, columns), once a walk has begun there.
+        self.pull_at_zero: np.ndarray | None = None
 
     def evaluate(self, theta: Any, penalty: Any, curvature: bool = False) -> tuple[Any, Any, Any]:
         """Return objectives (folds,) in float64, gradients like theta (r + 1, folds, columns), curvatures if wanted."""
@@ -159,7 +161,12 @@ class LinearProblem:
         return 0.5 * penalty * self.xp.sum(weights * weights, axis=(0, 2), dtype=self.xp.float64)
 
     def walk(
-        self, penalties: Sequence[np.ndarray], *, tol: float | Sequence[float], max_iter: int = 500
+        self,
+        penalties: Sequence[np.ndarray],
+        *,
+        tol: float,
+        max_iter: int = 500,
+        enough: float = 0.0,
     ) -> Iterator[Point]:
         """Solve for one penalty after the other, best from large to small.
 
@@ -167,11 +174,12 @@ class LinearProblem:
         ----------
         penalties : sequence of ndarray of shape (folds,)
             A penalty per fold.
-        tol : float or sequence of float
-            A fold ends when the decrease that its next step promises is below this share of its objective; one value,
-            or one per penalty.
+        tol : float
+            A fold ends when the decrease that its next step promises is below this share of its objective.
         max_iter : int, default=500
             Steps per penalty.
+        enough : float, default=0.0
+            A fold ends, too, when its objective is known to lie within this share of its minimum (see `gap`).
 
         Yields
         ------
@@ -179,11 +187,12 @@ class LinearProblem:
             See `solution` for its weights.
         """
         now, before, loss = self.to(self.first_theta()), None, None
-        tols = [tol] * len(penalties) if isinstance(tol, float) else list(tol)
         for i, penalty in enumerate(penalties):
             at, passes = self.to(np.asarray(penalty)), self.passes
             theta = now if before is None else now + (now - before) * _stride(penalties, i)
             value, gradient, bend = self.evaluate(theta, at, curvature=True)
+            if not i:
+                self.pull_at_zero = host(gradient[:-1])
             if before is not None:
                 better = value <= loss + self._penalty(now, at)
                 if not bool(better.all()):  # the line bends here; go on from where it was known to be good
@@ -194,26 +203,30 @@ class LinearProblem:
                 lambda candidate, at=at: self.evaluate(candidate, at)[:2],  # type: ignore[misc]
                 Point(theta, value, gradient, 0, np.zeros(0)),
                 self._preconditioner(bend, at),
-                tol=tols[i],
+                tol=tol,
                 max_iter=max_iter,
+                gap=lambda gradient, at=at: self.gap(gradient, at),  # type: ignore[misc]
+                enough=enough,
             )
             point.passes = self.passes - passes
             yield point
             now, before = point.theta, now if i else None
             loss = point.value - self._penalty(now, at)
 
-    def solve(self, penalty: np.ndarray, *, tol: float, max_iter: int = 500) -> Point:
-        """Solve for one penalty (folds,), by way of up to three larger ones that are solved loosely.
+    def gap(self, gradient: Any, penalty: Any) -> Any:
+        """Return what objectives (folds,) are above their minima at most, but for what their intercepts lack.
 
-        At weak penalties the curvature at the start says little about the curvature at the end; the way there costs a
-        third of what it saves. Penalties above the curvature of the loss itself teach nothing.
+        The objective is strongly convex in the weights, with the penalty as modulus, hence this bound.
         """
-        steepest = self.loss.bound * float(self.basis.spread[0]) if len(self.basis.spread) else 0.0
-        stages = [penalty * 10.0**e for e in (3, 2, 1) if float(np.mean(penalty)) * 10.0**e < steepest]
-        tols = [1e-3] * len(stages) + [tol]
-        points = list(self.walk([*stages, penalty], tol=tols, max_iter=max_iter))
-        points[-1].passes = sum(point.passes for point in points)
-        return points[-1]
+        slope = self._penalised(gradient)
+        return self.xp.einsum("rfk,rfk->f", slope, slope) / (2.0 * penalty)
+
+    def solve(self, penalty: np.ndarray, *, tol: float, max_iter: int = 500, enough: float = 0.0) -> Point:
+        """Solve for one penalty (folds,), from zero weights; see `walk`.
+
+        Ways there over larger penalties, or a second look at the curvature half-way, save no passes.
+        """
+        return next(self.walk([penalty], tol=tol, max_iter=max_iter, enough=enough))
 
     def improve(
         self, point: Point, penalty: np.ndarray, *, tol: float, max_iter: int = 500, intercepts_only: bool = False
