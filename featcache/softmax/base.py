@@ -28,7 +28,7 @@ PROMISE = 0.05
 #: Below this tolerance float32 is followed by float64.
 _FLOAT64_BELOW = 2e-6
 #: Problems of up to so many multiplications per pass are solved in float64 to this tolerance: it costs milliseconds.
-_SMALL, _TOL_OF_SMALL = 1e5, 1e-12
+_SMALL, _TOL_OF_SMALL = 1e5, 1e-16
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,12 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         small = rows.shape[0] * min(rows.shape) * data.columns <= _SMALL
         tol = min(self.tol, _TOL_OF_SMALL) if small else self.tol
         problem = self._problem(rows, data, data.weight[None, :], dtype="float64" if small else "float32")
-        enough = 0.0 if small else max(tol, _FLOAT64_BELOW)
-        point = problem.solve(penalty, tol=(enough or tol) * PROMISE, max_iter=steps, enough=enough)
+        loosely = max(tol, _FLOAT64_BELOW)
+        point = problem.solve(penalty, tol=loosely * PROMISE, max_iter=steps, enough=loosely)
         stuck = not point.converged.all() and point.passes < steps
-        if not small and (tol < _FLOAT64_BELOW or stuck):
-            problem = self._problem(rows, data, data.weight[None, :], dtype="float64", basis=problem.basis)
+        if tol < loosely or (stuck and not small):
+            if not small:
+                problem = self._problem(rows, data, data.weight[None, :], dtype="float64", basis=problem.basis)
             point = problem.improve(point, penalty, tol=tol * PROMISE, max_iter=steps)
         converged = point.converged
         if self.fit_intercept:  # the certificate wants intercepts that leave no gradient

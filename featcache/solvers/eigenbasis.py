@@ -129,8 +129,8 @@ def _principal(rows: np.ndarray, k: int) -> np.ndarray:
         basis = np.linalg.qr(gram @ basis)[0]
     values, mixing = _descending(basis.T @ gram @ basis)
     keep = np.flatnonzero(values > max(values[0], 0.0) * 1e-6)[:k]
-    found = rows.T @ (basis @ mixing[:, keep] / np.sqrt(values[keep])).astype(rows.dtype)
-    return np.linalg.qr(found.astype(np.float64))[0] if len(keep) else found
+    found = rows.T.astype(np.float64) @ (basis @ mixing[:, keep]) / np.sqrt(values[keep])
+    return np.linalg.qr(found)[0] if len(keep) else found
 
 
 def _descending(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

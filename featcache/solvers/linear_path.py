@@ -41,6 +41,8 @@ _SCORE_BYTES = 64 << 20
 #: multiplications per pass, and so many cores, make that matter.
 _TORCH_FROM = 3e8
 _TORCH_CORES = 8
+#: Where the next step promises so little, the curvature is near enough to what it is at the minimum.
+_NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -222,21 +224,38 @@ class LinearProblem:
         return self.xp.einsum("rfk,rfk->f", slope, slope) / (2.0 * penalty)
 
     def solve(self, penalty: np.ndarray, *, tol: float, max_iter: int = 500, enough: float = 0.0) -> Point:
-        """Solve for one penalty (folds,), from zero weights; see `walk`.
+        """Solve for one penalty (folds,) from zero weights: loosely, then with the curvature that was found there.
 
-        Ways there over larger penalties, or a second look at the curvature half-way, save no passes.
+        A way over larger penalties saves no more passes than it costs.
         """
-        return next(self.walk([penalty], tol=tol, max_iter=max_iter, enough=enough))
+        near = next(self.walk([penalty], tol=max(_NEAR, tol), max_iter=max_iter))
+        return self.improve(near, penalty, tol=tol, max_iter=max_iter, enough=enough)
 
     def improve(
-        self, point: Point, penalty: np.ndarray, *, tol: float, max_iter: int = 500, intercepts_only: bool = False
+        self,
+        point: Point,
+        penalty: np.ndarray,
+        *,
+        tol: float,
+        max_iter: int = 500,
+        enough: float = 0.0,
+        intercepts_only: bool = False,
     ) -> Point:
         """Go on from another problem's point, such as the same one's in lower precision."""
         at, theta, passes = self.to(penalty), self.to(host(point.theta)), self.passes
         value, gradient, bend = self.evaluate(theta, at, curvature=True)
         inverse = self._preconditioner(bend, at, weights=not intercepts_only)
         begin = Point(theta, value, gradient, 0, np.zeros(0))
-        better = descend(self.xp, lambda t: self.evaluate(t, at)[:2], begin, inverse, tol=tol, max_iter=max_iter)
+        better = descend(
+            self.xp,
+            lambda candidate: self.evaluate(candidate, at)[:2],
+            begin,
+            inverse,
+            tol=tol,
+            max_iter=max_iter,
+            gap=lambda gradient: self.gap(gradient, at),
+            enough=enough,
+        )
         better.passes = self.passes - passes + point.passes
         return better
 
