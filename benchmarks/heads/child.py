@@ -26,20 +26,20 @@ class Peak:
     """Highest anonymous memory while it watches, in MB above the start; pages of mapped files are the system's."""
 
     def __enter__(self) -> "Peak":
-        self.base = self.high = self.resident()
+        self.base = self.high = self._resident()
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.watch)
+        self.thread = threading.Thread(target=self._watch)
         self.thread.start()
         return self
 
     @staticmethod
-    def resident() -> int:
+    def _resident() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
-    def watch(self) -> None:
+    def _watch(self) -> None:
         while not self.stop.wait(0.02):
-            self.high = max(self.high, self.resident())
+            self.high = max(self.high, self._resident())
 
     def __exit__(self, *_: object) -> None:
         self.stop.set()
