@@ -32,10 +32,10 @@ from parts import Part, Writing, chosen, run_parts
 
 PARTS: dict[str, Part] = {
     "solver_single": Part(solver.single, 6),
-    "solver_path": Part(solver.path, 12),
+    "solver_path": Part(solver.path, 16),
     "solver_large": Part(solver.large, 15),
-    "streaming": Part(streaming.run, 5),
-    "sampled": Part(sampled.run, 8),
+    "streaming": Part(streaming.run, 2),
+    "sampled": Part(sampled.run, 7),
     "ridge": Part(ridge.run, 8),
     "many": Part(many.run, 6),
     "verification": Part(verification.run, 12),

@@ -9,7 +9,8 @@ optima there are ours in float64.
 
 Rivals of paths and of large fits run in processes of their own (start-up does not count) and are ended after so many
 seconds. Where the rival's path was ended, or does not come within 1e-5 at any tolerance, the factor is "at least":
-the seconds that it was given, or those at its tightest tolerance, over ours.
+the seconds that it was given, or those at its tightest tolerance, over ours. "Certified excess" is what the duality
+gap allows at most; with very many classes the true excess is far below it.
 """
 
 import warnings
@@ -42,13 +43,14 @@ FITS = (
 )
 #: Fits that take minutes with the rivals: (name, C, seconds that a rival may take).
 LARGE = (
-    ("100000x512x100", 1e-3, 150),
-    ("100000x2048x20", 1e-3, 150),
-    ("20000x512x1000", 1e-2, 150),
-    ("20000x256x10000", 1e-2, 240),
+    ("100000x512x100", 1e-3, 120),
+    ("100000x2048x20", 1e-3, 120),
+    ("20000x512x1000", 1e-2, 120),
+    ("20000x256x10000", 3e-2, 240),
 )
-#: What runs beside ours there: (solver, tol, steps at most, and how many where those take too long).
-LARGE_RIVALS = (("newton-cg", 1e-3, 300, 2), ("lbfgs", 1e-4, 300, 15))
+#: What runs beside ours there: (solver, tol, steps at most, and how many where those take too long). A single step of
+#: newton-cg is up to 200 steps of conjugate gradients: fewer of them would not end in time either.
+LARGE_RIVALS = (("newton-cg", 1e-3, (300,)), ("lbfgs", 1e-4, (300, 15)))
 #: Paths: (name, classes, rows or None for all, the tolerance of TOLERANCES at which the search for the rival's begins).
 PATHS = (
     ("clothing10", None, None, 6),
@@ -230,8 +232,8 @@ def _one_large(case: Case, name: str, C: float, limit: float) -> list[dict[str, 
     first = {"who": "featcache", "seconds": round(took, 2), "times_featcache": 1.0, "above_ours": 0.0}
     lines = [{**about, **first, "certified_excess": certified, "passes": int(ours.n_iter_[0])}]
     folder = stored(case.work / "large", X=X, y=y)
-    for solver, tol, steps, fewer in LARGE_RIVALS:
-        for most in (steps, fewer):
+    for solver, tol, steps in LARGE_RIVALS:
+        for most in steps:
             found = fitted(folder, "sklearn_fit", limit, C=C, solver=solver, tol=tol, max_iter=most)
             line = {**about, "who": f"{solver}, tol {tol:g}, {most} steps at most"}
             if found is not None:
