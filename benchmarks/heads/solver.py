@@ -54,10 +54,10 @@ LARGE_RIVALS = (("newton-cg", 1e-3, (300,)), ("lbfgs", 1e-4, (300, 15)))
 #: Paths: (name, classes, rows or None for all, the tolerance of TOLERANCES at which the search for the rival's begins).
 PATHS = (
     ("clothing10", None, None, 6),
-    ("omniglot_small", 50, 1000, 5),
+    ("omniglot_small", 50, 1000, 6),
     ("clothing10", None, 1000, 6),
     ("sign_digits", None, None, 6),
-    ("1020x1280x17", None, None, 5),
+    ("1020x1280x17", None, None, 6),
     ("6000x512x50", None, None, 5),
 )
 PATH_LIMIT = 240
