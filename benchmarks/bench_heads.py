@@ -1,9 +1,10 @@
 r"""How fast are heads trained on cached codes, at equal objective, and how good are they beside what people use?
 
 Question
-    Multinomial logistic regression alone and as a path over folds against scikit-learn at the same objective; ridge
-    with leave-one-out against RidgeClassifierCV; many heads in one pass; verification against the cosine; heads over
-    layers and views; and `auto` against seven heads that people use, from 1 shot to all rows.
+    Multinomial logistic regression alone and as a path over folds against scikit-learn at the same objective, up to
+    10,000 classes, and on codes that stay on disk; settings chosen on a sample against settings chosen on all rows;
+    ridge with leave-one-out against RidgeClassifierCV; many heads in one pass; verification against the cosine; heads
+    over layers and views; and `auto` against seven heads that people use, from 1 shot to all rows.
 
 Command
     python benchmarks/bench_heads.py [--only PART[,PART]] [--data DIR] [--stores DIR] [--repeats N] [--tiny]
@@ -24,15 +25,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from heads import auto, layers_views, many, ridge, solver, verification
+from heads import auto, layers_views, many, ridge, sampled, solver, streaming, verification
 from heads.case import Case
 from measuring import REPOSITORY, data_folder, machine
 from parts import Part, Writing, chosen, run_parts
 
 PARTS: dict[str, Part] = {
     "solver_single": Part(solver.single, 6),
-    "solver_path": Part(solver.path, 12),
+    "solver_path": Part(solver.path, 16),
     "solver_large": Part(solver.large, 15),
+    "streaming": Part(streaming.run, 2),
+    "sampled": Part(sampled.run, 7),
     "ridge": Part(ridge.run, 8),
     "many": Part(many.run, 6),
     "verification": Part(verification.run, 12),

@@ -5,6 +5,7 @@ Command
 
 A results file holds "question", "command", "machine", "date" and "figures"; what else it holds counts as figures. A
 list of objects becomes a table, an object of plain values a table of two columns, an object of objects a section each.
+What is claimed over several parts of a file is computed here, see together.py.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from together import auto_over_all
 
 FOLDER = Path(__file__).resolve().parent
 HEAD = ("question", "command", "machine", "date")
@@ -76,6 +79,8 @@ def section(name: str, result: dict[str, Any]) -> list[str]:
     figures = {k: v for k, v in result.items() if k not in (*HEAD, "figures")}
     given = result.get("figures", {})
     figures = {**(given if isinstance(given, dict) else {"figures": given}), **figures}
+    if over_all := auto_over_all(figures):
+        figures["auto, the cells of all parts"] = over_all
     return lines + body(figures, 3)
 
 

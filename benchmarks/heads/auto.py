@@ -5,7 +5,8 @@ the same rows: `fit("auto")` as it is by default, and seven heads as people use 
 there a cell (set × shots) where the 95 % interval of the paired difference to the best of the seven lies wholly below
 −0.3 points, and is the mean over all cells above that of each? "The best of the seven" is chosen by its mean on the
 very draws it is judged on, which flatters it. Intervals are Student's over draws; draws share rows, so that they are
-somewhat too narrow, which is hard on `auto` again.
+somewhat too narrow, which is hard on `auto` again. The claims here are those of one part; those over all parts are made
+of their cells when the README is rendered, see together.py.
 
 The members of `auto` and the number of rows per class at which they change were chosen on draws 0 to 40 of the four
 sets with MobileNetV2 codes; draws here begin at 1000, and the sets with SqueezeNet codes were not looked at.
@@ -26,6 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
+from together import MARGIN
 
 from featcache import FeatureSet
 from featcache.heads import AutoClassifier
@@ -44,7 +46,6 @@ SETS = (
 )
 DRAWS = {1: 200, 5: 200, 10: 50, 20: 50, "all": 50}
 FIRST_DRAW = 1000
-MARGIN = 0.3
 
 
 def fewest_rows(y: np.ndarray) -> int:

@@ -96,6 +96,22 @@ def synthetic(n: int, d: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     return X, np.unique(y, return_inverse=True)[1]
 
 
+def alike(n: int, d: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes as `synthetic` does, and labels with n / k rows of each class: for more classes than it could fill.
+
+    Rows lie around the middles of their classes, near enough to each other that classes overlap.
+    """
+    rng = np.random.default_rng(seed)
+    spectrum = (np.arange(1, d + 1) ** -0.5).astype(np.float32)
+    y = np.arange(n) % k
+    X = rng.standard_normal((n, d), dtype=np.float32)
+    X += rng.standard_normal((k, d), dtype=np.float32)[y]
+    X = np.maximum((X * spectrum) @ rng.standard_normal((d, d), dtype=np.float32), 0.0)
+    X -= X.mean(axis=0)
+    X /= X.std(axis=0) + 1e-3
+    return X, y
+
+
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     """Return how long a call takes, and what it returns; threads of the contestant before come to rest first."""
     time.sleep(0.25)

@@ -7,7 +7,6 @@ of 10^7 x 512, which is extrapolated in the figures and said so there. All run i
 """
 
 import tempfile
-import threading
 import time
 import warnings
 from pathlib import Path
@@ -21,6 +20,8 @@ from featcache.heads import HeadSweep
 from featcache.solvers.batches import RunningMoments, n_batches, ordered_batches, shuffled_batches
 from featcache.solvers.many import HeadSettings, train_heads
 from featcache.splits import holdout, k_fold
+
+from .child import Peak
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 DECAYS = (0.01, 1.0, 10.0, 30.0)
@@ -151,32 +152,6 @@ class _Problem:
         }
 
 
-def _resident():
-    return int(
-        next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon")).split()[1]
-    )
-
-
-class _Peak:
-    """Highest anonymous memory while it watches, in MB above the start; pages of the mapped file are the system's."""
-
-    def __enter__(self):
-        self.base = self.high = _resident()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self):
-        while not self.stop.wait(0.02):
-            self.high = max(self.high, _resident())
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-        self.mb = round((self.high - self.base) / 1024, 1)
-
-
 def _stream(n, d):
     """Stream float16 rows from a file: the pass for the moments, one epoch of 100 heads, and the scoring pass."""
     k, full = 10, 10_000_000
@@ -192,7 +167,7 @@ def _stream(n, d):
         grid = {"learning_rate": list(RATES), "weight_decay": list(DECAYS)}
         sweep = HeadSweep(grid, cv=5, refit="average", max_iter=1)
         start = time.perf_counter()
-        with _Peak() as peak:
+        with Peak() as peak:
             sweep.fit_batches(shuffled_batches(mapped, codes, 1024), np.arange(k), d)
         seconds = time.perf_counter() - start
     return {

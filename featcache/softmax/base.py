@@ -24,7 +24,7 @@ from ..solvers.standardised import Standardised
 __all__ = ["PROMISE", "SoftmaxBase", "Training"]
 
 #: A step that promises this share of `tol` leaves an objective within about `tol` of the minimum.
-PROMISE = 0.05
+PROMISE = 0.01
 #: Below this tolerance float32 is followed by float64.
 _FLOAT64_BELOW = 2e-6
 #: Problems of up to so many multiplications per pass are solved in float64 to this tolerance: it costs milliseconds.

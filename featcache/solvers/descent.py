@@ -123,8 +123,9 @@ class _Search:
         left = promised > self.tol * value
         if self.gap is None or not left.any():
             return left
-        # The bound is that of the weights; what the intercepts lack shows in what the step promises.
-        return left & ((host(self.gap(self.gradient)) > self.enough * value) | (promised > self.enough * value))
+        # The bound is that of the weights: the other half is for the intercepts, whose share the promise shows.
+        good = 0.5 * self.enough * value
+        return left & ((host(self.gap(self.gradient)) > good) | (promised > good))
 
     def _direction(self) -> Any:
         """The two-loop recursion (Nocedal 1980), for all problems at once."""
