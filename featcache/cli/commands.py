@@ -226,8 +226,8 @@ def fit(
         str | None,
         typer.Option(
             "--head",
-            help="auto (default), logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, "
-            "searched, ensemble. With --separator logreg (default), softmax, ridge; with --target ridge.",
+            help="auto, logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, searched, "
+            "ensemble. Default: auto; with --separator logreg (or softmax, ridge), with --target ridge.",
         ),
     ] = None,
     metric: FitMetric = None,

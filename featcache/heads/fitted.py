@@ -87,9 +87,9 @@ class FittedHead:
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
-        return (
-            f"FittedHead({self.head}, {len(self.classes_)} classes, {self.n_features} features, {scores or 'no score'})"
-        )
+        what = f"number {self.target!r}" if self.target else f"{len(self.classes_)} classes"
+        what = f"{len(self.classes_)} labels" if self.separator else what
+        return f"FittedHead({self.head}, {what}, {self.n_features} features, {scores or 'no score'})"
 
     def predict(self, data: Any) -> np.ndarray:
         """Return the label of each row; its labels joined by the separator, or its number, where the head gives those.

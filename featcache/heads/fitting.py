@@ -13,7 +13,7 @@ from ..splits import Folds, whole_number
 from .choosing import Trained, train, tuning_folds
 from .fitted import FittedHead
 from .guards import check_guards, guards_of
-from .labelled import ROWS_AT_ONCE, Rows, is_mapped, provenance
+from .labelled import Rows, in_parts, is_mapped, provenance
 from .mapped import train_mapped
 from .metrics import check_metric
 from .targets import fit_targets
@@ -198,8 +198,7 @@ def score_rows(
     trained: Trained, rows: Rows, test: np.ndarray, metric: str, known: np.ndarray
 ) -> tuple[float, tuple[str, ...]]:
     """Score a trained head on test rows; a label that training never saw counts as an error, and is noted."""
-    parts = [test[i : i + ROWS_AT_ONCE] for i in range(0, len(test), ROWS_AT_ONCE)]
-    predicted = np.concatenate([trained.estimator.predict(rows.X[part]) for part in parts])
+    predicted = np.concatenate([trained.estimator.predict(rows.X[part]) for part in in_parts(test)])
     classes, codes = np.unique(np.concatenate([rows.y[test], predicted]), return_inverse=True)
     unknown = np.setdiff1d(rows.y[test], known)
     note = (f"{len(unknown)} classes of the test rows are not in training: {', '.join(unknown[:3])}",)

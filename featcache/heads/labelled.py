@@ -12,10 +12,10 @@ from ..errors import HeadError
 from ..features import FeatureSet
 from ..splits import has_named_splits, named_splits
 
-__all__ = ["ROWS_AT_ONCE", "Rows", "as_matrix", "is_mapped", "name_of", "provenance"]
+__all__ = ["Rows", "as_matrix", "in_parts", "is_mapped", "name_of", "provenance"]
 
 #: Rows that are predicted at once: those of a map need not fit into memory.
-ROWS_AT_ONCE = 65_536
+_ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,11 @@ def name_of(data: Any) -> str:
     if not isinstance(data, FeatureSet):
         raise HeadError(f"data: expected a FeatureSet, got {type(data).__name__}; wrap arrays as FeatureSet(X, y)")
     return data.name or "FeatureSet"
+
+
+def in_parts(rows: np.ndarray) -> list[np.ndarray]:
+    """Return row numbers in parts that are small enough to be predicted at once."""
+    return [rows[i : i + _ROWS_AT_ONCE] for i in range(0, len(rows), _ROWS_AT_ONCE)]
 
 
 def is_mapped(X: Any) -> bool:

@@ -18,7 +18,7 @@ from .dealing import deal_folds
 from .fitted import FittedHead
 from .guards import detector_of
 from .label_sets import as_indicators, check_separator, fit_logistic, join_labels, label_scores, logistic_steps
-from .labelled import ROWS_AT_ONCE, Rows, is_mapped, name_of, provenance
+from .labelled import Rows, in_parts, is_mapped, name_of, provenance
 from .mapped import SAMPLE_ROWS
 from .metrics import LABEL_METRICS, NUMBER_METRICS, check_metric
 from .numbers import fit_ridge, numbers_of, ridge_steps
@@ -100,9 +100,7 @@ class Labels:
     def tested(self, metric: str, estimator: Any, test: np.ndarray) -> tuple[float, tuple[str, ...]]:
         """Score test rows; a label that training never saw is never predicted, and noted."""
         scores = np.full((len(test), len(self._names)), -1.0)
-        for start in range(0, len(test), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            scores[part, self._known] = label_scores(estimator, self.rows.X[test[part]])
+        scores[:, self._known] = np.concatenate([label_scores(estimator, self.rows.X[p]) for p in in_parts(test)])
         truth = self._member[test]
         unknown = self._names[truth.any(axis=0) & ~self._known]
         note = f"{len(unknown)} labels of the test rows are not in training: {', '.join(unknown[:3])}"
@@ -166,7 +164,7 @@ class Numbers:
 
     def tested(self, metric: str, estimator: Any, test: np.ndarray) -> tuple[float, tuple[str, ...]]:
         """Score test rows."""
-        parts = [test[i : i + ROWS_AT_ONCE] for i in range(0, len(test), ROWS_AT_ONCE)]
+        parts = in_parts(test)
         predicted = np.concatenate([_flat(estimator.predict(self.rows.X[part]), len(part)) for part in parts])
         return check_metric(metric, self.metrics)(self.values[test], predicted), ()
 
@@ -236,33 +234,30 @@ def _check_head(head: Any, kind: Any) -> None:
 
 def _train(head: Any, task: Any, metric: str, cv: int, seed: int, given: dict[str, Any]) -> tuple[Trained, str]:
     """Choose the setting inside the training rows, and fit on all of them; also say what validated it."""
-    X, train, groups = task.rows.X, task.train, task.rows.groups
-    on_disk = is_mapped(X)
-    sample, notes = np.arange(len(train)), tuple[str, ...]()
-    if on_disk:
+    X, train = task.rows.X, task.train
+    if is_mapped(X):
         if not isinstance(head, str):
             raise HeadError("head: the codes stay on disk; use load(in_memory=True) for an estimator of your own")
         sample = np.sort(np.random.default_rng(seed).permutation(len(train))[:SAMPLE_ROWS])
-    near = np.asarray(X[train[sample]], dtype=np.float32 if on_disk else X.dtype)
-    groups = None if groups is None else groups[train]
-    if "val" in task.rows.parts and not on_disk:
-        in_val = np.isin(train, task.rows.parts["val"])
-        folds: Folds | None = Folds(((np.flatnonzero(~in_val), np.flatnonzero(in_val)),))
-        how = "val"
+        near, whole = np.asarray(X[train[sample]], dtype=np.float32), ChosenRows(X, train)
+        said: tuple[str, ...] = (f"codes read from disk; settings chosen on {len(sample)} of {len(train)} rows",)
     else:
-        some = None if groups is None else groups[sample]
-        folds, notes = deal_folds(task.shares[sample], X.shape[1], cv=cv, groups=some, seed=seed)
-        how = "cv"
-    if on_disk:
-        notes += (f"codes read from disk; settings chosen on {len(sample)} of {len(train)} rows",)
+        sample, near, whole, said = np.arange(len(train)), X[train], None, ()
+    groups = None if task.rows.groups is None else task.rows.groups[train[sample]]
+    in_val = np.isin(train, task.rows.parts.get("val", []))
+    exact = groups is None and isinstance(head, str) and head == "ridge"
+    how, folds, notes = "cv", None, tuple[str, ...]()
+    if in_val.any() and whole is None:
+        how, folds, exact = "val", Folds(((np.flatnonzero(~in_val), np.flatnonzero(in_val)),)), False
+    elif not exact:
+        folds, notes = deal_folds(task.shares[sample], X.shape[1], cv=cv, groups=groups, seed=seed)
     with few_threads(near):
         if not isinstance(head, str):
             return _train_foreign(head, task, near, groups, folds, metric, given, notes), how
-        exact = head == "ridge" and groups is None and how == "cv"
         value, score = _chosen(HEADS[head], task, near, sample, folds, exact, metric, given)
         with refusals(f"head {head!r}", near):
-            estimator = task.fitted(head, ChosenRows(X, train) if on_disk else near, value, on_disk)
-    return Trained(estimator, head, {HEADS[head].param: value}, score, () if exact and not on_disk else notes), how
+            estimator = task.fitted(head, near if whole is None else whole, value, whole is not None)
+    return Trained(estimator, head, {HEADS[head].param: value}, score, notes + said), how
 
 
 def _chosen(
@@ -279,9 +274,7 @@ def _chosen(
     if set(given) - {info.param}:
         raise HeadError(f"head {info.name!r}: expected params among {[info.param]}, got {sorted(map(str, given))}")
     grid = tuple(float(_positive(info.param, value)) for value in given.values()) or info.grid
-    if exact:
-        folds = None
-    elif folds is None:
+    if folds is None and not exact:
         return float(grid[0] if given else info.default), None
     held = sample if folds is None else np.concatenate([sample[rows] for _, rows in folds])
     sign = -1.0 if metric in ("mae", "rmse") else 1.0
