@@ -40,9 +40,9 @@ def numbers_of(data: FeatureSet, target: Any) -> np.ndarray:
         No such column, or a value that is no finite number; names its row.
     """
     name = name_of(data)
-    columns = dict(data.columns)
-    if data.y is not None:
-        columns = {"label": data.y, "y": data.y, **columns}
+    columns = dict(data.columns) if data.y is None else {"label": data.y, **data.columns}
+    if target == "y" and target not in columns:
+        target = "label"
     if not isinstance(target, str) or target not in columns:
         there = ", ".join(map(repr, columns)) or "none"
         raise HeadError(f"{name}: target: expected the name of a column, got {target!r}; it has {there}")
