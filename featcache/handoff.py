@@ -208,13 +208,13 @@ def _labels(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray
     labels, scores = head.predict(codes), _scores(head, codes)
     rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
     classes = [str(c) for c in head.classes_]
-    found: list[dict[str, Any]] = [
-        {"id": i, "label": str(label), "scores": {} if row is None else dict(zip(classes, row, strict=True))}
-        for i, label, row in zip(ids, labels.tolist(), rows, strict=True)
-    ]
-    if head.separator:
-        for line in found:
-            line["labels"] = [part for part in line["label"].split(head.separator) if part]
+    found: list[dict[str, Any]] = []
+    for i, label, row in zip(ids, labels.tolist(), rows, strict=True):
+        line: dict[str, Any] = {"id": i, "label": str(label)}
+        if head.separator:
+            line["labels"] = [part for part in str(label).split(head.separator) if part]
+        line["scores"] = {} if row is None else dict(zip(classes, row, strict=True))
+        found.append(line)
     return found
 
 

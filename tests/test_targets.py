@@ -81,7 +81,7 @@ def test_logistic_regression_is_one_against_the_rest(head):
     fitted = fit(head, labels(splits=SPLITS), separator=";")
     rest = OneVsRestClassifier(LogisticRegression(C=fitted.params["C"], tol=1e-8, max_iter=1000))
     reference = make_pipeline(ShrunkScaler(), rest).fit(X[~TEST], MEMBER[~TEST].astype(int))
-    np.testing.assert_allclose(fitted.predict_scores(X), reference.predict_proba(X), atol=1e-4)
+    np.testing.assert_allclose(fitted.predict_scores(X), reference.predict_proba(X), atol=5e-4)
     assert fitted.classes_.tolist() == NAMES.tolist() and fitted.metric == "map"
     assert fitted.scores["test"] == pytest.approx(average_precision_score(MEMBER[TEST], fitted.predict_proba(X[TEST])))
     assert set(fitted.scores) == {"val", "test"} and fitted.scores["test"] > 0.6

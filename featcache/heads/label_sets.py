@@ -88,16 +88,20 @@ def fit_logistic(X: Any, member: np.ndarray, C: float, *, on_disk: bool) -> Soft
         Read the codes block by block.
     """
     estimator = SoftmaxClassifier(C, standardize=True)
-    n, k = member.shape
-    counts = member.sum(axis=0)
-    varied = (counts > 0) & (counts < n)
+    varied, odds = _varied(member)
     aims = member[:, varied].astype(np.int64)
     (estimator.fit_blocks if on_disk else estimator.fit)(X, aims[:, 0] if aims.shape[1] == 1 else aims)
-    coef, intercept = np.zeros((k, estimator.coef_.shape[1])), np.log((counts + 0.5) / (n - counts + 0.5))
+    coef, intercept = np.zeros((len(varied), estimator.coef_.shape[1])), odds
     coef[varied], intercept[varied] = estimator.coef_, estimator.intercept_
     estimator.coef_, estimator.intercept_ = coef, intercept
-    estimator.classes_, estimator.multilabel_ = np.arange(k), True
+    estimator.classes_, estimator.multilabel_ = np.arange(len(varied)), True
     return estimator
+
+
+def _varied(member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which labels some rows have and others lack, and the log odds of those that do not vary."""
+    counts, n = member.sum(axis=0), len(member)
+    return (counts > 0) & (counts < n), np.log((counts + 0.5) / (n - counts + 0.5))
 
 
 def logistic_steps(
@@ -123,13 +127,20 @@ def logistic_steps(
     loss : float
         Sum of their log losses.
     """
-    weight = np.zeros((len(folds), len(X)))
-    for f, (rows, _) in enumerate(folds):
-        weight[f, rows] = 1.0
+    seen = [_varied(member[rows]) for rows, _ in folds]
+    live = [f for f, (varied, _) in enumerate(seen) if varied.any()]  # no descent where there is nothing to learn
+    weight = np.zeros((len(live), len(X)))
+    for place, f in enumerate(live):
+        weight[place, folds.pairs[f][0]] = 1.0
+    signs = np.where(np.concatenate([member[held] for _, held in folds]), 1.0, -1.0)
+    fixed = [np.tile(odds, (len(held), 1)) for (_, odds), (_, held) in zip(seen, folds, strict=True)]
+    if not live:
+        yield np.concatenate(fixed), 0.0
+        return
     at_hand = Standardised.of(X, np.ones(len(X))).at_hand()
     problem = LinearProblem(at_hand, member.astype(np.float64), member.shape[1], weight, SigmoidLoss())
-    signs = np.where(np.concatenate([member[held] for _, held in folds]), 1.0, -1.0)
     for point in problem.walk([1.0 / (C * problem.total) for C in grid], tol=_TOL):
-        scores = np.concatenate([problem.scores(point, f, held) for f, (_, held) in enumerate(folds)])
-        scores = scores.astype(np.float64)
+        for place, f in enumerate(live):
+            fixed[f][:, seen[f][0]] = problem.scores(point, place, folds.pairs[f][1])[:, seen[f][0]]
+        scores = np.concatenate(fixed)
         yield scores, float(np.logaddexp(0.0, -signs * scores).sum())
