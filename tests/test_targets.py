@@ -206,6 +206,17 @@ def test_a_handful_of_rows(head, rows):
     assert alone.scores == {} and "fixed settings" in alone.notes[0]
 
 
+@pytest.mark.parametrize("kind", [{"separator": ";"}, {"target": "price"}])
+def test_one_training_row_beside_val_rows(kind):
+    splits = np.asarray(["train"] + ["val"] * 8 + ["test"] * 3)
+    y = ["a", "b", "a;b", ";"] * 3
+    for head in ("ridge", "logreg")[: 1 + ("separator" in kind)]:
+        with np.errstate(all="raise", under="ignore"):
+            for codes in (X[:12], np.zeros((12, 3)), np.tile(X[:1], (12, 1)), X[:12].astype("f8") * 1e9 + 1e12):
+                fitted = fit(head, FeatureSet(codes, y, splits=splits, columns={"price": PRICE[:12]}), **kind)
+                assert np.isfinite(list(fitted.scores.values())).all() and len(fitted.predict(codes)) == 12
+
+
 # ---------------------------------------------------------------------------------------------------------- numbers
 
 
