@@ -64,7 +64,9 @@ def predict(
     list of dict
         In the order of the source: ``{"id", "label", "scores"}`` with scores by class, or ``{"id", "error"}`` for an
         image that cannot be read. A head fitted with `reject` adds ``"accepted"``: whether it is sure enough; one
-        fitted with `novelty` adds ``"novelty": {"score", "novel"}``, novel where the score is above 0.
+        fitted with `novelty` adds ``"novelty": {"score", "novel"}``, novel where the score is above 0. A head for
+        several labels per image joins them in ``"label"`` and lists them in ``"labels"``; one for numbers gives
+        ``{"id", "value"}``.
 
     Raises
     ------
@@ -188,19 +190,31 @@ def _scores(head: FittedHead, codes: FeatureSet | np.ndarray) -> np.ndarray | No
 
 
 def _label(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
-    labels, scores = head.predict(codes), _scores(head, codes)
-    rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
-    classes = [str(c) for c in head.classes_]
-    found = [
-        {"id": i, "label": str(label), "scores": {} if row is None else dict(zip(classes, row, strict=True))}
-        for i, label, row in zip(ids, labels.tolist(), rows, strict=True)
-    ]
+    found = _numbers(head, ids, codes) if head.target else _labels(head, ids, codes)
     if head.rejection is not None:
         for line, accepted in zip(found, head.accept(codes).tolist(), strict=True):
             line["accepted"] = accepted
     if head.detector is not None:
         for line, score in zip(found, head.novelty(codes).tolist(), strict=True):
             line["novelty"] = {"score": score if math.isfinite(score) else None, "novel": score > 0}
+    return found
+
+
+def _numbers(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
+    return [{"id": i, "value": value} for i, value in zip(ids, head.predict(codes).tolist(), strict=True)]
+
+
+def _labels(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
+    labels, scores = head.predict(codes), _scores(head, codes)
+    rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
+    classes = [str(c) for c in head.classes_]
+    found: list[dict[str, Any]] = []
+    for i, label, row in zip(ids, labels.tolist(), rows, strict=True):
+        line: dict[str, Any] = {"id": i, "label": str(label)}
+        if head.separator:
+            line["labels"] = [part for part in str(label).split(head.separator) if part]
+        line["scores"] = {} if row is None else dict(zip(classes, row, strict=True))
+        found.append(line)
     return found
 
 
@@ -222,8 +236,10 @@ def to_module(
     nn.Module
         Input: float32 of shape (N, C, H, W), normalised (``fitted.preprocess(image)`` gives one such image). Output:
         scores of shape (N, n_classes); the largest is the class in ``module.classes``, and where the head is a
-        (multinomial) logistic regression, or calibrated, their softmax is its probability. In eval mode; `trunk` is
-        frozen (``requires_grad_(True)`` unlocks it), `head` is trainable.
+        (multinomial) logistic regression, or calibrated, their softmax is its probability. For several labels per
+        image one score per label, predicted where it is above 0 (of logreg and softmax the log odds: their sigmoid is
+        the probability); for a number the number, of shape (N, 1). In eval mode; `trunk` is frozen
+        (``requires_grad_(True)`` unlocks it), `head` is trainable.
 
     Raises
     ------
@@ -255,6 +271,6 @@ def to_module(
     network = _backbone_of(head, backbone, weights)
     blocks = _blocks(head, network)
     node = head.node if blocks is None else JoinLayers(blocks.nodes, blocks.shapes)
-    classes = [str(c) for c in head.classes_]
+    classes = [head.target] if head.target else [str(c) for c in head.classes_]
     module = ClassifierNetwork(network.module(), node, torch.from_numpy(W), torch.from_numpy(b), classes, prelude)
     return module.eval()

@@ -38,7 +38,7 @@ def test_a_head_on_disk_is_the_head_in_memory(name, mapped, tmp_path):
 
 def test_test_rows_train_nothing_and_settings_come_from_a_sample(mapped, monkeypatch):
     monkeypatch.setattr("featcache.heads.mapped.SAMPLE_ROWS", 150)
-    monkeypatch.setattr("featcache.heads.fitting._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("featcache.heads.labelled._ROWS_AT_ONCE", 7)
     splits = np.asarray(["train", "train", "test"] * 200)
     fitted = fit("logreg", FeatureSet(mapped, Y, IDS, splits=splits))
     assert fitted.n_train == 400 and "150 of 400 rows" in fitted.notes[-1]

@@ -14,6 +14,7 @@ from .options import (
     BatchSize,
     Codes,
     Device,
+    FitMetric,
     Group,
     Json,
     Key,
@@ -23,8 +24,10 @@ from .options import (
     Node,
     Nodes,
     Quiet,
+    Separator,
     Split,
     Store,
+    Target,
     View,
     Views,
     Weights,
@@ -220,14 +223,14 @@ def fit(
     store: Codes,
     out: Annotated[Path, typer.Option("-o", "--out", help="File for the fitted head.")],
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--head",
             help="auto, logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, searched, "
-            "ensemble.",
+            "ensemble. Default: auto; with --separator logreg (or softmax, ridge), with --target ridge.",
         ),
-    ] = ("auto"),
-    metric: Metric = "accuracy",
+    ] = None,
+    metric: FitMetric = None,
     cv: Annotated[int, typer.Option("--cv", min=2, help="Folds for choosing settings.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the folds.")] = 0,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Make the scores calibrated probabilities.")] = False,
@@ -237,6 +240,8 @@ def fit(
     novelty: Annotated[
         str | None, typer.Option("--novelty", help="Detect images unlike the training images: mahalanobis, knn.")
     ] = None,
+    separator: Separator = None,
+    target: Target = None,
     view: View = "main",
     node: Node = None,
     nodes: Nodes = None,
@@ -257,7 +262,9 @@ def fit(
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
     data = features(store, **choice, nodes=nodes, views=views, labels=labels, key=key)
     check_target(out)  # before the work, not after it
-    fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed, calibrate=calibrate, reject=reject, novelty=novelty)
+    usual = "auto" if separator is target is None else "ridge" if separator is None else "logreg"
+    guards: dict[str, Any] = {"calibrate": calibrate, "reject": reject, "novelty": novelty}
+    fitted = run_fit(head or usual, data, metric=metric, cv=cv, seed=seed, separator=separator, target=target, **guards)
     path = fitted.save(out)
     if as_json:
         show.as_json(
@@ -274,6 +281,8 @@ def fit(
                 "temperature": fitted.temperature,
                 "rejection": fitted.rejection and {k: v if isfinite(v) else None for k, v in fitted.rejection.items()},
                 "novelty": novelty,
+                "separator": separator,
+                "target": target,
             }
         )
     else:
@@ -397,7 +406,7 @@ def predict(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Predict labels of new images: id, label and its score, separated by tabs."""
+    """Predict new images: id, label and its score, separated by tabs; or id and number."""
     not_empty(*((image, "IMAGE") for image in images))
     from ..handoff import predict as run_predict
     from . import show

@@ -12,6 +12,7 @@ __all__ = [
     "BatchSize",
     "Codes",
     "Device",
+    "FitMetric",
     "Group",
     "Json",
     "Key",
@@ -21,8 +22,10 @@ __all__ = [
     "Node",
     "Nodes",
     "Quiet",
+    "Separator",
     "Split",
     "Store",
+    "Target",
     "View",
     "Views",
     "Weights",
@@ -70,6 +73,23 @@ Labels = Annotated[
     str | None, typer.Option("--labels", help="Of a plain file: its labels' name, or a .npy, .txt or .csv file.")
 ]
 Key = Annotated[str | None, typer.Option("--key", help="Of a plain file: the name of its matrix.")]
+FitMetric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="accuracy (default), balanced_accuracy, macro_f1. With --separator map (default), subset_accuracy, "
+        "micro_f1, macro_f1; with --target r2 (default), mae, rmse.",
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        "--separator", help="Images have several labels, with this between them, such as ';'. ';' alone: none."
+    ),
+]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Predict the number in this column ('label': the labels).")
+]
 Metric = Annotated[str, typer.Option("--metric", help="accuracy, balanced_accuracy or macro_f1.")]
 
 

@@ -233,14 +233,17 @@ def fitted_head(fitted: Any, path: str) -> None:
 
 
 def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print labels, one image a line: id, label, score; failures on standard error."""
+    """Print what was predicted, one image a line: id, label, score, or id, number; failures on standard error."""
     for row in rows:
         if "error" in row:
             note(plain(f"{row['id']}: {row['error']}"))
-        else:
-            score = row["scores"].get(row["label"])
-            flags = ["rejected"] * (not row.get("accepted", True)) + ["novel"] * row.get("novelty", {}).get(
-                "novel", False
-            )
-            words = [plain(row["id"]), plain(row["label"]), "" if score is None else f"{score:.4f}", ",".join(flags)]
-            say("\t".join(words).rstrip("\t"))
+            continue
+        answer = [f"{row['value']:.6g}"] if "value" in row else [plain(row["label"]), _shown_scores(row)]
+        flags = ["rejected"] * (not row.get("accepted", True)) + ["novel"] * row.get("novelty", {}).get("novel", False)
+        say("\t".join([plain(row["id"]), *answer, ",".join(flags)]).rstrip("\t"))
+
+
+def _shown_scores(row: Mapping[str, Any]) -> str:
+    """The score of the label, or those of the labels in their order."""
+    scores = [row["scores"].get(label) for label in row.get("labels", [row["label"]])]
+    return ",".join(f"{score:.4f}" for score in scores if score is not None)

@@ -20,7 +20,7 @@ from .paths import Path, estimator_path, ridge_loo
 from .rows import fit_grouped, quiet_newton
 from .zoo import HeadInfo, head_info, make_head
 
-__all__ = ["Trained", "few_threads", "head_name", "train", "tuning_folds"]
+__all__ = ["Trained", "few_threads", "head_name", "refusals", "train", "tuning_folds"]
 
 #: Beyond this many numbers one validation part takes the place of the folds: it is precise enough, and
 #: folds that are fitted one by one copy their rows.
@@ -180,19 +180,19 @@ def _train(task: _Task, head: Any, y: np.ndarray, given: dict[str, Any], always_
     if not isinstance(head, str):
         return _train_foreign(task, head, y, given, always_score)
     info = head_info(head)
-    with _refusals(f"head {head!r} with {given}" if given else f"head {head!r}", task.X, TypeError):
+    with refusals(f"head {head!r} with {given}" if given else f"head {head!r}", task.X, TypeError):
         choice = task.choose(info, given, always_score)
     estimator = make_head(head, random_state=task.seed, **{**given, **choice.params})
     return Trained(_fitted(estimator, task, y), head, {**given, **choice.params}, choice.score)
 
 
 def _fitted(estimator: Any, task: _Task, y: np.ndarray) -> Any:
-    with _refusals(type(estimator).__name__, task.X), quiet_newton():
+    with refusals(type(estimator).__name__, task.X), quiet_newton():
         return fit_grouped(estimator, task.X, y, task.groups)
 
 
 @contextlib.contextmanager
-def _refusals(who: str, X: np.ndarray, *more: type[Exception]) -> Iterator[None]:
+def refusals(who: str, X: Any, *more: type[Exception]) -> Iterator[None]:
     """Turn what an estimator says against its data or settings into one line."""
     kinds: tuple[type[Exception], ...] = (ValueError, *more)
     try:
@@ -207,11 +207,11 @@ def _train_foreign(task: _Task, head: Any, y: np.ndarray, given: dict[str, Any],
     """Use an estimator as it is: what it tunes, it tunes itself."""
     estimator = clone(_checked_estimator(head))
     if given:
-        with _refusals(type(estimator).__name__, task.X):
+        with refusals(type(estimator).__name__, task.X):
             estimator.set_params(**given)
     score = None
     if always_score and task.folds is not None:
-        with _refusals(type(estimator).__name__, task.X):
+        with refusals(type(estimator).__name__, task.X):
             score, _ = task.score_all([task.constant(clone(estimator), pair) for pair in task.folds], 1)[0]
     return Trained(_fitted(estimator, task, y), type(estimator).__name__, given, score)
 
@@ -222,7 +222,7 @@ def _train_auto(task: _Task, y: np.ndarray, given: dict[str, Any]) -> Trained:
     allowed = {"ensemble", "max_seconds"}
     if set(given) - allowed:
         raise HeadError(f"head 'auto': expected settings among {sorted(allowed)}, got {sorted(given)}; name a head")
-    with _refusals("head 'auto'", task.X):
+    with refusals("head 'auto'", task.X):
         return train_auto(task.X, y, task.folds, metric=task.metric, seed=task.seed, groups=task.groups, **given)
 
 

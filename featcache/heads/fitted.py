@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit
 
 from ..errors import HeadError
 from ..features import FeatureSet
 from ..fingerprint import describe_difference
 from .held_out import class_logits, log_softmax
+from .label_sets import join_labels, label_scores
 from .labelled import as_matrix
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class FittedHead:
     estimator : estimator
         An ordinary fitted scikit-learn estimator on raw codes; its standardisation is inside.
     classes_ : ndarray of str of shape (n_classes,)
-        Labels, sorted; the order of the columns of `predict_scores`.
+        Labels, sorted; the order of the columns of `predict_scores`. Empty where a number is predicted.
     head : str
         Name of the head; for "auto" the one that was chosen.
     params : dict, default={}
@@ -57,6 +59,10 @@ class FittedHead:
         the held-out rows (inf, 0 and NaN where the rate is out of reach); None: nothing is rejected.
     detector : estimator, default=None
         Detector of images unlike the training images, on raw codes.
+    separator : str, default=""
+        What stands between the labels of an image, where it may have several; "" where it has one.
+    target : str, default=""
+        The column whose number is predicted; "" where labels are.
     """
 
     estimator: Any
@@ -76,15 +82,17 @@ class FittedHead:
     temperature: float | None = None
     rejection: dict[str, float] | None = None
     detector: Any = None
+    separator: str = ""
+    target: str = ""
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
-        return (
-            f"FittedHead({self.head}, {len(self.classes_)} classes, {self.n_features} features, {scores or 'no score'})"
-        )
+        what = f"number {self.target!r}" if self.target else f"{len(self.classes_)} classes"
+        what = f"{len(self.classes_)} labels" if self.separator else what
+        return f"FittedHead({self.head}, {what}, {self.n_features} features, {scores or 'no score'})"
 
     def predict(self, data: Any) -> np.ndarray:
-        """Return the label of each row.
+        """Return the label of each row; its labels joined by the separator, or its number, where the head gives those.
 
         Parameters
         ----------
@@ -94,7 +102,8 @@ class FittedHead:
         Returns
         -------
         ndarray of str of shape (n_samples,)
-            Labels.
+            Labels. With several per row: those with a score above 0 (a probability above 1/2), joined by the
+            separator; a lone separator where there is none. For a number: float64.
 
         Raises
         ------
@@ -102,34 +111,51 @@ class FittedHead:
             Codes of another spec, node or width; the message says what differs.
         """
         X = self._codes(data)
-        return self.estimator.predict(X) if len(X) else self.classes_[:0]
+        if self.target:
+            return np.asarray(self.estimator.predict(X), dtype=np.float64).reshape(len(X)) if len(X) else np.zeros(0)
+        if not len(X):
+            return self.classes_[:0]
+        if self.separator:
+            return join_labels(label_scores(self.estimator, X) > 0, self.classes_, self.separator)
+        return self.estimator.predict(X)
 
     def predict_scores(self, data: Any) -> np.ndarray:
         """Return one score per class, shape (n_samples, n_classes): probabilities where the head has them.
 
         Columns follow `classes_`; the highest score is the predicted class, as in `to_module`: two classes have the
-        halves -s/2 and s/2 of scikit-learn's one score. See `predict` for `data` and errors.
+        halves -s/2 and s/2 of scikit-learn's one score. With several labels per row each column stands for itself:
+        a probability (logreg, softmax), or a score that is above 0 for predicted labels (ridge). See `predict` for
+        `data` and errors; HeadError, too, for a head that predicts a number.
         """
+        if self.target:
+            raise HeadError(f"head {self.head!r} predicts the number {self.target!r}, no scores; use predict")
         if self.temperature is not None or hasattr(self.estimator, "predict_proba"):
             return self.predict_proba(data)
-        if not hasattr(self.estimator, "decision_function"):
+        if not self.separator and not hasattr(self.estimator, "decision_function"):
             raise HeadError(f"head {self.head!r}: {type(self.estimator).__name__} gives no scores; use predict")
         X = self._codes(data)
         if not len(X):
             return np.zeros((0, len(self.classes_)))
+        if self.separator:
+            return label_scores(self.estimator, X)
         scores = np.asarray(self.estimator.decision_function(X))
         return np.column_stack([-scores, scores]) / 2 if scores.ndim == 1 else scores
 
     def predict_proba(self, data: Any) -> np.ndarray:
         """Return probabilities of shape (n_samples, n_classes), calibrated where `fit` was asked to calibrate.
 
-        HeadError where the head has none.
+        With several labels per row one per label, by itself. HeadError where the head has none.
         """
+        if self.target or (self.separator and not hasattr(self.estimator, "predict_proba")):
+            other = "fit logreg" if self.separator else "it predicts a number, use predict"
+            raise HeadError(f"head {self.head!r} gives no probabilities; {other}")
         if self.temperature is None and not hasattr(self.estimator, "predict_proba"):
             raise HeadError(
                 f"head {self.head!r} gives no probabilities; use predict_scores, fit(..., calibrate=True), or logreg"
             )
         X = self._codes(data)
+        if len(X) and self.separator:
+            return expit(label_scores(self.estimator, X))
         if len(X) and self.temperature is not None:
             return np.exp(log_softmax(class_logits(self.estimator, X) / self.temperature))
         return np.asarray(self.estimator.predict_proba(X)) if len(X) else np.zeros((0, len(self.classes_)))

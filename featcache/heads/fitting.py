@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,27 +13,27 @@ from ..splits import Folds, whole_number
 from .choosing import Trained, train, tuning_folds
 from .fitted import FittedHead
 from .guards import check_guards, guards_of
-from .labelled import Rows, is_mapped
+from .labelled import Rows, in_parts, is_mapped, provenance
 from .mapped import train_mapped
 from .metrics import check_metric
+from .targets import fit_targets
 
 __all__ = ["fit"]
-
-#: Test rows that are predicted at once: those of a map need not fit into memory.
-_ROWS_AT_ONCE = 65_536
 
 
 def fit(
     head: Any,
     data: FeatureSet,
     *,
-    metric: str = "accuracy",
+    metric: str | None = None,
     cv: int = 5,
     seed: int = 0,
     params: Mapping[str, Any] | None = None,
     calibrate: bool = False,
     reject: float | None = None,
     novelty: str | None = None,
+    separator: str | None = None,
+    target: str | None = None,
 ) -> FittedHead:
     """Train one head on cached codes.
 
@@ -45,11 +44,13 @@ def fit(
     Parameters
     ----------
     head : str or estimator
-        A key of `HEADS`, or any scikit-learn classifier, which is cloned and used as it is.
+        A key of `HEADS`, or any scikit-learn classifier, which is cloned and used as it is. With `separator` "logreg",
+        "softmax" or "ridge"; with `target` "ridge" or a scikit-learn regressor.
     data : FeatureSet
         Codes and labels; rows without a label are left out.
-    metric : str, default="accuracy"
-        "accuracy", "balanced_accuracy" or "macro_f1".
+    metric : str, default=None
+        "accuracy" (None), "balanced_accuracy" or "macro_f1". With `separator` "map" (None; mean average precision),
+        "subset_accuracy", "micro_f1" or "macro_f1"; with `target` "r2" (None), "mae" or "rmse".
     cv : int, default=5
         Folds; fewer when no class has so many rows. With one row per class settings are fixed.
     seed : int, default=0
@@ -65,6 +66,14 @@ def fit(
     novelty : {"mahalanobis", "knn"}, default=None
         Adds a detector of images unlike the training images (`MahalanobisDetector`, `KNeighborsDetector`), which calls
         5 % of the usual ones novel: `FittedHead.novelty`.
+    separator : str, default=None
+        An image may have several labels, written as one text with this between them, such as ";": "cat;dog" (spaces
+        around a label, empty parts, order and repeats do not matter). A lone separator means "none of the labels",
+        which is not the same as no text: such a row is left out. Not with `calibrate` and `reject`.
+    target : str, default=None
+        A number is predicted: that of this column of ``data.columns`` ("label" or "y": the labels themselves). Rows
+        where it is empty are left out; alpha is chosen by exact leave-one-out, with groups or val rows on those. Not
+        with `calibrate` and `reject`.
 
     Returns
     -------
@@ -74,7 +83,7 @@ def fit(
     Raises
     ------
     HeadError
-        Unknown head or metric, one class only, no labels, NaN in the codes.
+        Unknown head, metric or column, one class only, no labels, a value that is no number, NaN in the codes.
     SplitError
         A fold count below 2, or a seed below 0.
 
@@ -85,19 +94,31 @@ def fit(
     >>> fitted = fit("lda", FeatureSet(X, y))
     >>> fitted.predict(X[:2]).tolist()
     ['0', '1']
+    >>> both = [f"{digit}; even" if digit % 2 == 0 else f"{digit}" for digit in y]
+    >>> fit("ridge", FeatureSet(X, both), separator=";").predict(X[:2]).tolist()
+    ['0;even', '1']
+    >>> line = FeatureSet([[0.0], [1.0], [2.0], [3.0]], columns={"price": [1.0, 3.0, 5.0, 7.0]})
+    >>> fit("ridge", line, target="price").predict([[4.0]]).round().tolist()
+    [9.0]
     """
-    check_metric(metric)
     check_guards(calibrate, reject, novelty)
     for name, value, least in (("cv", cv, 2), ("seed", seed, 0)):
         if not whole_number(value, least):
             raise SplitError(f"{name}: expected a whole number of {least} or more, got {value!r}")
     if params is not None and not isinstance(params, Mapping):
         raise HeadError(f"params: expected a mapping such as {{'C': 0.1}}, got {params!r}")
+    if separator is not None or target is not None:
+        if calibrate or reject is not None:
+            raise HeadError(
+                "fit: calibrate and reject are for one label per image; leave them out with separator or target"
+            )
+        return fit_targets(
+            head, data, separator, target, metric=metric, cv=cv, seed=seed, params=params, novelty=novelty
+        )
+    metric = "accuracy" if metric is None else metric
+    check_metric(metric)
     rows = Rows.of(data, on_disk=True)
-    train_rows = np.concatenate(
-        [rows.parts[p] for p in ("train", "val") if p in rows.parts] or [np.arange(len(rows.y))]
-    )
-    train_rows = train_rows[np.argsort(rows.ids[train_rows], kind="stable")]  # the result must not depend on row order
+    train_rows = rows.training()
     y = rows.y[train_rows]
     if is_mapped(rows.X):
         if calibrate or reject is not None or novelty is not None:
@@ -122,14 +143,8 @@ def fit(
         params=trained.params,
         scores=scores,
         metric=metric,
-        n_train=len(y),
-        training_digest=_digest(rows.ids[train_rows]),
-        n_features=rows.X.shape[1],
-        spec=data.spec,
-        locator=data.locator,
-        node=data.node,
-        fingerprint=data.fingerprint,
         notes=notes + trained.notes,
+        **provenance(data, rows, train_rows),
         **guards,
     )
 
@@ -183,14 +198,9 @@ def score_rows(
     trained: Trained, rows: Rows, test: np.ndarray, metric: str, known: np.ndarray
 ) -> tuple[float, tuple[str, ...]]:
     """Score a trained head on test rows; a label that training never saw counts as an error, and is noted."""
-    parts = [test[i : i + _ROWS_AT_ONCE] for i in range(0, len(test), _ROWS_AT_ONCE)]
-    predicted = np.concatenate([trained.estimator.predict(rows.X[part]) for part in parts])
+    predicted = np.concatenate([trained.estimator.predict(rows.X[part]) for part in in_parts(test)])
     classes, codes = np.unique(np.concatenate([rows.y[test], predicted]), return_inverse=True)
     unknown = np.setdiff1d(rows.y[test], known)
     note = (f"{len(unknown)} classes of the test rows are not in training: {', '.join(unknown[:3])}",)
     score = check_metric(metric)(codes[: len(test)], codes[len(test) :])
     return score, note if len(unknown) else ()
-
-
-def _digest(ids: np.ndarray) -> str:
-    return hashlib.sha256("\n".join(sorted(ids.tolist())).encode("utf-8", "surrogatepass")).hexdigest()

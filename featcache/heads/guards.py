@@ -13,7 +13,7 @@ from .calibration import fit_temperature
 from .held_out import held_out_logits
 from .rejection import confidences, rejection_threshold
 
-__all__ = ["DETECTORS", "check_guards", "guards_of"]
+__all__ = ["DETECTORS", "check_guards", "detector_of", "guards_of"]
 
 #: What `novelty` may be.
 DETECTORS = ("mahalanobis", "knn")
@@ -77,17 +77,21 @@ def guards_of(
             fields["rejection"], why = _rejection(logits / fields["temperature"], codes, float(reject))
             notes += why
     if novelty is not None:
-        from .novelty import KNeighborsDetector, MahalanobisDetector
-
-        if len(X) < 2:
-            raise HeadError(f"novelty: expected two training rows or more, got {len(X)}")
-        if novelty == "mahalanobis":
-            detector: Any = MahalanobisDetector().fit(X, y, groups=groups)
-        else:
-            detector = KNeighborsDetector().fit(X, groups=groups)
+        detector = detector_of(novelty, X, y, groups)
         fields["detector"] = detector
         notes += [f"novelty: {note}" for note in detector.notes_]
     return fields, tuple(notes)
+
+
+def detector_of(novelty: str, X: np.ndarray, y: np.ndarray | None, groups: np.ndarray | None) -> Any:
+    """Fit a detector named among `DETECTORS` on training rows; without labels y they are one class."""
+    from .novelty import KNeighborsDetector, MahalanobisDetector
+
+    if len(X) < 2:
+        raise HeadError(f"novelty: expected two training rows or more, got {len(X)}")
+    if novelty == "mahalanobis":
+        return MahalanobisDetector().fit(X, y, groups=groups)
+    return KNeighborsDetector().fit(X, groups=groups)
 
 
 def _rejection(logits: np.ndarray, codes: np.ndarray, wanted: float) -> tuple[dict[str, float], list[str]]:

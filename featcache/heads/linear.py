@@ -17,6 +17,7 @@ from ..softmax import SoftmaxClassifier, SoftmaxClassifierCV
 from .auto import AutoClassifier
 from .closed_forms import CentroidClassifier, IncrementalRidgeClassifier, LDAClassifier
 from .preprocessing import CodeScaler, ShrunkWhitener, SignedPower
+from .regression import IncrementalRidge
 from .searching import SearchedHead
 from .selecting import HeadToToeClassifier
 from .sweep import HeadSweep
@@ -53,7 +54,8 @@ def linear_form(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
         Weights on raw codes.
     b : ndarray of shape (n_classes,), float64
         Intercepts. ``(x @ W.T + b).argmax(1)`` is the predicted class, and the softmax of the scores gives the
-        head's probabilities where it has them. Two classes give the rows -w/2 and w/2.
+        head's probabilities where it has them. Two classes give the rows -w/2 and w/2. With several labels per row
+        each has a row of its own, and is predicted where its score is above 0; a number has one row.
 
     Raises
     ------
@@ -211,15 +213,15 @@ def _repeated(views: ViewsClassifier) -> NetworkForm:
 
 def _affine(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercepts with one row per class."""
-    if not isinstance(classifier, _LINEAR) or not hasattr(classifier, "coef_"):
+    if not isinstance(classifier, (*_LINEAR, IncrementalRidge)) or not hasattr(classifier, "coef_"):
         raise HeadError(
             f"head: expected a fitted linear head (logreg, softmax, svm, ridge, lda, a linear sweep), got "
             f"{type(classifier).__name__}"
         )
     W = np.atleast_2d(np.asarray(classifier.coef_, dtype=np.float64))
     b = np.atleast_1d(np.asarray(classifier.intercept_, dtype=np.float64))
-    if getattr(classifier, "multilabel_", False):
-        return W, b
+    if isinstance(classifier, IncrementalRidge) or getattr(classifier, "multilabel_", False):
+        return W, b  # a row per label or number, each by itself
     if len(W) == 1:
         W, b = np.vstack([-W, W]) / 2.0, np.concatenate([-b, b]) / 2.0
     elif len(W) == 2:  # a row per class; what both share tells them not apart

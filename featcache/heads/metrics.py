@@ -1,4 +1,4 @@
-"""The three metrics of featcache, on integer class codes, and two of probabilities."""
+"""What is measured: of class codes, of several labels per row, of numbers; and two of probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import HeadError
 
-__all__ = ["METRICS", "calibration_error", "check_metric", "log_loss"]
+__all__ = ["LABEL_METRICS", "METRICS", "NUMBER_METRICS", "calibration_error", "check_metric", "log_loss"]
 
 
 def _accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
@@ -38,11 +38,75 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def check_metric(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+def _mean_average_precision(true: np.ndarray, scores: np.ndarray) -> float:
+    """Mean over the labels that occur in `true` of average precision, as scikit-learn's average_precision_score."""
+    found = [_average_precision(true[:, j], scores[:, j]) for j in np.flatnonzero(true.any(axis=0))]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _average_precision(true: np.ndarray, scores: np.ndarray) -> float:
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(true[order])
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # rows of one score come all at once
+    precision = hits[ends] / (ends + 1)
+    return float(np.diff(hits[ends], prepend=0) @ precision / hits[-1])
+
+
+def _subset_accuracy(true: np.ndarray, scores: np.ndarray) -> float:
+    return float(np.mean((true == (scores > 0)).all(axis=1)))
+
+
+def _micro_label_f1(true: np.ndarray, scores: np.ndarray) -> float:
+    both = true.sum() + (scores > 0).sum()
+    return float(2.0 * (true & (scores > 0)).sum() / both) if both else 0.0
+
+
+def _macro_label_f1(true: np.ndarray, scores: np.ndarray) -> float:
+    """Mean F1 over the labels that occur in `true` or are predicted."""
+    hits, both = (true & (scores > 0)).sum(axis=0), true.sum(axis=0) + (scores > 0).sum(axis=0)
+    return float(np.mean(2.0 * hits[both > 0] / both[both > 0])) if both.any() else 0.0
+
+
+#: name → function of (true labels, scores), bool and float of shape (n_samples, n_labels); a label is predicted where
+#: its score is above 0; larger is better. "map" is the mean average precision, which needs no threshold.
+LABEL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "map": _mean_average_precision,
+    "subset_accuracy": _subset_accuracy,
+    "micro_f1": _micro_label_f1,
+    "macro_f1": _macro_label_f1,
+}
+
+
+def _r2(true: np.ndarray, predicted: np.ndarray) -> float:
+    """1 - squared errors over those of the mean; where the mean has none, 1.0 without errors and 0.0 with."""
+    errors, spread = np.square(true - predicted).sum(), np.square(true - true.mean()).sum()
+    return float(1.0 - errors / spread) if spread > 0 else float(errors == 0)
+
+
+def _mean_absolute_error(true: np.ndarray, predicted: np.ndarray) -> float:
+    return float(np.abs(true - predicted).mean())
+
+
+def _root_mean_squared_error(true: np.ndarray, predicted: np.ndarray) -> float:
+    return float(np.sqrt(np.square(true - predicted).mean()))
+
+
+#: name → function of (true numbers, predicted numbers), float of shape (n_samples,); smaller is better for "mae" and
+#: "rmse", which are in the numbers' own unit.
+NUMBER_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "r2": _r2,
+    "mae": _mean_absolute_error,
+    "rmse": _root_mean_squared_error,
+}
+
+
+def check_metric(
+    name: str, metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = METRICS
+) -> Callable[[np.ndarray, np.ndarray], float]:
     """Return the function of a metric, or raise HeadError with the names there are."""
-    if not isinstance(name, str) or name not in METRICS:
-        raise HeadError(f"metric: expected one of {', '.join(METRICS)}, got {name!r}")
-    return METRICS[name]
+    if not isinstance(name, str) or name not in metrics:
+        raise HeadError(f"metric: expected one of {', '.join(metrics)}, got {name!r}")
+    return metrics[name]
 
 
 def log_loss(true: np.ndarray, probabilities: np.ndarray) -> float:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_target", "load_head", "save_head"]
 
-#: 2 has the fields that `fit` adds on request; files of version 1 are read.
-FORMAT_VERSION = 2
+#: 2 has the fields that `fit` adds on request, 3 those of several labels per image and of numbers. Only heads that have
+#: such a field are written as 3, so that any other can be read by a featcache that knows none; 1 and 2 are read.
+FORMAT_VERSION = 3
 
 _ALLOWED: dict[str, str] = {
     name: module
@@ -92,6 +93,9 @@ _FIELDS = (
 #: Since version 2.
 _GUARDS = ("temperature", "rejection", "detector")
 
+#: Since version 3.
+_KINDS = ("separator", "target")
+
 
 def check_target(path: Path, *, replace: bool = True) -> None:
     """Raise HeadError when no head can be written to `path`; only a head is ever replaced by one."""
@@ -123,11 +127,12 @@ def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
 
     check_target(path, replace=replace)
     tensors: dict[str, np.ndarray] = {}
+    version = 3 if fitted.separator or fitted.target else 2
     body = {
-        "format": FORMAT_VERSION,
+        "format": version,
         "sklearn": sklearn.__version__,
         "classes": fitted.classes_.tolist(),
-        "fields": {name: _encode(getattr(fitted, name), tensors, name) for name in (*_FIELDS, *_GUARDS)},
+        "fields": {name: _encode(getattr(fitted, name), tensors, name) for name in _names(version)},
         "estimator": _encode(fitted.estimator, tensors, "estimator"),
         "tensors": _digest(tensors),
     }
@@ -150,8 +155,7 @@ def load_head(path: Path) -> FittedHead:
 
     body, tensors = _read(path)
     try:
-        known = (*_FIELDS, *_GUARDS) if body["format"] > 1 else _FIELDS
-        fields = {name: _decode(body["fields"][name], tensors) for name in known}
+        fields = {name: _decode(body["fields"][name], tensors) for name in _names(body["format"])}
         estimator = _decode(body["estimator"], tensors)
         classes = np.asarray(body["classes"], dtype=np.str_)
     except HeadError as error:
@@ -161,6 +165,11 @@ def load_head(path: Path) -> FittedHead:
             f"{path}: the head inside makes no sense ({type(error).__name__}: {error}); save it again"
         ) from error
     return FittedHead(estimator=estimator, classes_=classes, **fields)
+
+
+def _names(version: int) -> tuple[str, ...]:
+    """The fields in files of a version."""
+    return _FIELDS + (_GUARDS if version > 1 else ()) + (_KINDS if version > 2 else ())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
