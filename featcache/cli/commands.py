@@ -294,6 +294,9 @@ def compare(
     view: View = "main",
     node: Node = None,
     nodes: Nodes = None,
+    views: Annotated[
+        str | None, typer.Option("--views", help="Compare with training on augmented views, too: all, or how many.")
+    ] = None,
     label: Label = None,
     group: Group = None,
     split: Split = None,
@@ -313,7 +316,8 @@ def compare(
     if plot is not None:
         Result.check_plot(plot)  # before the work, not after it
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
-    data = [features(s, **choice, nodes=nodes, labels=labels, key=key) for s in stores]
+    choice |= {"nodes": nodes, "labels": labels, "key": key}
+    data = [features(s, **choice, views=v) for s in stores for v in dict.fromkeys((None, views))]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(
             data[0] if len(data) == 1 else data,

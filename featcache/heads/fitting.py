@@ -175,8 +175,13 @@ def _folds_for(rows: Rows, train_rows: np.ndarray, cv: int, seed: int) -> tuple[
         return Folds(((np.flatnonzero(~in_val), np.flatnonzero(in_val)),)), "val"
     if len(np.unique(y)) < 2:
         raise HeadError("train rows: expected two classes or more, got one; look at the split column")
-    groups = None if rows.groups is None else rows.groups[train_rows]
-    return tuning_folds(y, rows.X.shape[1], cv=cv, ids=rows.ids[train_rows], groups=groups, seed=seed), "cv"
+    images = rows.standing(train_rows)
+    groups = None if rows.groups is None else rows.groups[images]
+    if rows.images is not None and groups is not None and len(np.unique(groups)) == len(images):
+        groups = None  # nothing but the images themselves
+    y, ids = rows.y[images], rows.ids[images]
+    folds = tuning_folds(y, rows.X.shape[1], cv=cv, ids=ids, groups=groups, seed=seed)
+    return rows.over_views(folds, images, train_rows), "cv"
 
 
 def score_rows(

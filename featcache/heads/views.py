@@ -44,8 +44,9 @@ def join_views(source: Any, views: Sequence[int] | int | None = None, *, rows: b
     rows : bool, default=False
         False: one row per image, the views side by side as blocks of columns, for `ViewsClassifier`. True: one row per
         image and view, for any head: it trains on all views and predicts plain images. Ids of the rows beyond the
-        first are "id #k", groups keep the views of an image together, and where the set names its test (and val) rows,
-        their augmented views are left out of these parts.
+        first are "id #k" and `view_of` says of which row they are views, so that `fit` and `compare` hold out and count
+        images; groups keep the views of an image together, and where the set names its test (and val) rows, their
+        augmented views are left out of these parts.
     **choice
         What `FeatureStore.load` takes: view, node, snapshot, label, group, split.
 
@@ -136,6 +137,7 @@ def _stacked(numbers: list[int], sets: list[FeatureSet]) -> FeatureSet:
         groups=np.tile(own, v),
         splits=splits,
         columns={name: np.tile(column, v) for name, column in first.columns.items()},
+        view_of=np.asarray([""] * len(ids) + ids * (v - 1)),
     )
 
 
