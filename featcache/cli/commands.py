@@ -234,6 +234,9 @@ def fit(
     reject: Annotated[
         float | None, typer.Option("--reject", help="Error rate wanted among accepted answers, such as 0.05.")
     ] = None,
+    reject_confidence: Annotated[
+        float | None, typer.Option("--reject-confidence", help="Be so sure of that error rate, such as 0.9.")
+    ] = None,
     novelty: Annotated[
         str | None, typer.Option("--novelty", help="Detect images unlike the training images: mahalanobis, knn.")
     ] = None,
@@ -257,7 +260,17 @@ def fit(
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
     data = features(store, **choice, nodes=nodes, views=views, labels=labels, key=key)
     check_target(out)  # before the work, not after it
-    fitted = run_fit(head, data, metric=metric, cv=cv, seed=seed, calibrate=calibrate, reject=reject, novelty=novelty)
+    fitted = run_fit(
+        head,
+        data,
+        metric=metric,
+        cv=cv,
+        seed=seed,
+        calibrate=calibrate,
+        reject=reject,
+        reject_confidence=reject_confidence,
+        novelty=novelty,
+    )
     path = fitted.save(out)
     if as_json:
         show.as_json(

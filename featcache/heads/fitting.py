@@ -34,6 +34,7 @@ def fit(
     params: Mapping[str, Any] | None = None,
     calibrate: bool = False,
     reject: float | None = None,
+    reject_confidence: float | None = None,
     novelty: str | None = None,
 ) -> FittedHead:
     """Train one head on cached codes.
@@ -62,6 +63,12 @@ def fit(
     reject : float, default=None
         An error rate wanted among the answers, e.g. 0.05: `FittedHead.accept` then says which are sure enough (see
         `RejectingClassifier`). Calibrates, too.
+    reject_confidence : float, default=None
+        Probability, e.g. 0.9, with which the error rate among the answers is at most `reject`; None: the rate counted
+        on held-out training rows is, so that the true one is above it about as often as below. Where the rows are too
+        few to be so sure, nothing is accepted, and a note says how many it takes. The bound is one for heads fitted on
+        the other folds, on images like those to come, none a copy of another; settings chosen on the same folds make
+        it somewhat optimistic, fewer training rows somewhat careful.
     novelty : {"mahalanobis", "knn"}, default=None
         Adds a detector of images unlike the training images (`MahalanobisDetector`, `KNeighborsDetector`), which calls
         5 % of the usual ones novel: `FittedHead.novelty`.
@@ -87,7 +94,7 @@ def fit(
     ['0', '1']
     """
     check_metric(metric)
-    check_guards(calibrate, reject, novelty)
+    check_guards(calibrate, reject, reject_confidence, novelty)
     for name, value, least in (("cv", cv, 2), ("seed", seed, 0)):
         if not whole_number(value, least):
             raise SplitError(f"{name}: expected a whole number of {least} or more, got {value!r}")
@@ -109,7 +116,7 @@ def fit(
         guards: dict[str, Any] = {}
         how, notes = "cv", rows.notes
     else:
-        asked = {"calibrate": calibrate, "reject": reject, "novelty": novelty}
+        asked = {"calibrate": calibrate, "reject": reject, "novelty": novelty, "reject_confidence": reject_confidence}
         trained, how, guards, notes = _fit_here(rows, train_rows, head, metric, cv, seed, params, asked)
     scores = {} if trained.score is None else {how: trained.score}
     if "test" in rows.parts:
