@@ -203,7 +203,8 @@ def _named_sets(data: Any) -> dict[str, FeatureSet]:
         named = {}
         for i, item in enumerate(items):
             name = getattr(item, "name", "") or (f"data {i + 1}" if len(items) > 1 else "data")
-            name += " with views" * (getattr(item, "view_of", None) is not None)
+            if getattr(item, "view_of", None) is not None and (item.view_of != "").any():
+                name += " with views"
             named[name if name not in named else f"{name} ({i + 1})"] = item
     if not named:
         raise HeadError("data: expected a FeatureSet or several, got none")
@@ -413,23 +414,28 @@ def _gains_of_views(sets: dict[str, Rows], known: dict[tuple[str, int | str], di
     return notes
 
 
+def _classes(labels: set[str]) -> str:
+    return f"{len(labels)} class" + "es" * (len(labels) > 1)
+
+
 def _cell_notes(dataset: str, shots: int | str, rows: Rows, by_head: dict[str, list[_Run]]) -> list[str]:
     draws = [run.draw for run in next(iter(by_head.values()))]
     where, notes = f"{dataset} at {shots}", []
     for note in dict.fromkeys(note for draw in draws for note in (draw.folds.notes if draw.folds else ())):
         notes.append(f"{where}: {note}")
     if any(draw.folds is None for draw in draws):
-        notes.append(f"{where}: fixed settings, one row per class leaves nothing to choose on")
+        unit = "row" if rows.groups is None else "group"
+        notes.append(f"{where}: fixed settings, one {unit} per class leaves nothing to choose on")
     if shots != "all":
         fewest = min(int(np.unique(rows.y[draw.train], return_counts=True)[1].min()) for draw in draws)
         if fewest < int(shots):
             notes.append(f"{where}: a class has fewer rows than that, {fewest} at least; it gives all it has")
     unknown = {label for draw in draws for label in np.setdiff1d(rows.y[draw.test], rows.y[draw.train]).tolist()}
     if unknown:
-        notes.append(f"{where}: {len(unknown)} classes of the test rows are not in training, counted as errors")
+        notes.append(f"{where}: {_classes(unknown)} of the test rows not in training, counted as errors")
     absent = {label for draw in draws for label in np.setdiff1d(rows.y[draw.train], rows.y[draw.test]).tolist()}
     if absent:
-        notes.append(f"{where}: {len(absent)} classes have no test rows in some draw")
+        notes.append(f"{where}: {_classes(absent)} without test rows in some draw")
     for head, some in by_head.items():
         if stopped := sum(run.unconverged for run in some):
             notes.append(

@@ -135,3 +135,14 @@ def test_the_command_line_compares_with_views(tmp_path, capsys):
     out = tmp_path / "x.head"
     assert run(["fit", str(store.path), "--node", last, "--views", "all", "--head", "lda", "-o", str(out)]) == 0
     assert FittedHead.load(out).n_train == 72 and "24 images" in capsys.readouterr().err
+
+
+def test_groups_of_one_row_each_are_none():
+    """Their draws, folds and scores are those of rows without groups, to the byte; so is one view of each image."""
+    plain, _ = views(CODES)
+    alone = replace(plain, groups=np.arange(N))
+    one, two = (compare([s], ["ridge", "knn"], shots=[5, "all"], seeds=2) for s in (plain, alone))
+    assert [r["scores"] for r in one.rows] == [r["scores"] for r in two.rows]
+    single = join_views([plain], rows=True)
+    assert [r["dataset"] for r in compare([plain, single], ["ridge"], seeds=1).rows] == ["set", "set (2)"]
+    np.testing.assert_array_equal(fit("ridge", plain).predict_scores(CODES), fit("ridge", alone).predict_scores(CODES))

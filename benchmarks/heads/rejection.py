@@ -3,7 +3,8 @@
 Each draw holds out half of the images (by source image where cells were cut from one), trains on k images per class of
 the other half, or on all of it, and asks for 5 % errors among the answers: as counted on held-out training rows
 (``reject=0.05``), and with a bound that is to hold with probability 0.9 (``reject_confidence=0.9``). The same draws for
-both. Draws differ in their images and share many: the shares are of draws, not of independent data sets.
+both. The halves of one finite set lean opposite ways: held-out rows that are easier leave a harder test half, and the
+rate on it is itself an estimate; both make the share of draws that keep to the wanted rate smaller than the promise.
 """
 
 from dataclasses import replace
@@ -33,7 +34,13 @@ def run(case: Any) -> dict[str, Any]:
         for head in HEADS
         for line in _measured(case.load(name), name, head, k, repeats)
     ]
-    return {"wanted": WANTED, "confidence": CONFIDENCE, "draws": repeats, "rows": rows, "claims": _claims(rows)}
+    return {
+        "wanted": WANTED,
+        "confidence": CONFIDENCE,
+        "draws": repeats,
+        "rows": rows,
+        "claims": _claims(rows, repeats),
+    }
 
 
 def _measured(data: FeatureSet, name: str, head: str, shots: int | str, repeats: int) -> list[dict[str, Any]]:
@@ -70,13 +77,17 @@ def _line(name: str, head: str, shots: int | str, kind: str, some: np.ndarray) -
     }
 
 
-def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    bounded = [row["draws at most as wanted"] for row in rows if row["threshold"] == "bounded"]
-    counted = [row["error of accepted"] for row in rows if row["threshold"] == "counted"]
-    mean = round(float(np.mean([rate for rate in counted if rate is not None] or [0.0])), 4)
+def _claims(rows: list[dict[str, Any]], draws: int) -> list[dict[str, Any]]:
+    hard = [row for row in rows if row["error of all answers"] > WANTED] or rows
+    bounded = [row["draws at most as wanted"] for row in hard if row["threshold"] == "bounded"]
+    counted = [row["error of accepted"] or 0.0 for row in hard if row["threshold"] == "counted"]
+    kept, worst, mean = (round(float(figure), 4) for figure in (np.mean(bounded), min(bounded), np.mean(counted)))
+    noise = 2.0 * (CONFIDENCE * (1 - CONFIDENCE) / draws) ** 0.5
+    where = f"where all answers have more than {WANTED:.0%} errors"
     return [
-        claim(f"with the bound at least {CONFIDENCE:.0%} of the draws keep to {WANTED:.0%} errors, on every set",
-              min(bounded), min(bounded) >= CONFIDENCE),
-        claim(f"as counted, the error of accepted answers is {WANTED:.0%} on average, to a point", mean,
+        claim(f"with the bound at least {CONFIDENCE:.0%} of the draws keep to {WANTED:.0%} errors, {where}", kept,
+              kept >= CONFIDENCE),
+        claim("and on no set fewer by more than two standard errors of that share", worst, worst >= CONFIDENCE - noise),
+        claim(f"as counted, the error of accepted answers is {WANTED:.0%} on average, to a point, {where}", mean,
               abs(mean - WANTED) <= 0.01),
     ]  # fmt: skip

@@ -168,7 +168,8 @@ def _fit_here(
         always_score=True,
     )
     guards, guard_notes = guards_of(trained.estimator, X, y, folds, groups, **asked)
-    notes = rows.notes + (folds.notes if folds else ("fixed settings: no class has two rows to choose on",))
+    unit = "rows" if rows.groups is None else "groups"
+    notes = rows.notes + (folds.notes if folds else (f"fixed settings: no class has two {unit} to choose on",))
     return trained, how, guards, notes + guard_notes
 
 

@@ -84,7 +84,7 @@ def guards_of(
         codes = np.searchsorted(classes, y[rows])
         fields["temperature"] = fit_temperature(logits, codes)
         if not len(rows):
-            notes.append("probabilities are not calibrated: no class has two rows to hold one out")
+            notes.append("probabilities are not calibrated: no class has two rows (or groups) to hold one out")
         if reject is not None:
             fields["rejection"], said = _rejection(
                 logits, codes, fields["temperature"], float(reject), reject_confidence
@@ -121,6 +121,9 @@ def _rejection(
     if level is not None:
         found |= {"confidence": float(level), "bound": rate, "temperature": temperature}
     if not notes:
-        sure_of = "" if level is None else f"; with probability {level:g} at most {rate:.1%} are"
-        notes = [f"accepts {coverage:.1%} of {len(codes)} held-out images, {counted:.1%} of them wrong{sure_of}"]
+        n = int(accepted.sum())
+        how_sure = "" if level is None else f"; with probability {level:g} at most {rate:.1%} are"
+        if level is None and n * wanted < 1:
+            how_sure = f"; too few to tell so small an error rate as {wanted:g}"
+        notes = [f"accepts {coverage:.1%} of {len(codes)} held-out images, {counted:.1%} of them wrong{how_sure}"]
     return found, notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class Rows:
     X, y, ids : ndarray
         Codes (n, d) of float32 or float64; labels and names as text.
     groups : ndarray or None
-        Group of each row.
+        Group of each row; None where each row is alone.
     parts : dict of str to ndarray
         Row numbers of "train", "val", "test" when the set says which rows train and test, else empty.
     notes : tuple of str
@@ -75,22 +75,22 @@ class Rows:
             notes.append(f"{n} images, and {len(data) - n} augmented views of them, which only train")
         assert data.y is not None
         X = data.X if on_disk and is_mapped(data.X) else as_matrix(data.X, name)
-        return cls(X, data.y, data.row_ids, _whole_groups(data, images), parts, tuple(notes), images)
+        groups = _told_apart(_whole_groups(data, images))
+        return cls(X, data.y, data.row_ids, groups, parts, tuple(notes), images)
 
     def plain(self) -> Rows:
         """Return the images alone, as they would be without their views: what is drawn, held out and counted.
 
-        Groups that each hold one image are none.
+        Groups that each hold one image are none, as in `of`.
         """
         if self.images is None:
-            lone = self.groups is not None and len(np.unique(self.groups)) == len(self.groups)
-            return replace(self, groups=None) if lone else self
+            return self
         rows = self.standing(np.arange(len(self.y)))
         number = np.cumsum(np.isin(np.arange(len(self.y)), rows)) - 1
         first = slice(0, len(rows)) if rows[-1] == len(rows) - 1 else rows  # no copy of codes that join_views made
         parts = {name: number[self.standing(some)] for name, some in self.parts.items()}
         groups = None if self.groups is None else self.groups[rows]
-        return Rows(self.X[first], self.y[rows], self.ids[rows], groups, parts, self.notes).plain()
+        return Rows(self.X[first], self.y[rows], self.ids[rows], _told_apart(groups), parts, self.notes)
 
     def standing(self, rows: np.ndarray) -> np.ndarray:
         """Return those of some rows that stand for an image, in their order."""
@@ -116,6 +116,11 @@ class Rows:
             for kept, held in folds
         ]
         return Folds(tuple(pairs), folds.notes)
+
+
+def _told_apart(groups: np.ndarray | None) -> np.ndarray | None:
+    """Groups, or None where each holds one row: nothing has to stay together then."""
+    return None if groups is None or len(np.unique(groups)) == len(groups) else groups
 
 
 def is_mapped(X: Any) -> bool:

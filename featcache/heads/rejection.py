@@ -252,7 +252,7 @@ def rejection_threshold(
     """
     n = len(confidence)
     if not n:
-        return np.inf, 0.0, np.nan, ["nothing is accepted: no class has two rows to hold one out"]
+        return np.inf, 0.0, np.nan, ["nothing is accepted: no class has two rows (or groups) to hold one out"]
     order = np.argsort(-confidence, kind="stable")
     ranked, errors = confidence[order], np.cumsum(~right[order])
     ends = np.append(np.flatnonzero(ranked[1:] < ranked[:-1]), n - 1)  # equals are accepted together

@@ -118,6 +118,8 @@ def view_numbers(store: Any, views: Any = None, **choice: Any) -> list[int]:
 def _stacked(numbers: list[int], sets: list[FeatureSet]) -> FeatureSet:
     """One row per image and view."""
     first, v = sets[0], len(sets)
+    if v == 1:
+        return first
     ids = [str(i) for i in first.row_ids.tolist()]
     names = ids + [f"{i} #{number}" for number in numbers[1:] for i in ids]
     own = first.row_ids if first.groups is None else np.where(first.groups == "", first.row_ids, first.groups)
