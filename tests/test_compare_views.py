@@ -105,6 +105,15 @@ def test_the_order_of_rows_does_not_matter():
     np.testing.assert_array_equal(*scores)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_an_exported_set_knows_its_views(suffix, tmp_path):
+    _, joined = views(CODES)
+    again = fc.read_features(fc.export(joined, tmp_path / f"x{suffix}"))
+    np.testing.assert_array_equal(again.view_of, joined.view_of)
+    assert again.columns.keys() == joined.columns.keys()
+    assert fc.read_features(fc.export(joined.select([0, 1]), tmp_path / f"y{suffix}")).view_of.tolist() == ["", ""]
+
+
 def test_views_without_their_plain_row():
     _, joined = views(CODES)
     rows = Rows.of(joined.select(np.arange(60, len(joined))))  # the first 60 images have views only
