@@ -223,7 +223,7 @@ def fit(
         str,
         typer.Option(
             "--head",
-            help="auto, logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, searched, "
+            help="auto, logreg, softmax, svm, svm-rbf, ridge, lda, knn, centroid, simpleshot, nystroem, mlp, searched, "
             "ensemble.",
         ),
     ] = ("auto"),
