@@ -38,7 +38,7 @@ PARTS: dict[str, Part] = {
     "many": Part(many.run, 6),
     "verification": Part(verification.run, 12),
     "layers_views": Part(layers_views.run, 10),
-    "rejection": Part(rejection.run, 15),
+    "rejection": Part(rejection.run, 6),
     "auto_few": Part(partial(auto.run, shots=(1, 5)), 8),
     "auto_some": Part(partial(auto.run, shots=(10, 20)), 5),
     "auto_all": Part(partial(auto.run, shots=("all",)), 25),
