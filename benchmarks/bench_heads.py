@@ -4,7 +4,8 @@ Question
     Multinomial logistic regression alone and as a path over folds against scikit-learn at the same objective, up to
     10,000 classes, and on codes that stay on disk; settings chosen on a sample against settings chosen on all rows;
     ridge with leave-one-out against RidgeClassifierCV; many heads in one pass; verification against the cosine; heads
-    over layers and views; and `auto` against seven heads that people use, from 1 shot to all rows.
+    over layers and views; the error rate of answers that a head is sure of; and `auto` against seven heads that people
+    use, from 1 shot to all rows.
 
 Command
     python benchmarks/bench_heads.py [--only PART[,PART]] [--data DIR] [--stores DIR] [--repeats N] [--tiny]
@@ -25,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from heads import auto, layers_views, many, ridge, sampled, solver, streaming, verification
+from heads import auto, layers_views, many, rejection, ridge, sampled, solver, streaming, verification
 from heads.case import Case
 from measuring import REPOSITORY, data_folder, machine
 from parts import Part, Writing, chosen, run_parts
@@ -40,6 +41,7 @@ PARTS: dict[str, Part] = {
     "many": Part(many.run, 6),
     "verification": Part(verification.run, 12),
     "layers_views": Part(layers_views.run, 10),
+    "rejection": Part(rejection.run, 6),
     "auto_few": Part(partial(auto.run, shots=(1, 5)), 8),
     "auto_some": Part(partial(auto.run, shots=(10, 20)), 5),
     "auto_all": Part(partial(auto.run, shots=("all",)), 25),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -119,7 +119,9 @@ def compare(
     Parameters
     ----------
     data : FeatureSet, mapping of name to FeatureSet, or sequence of FeatureSet
-        Codes; several sets (of several backbones, say) get rows of their own, on the same draws where ids agree.
+        Codes; several sets (of several backbones, say) get rows of their own, on the same draws where ids agree. Of
+        ``join_views(..., rows=True)`` images are drawn and counted, as they would be without views; heads train on the
+        views of those drawn, too, and predict the plain images.
     heads : sequence of str or estimator, default=all quick heads
         Names of `HEADS` or scikit-learn classifiers.
     shots : sequence of int or "all", default=("all",)
@@ -201,6 +203,8 @@ def _named_sets(data: Any) -> dict[str, FeatureSet]:
         named = {}
         for i, item in enumerate(items):
             name = getattr(item, "name", "") or (f"data {i + 1}" if len(items) > 1 else "data")
+            if getattr(item, "view_of", None) is not None and (item.view_of != "").any():
+                name += " with views"
             named[name if name not in named else f"{name} ({i + 1})"] = item
     if not named:
         raise HeadError("data: expected a FeatureSet or several, got none")
@@ -208,11 +212,13 @@ def _named_sets(data: Any) -> dict[str, FeatureSet]:
 
 
 def _draws(name: str, rows: Rows, protocol: EvalProtocol) -> Iterator[_Draw]:
-    """All draws of one data set, shots by shots, seed by seed."""
+    """All draws of one data set, shots by shots, seed by seed: of images, the same with their views and without."""
+    images, plain = rows.standing(np.arange(len(rows.y))), rows.plain()
     for shots in protocol.shots:
         one = shots == "all" and bool(rows.parts)
         for seed in range(protocol.first_seed, protocol.first_seed + (1 if one else protocol.seeds)):
-            yield _draw(name, rows, protocol, shots, seed)
+            draw = _draw(name, plain, protocol, shots, seed)
+            yield replace(draw, train=images[draw.train], test=images[draw.test])
 
 
 def _draw(name: str, rows: Rows, protocol: EvalProtocol, shots: int | str, seed: int) -> _Draw:
@@ -244,7 +250,8 @@ def _folds(rows: Rows, chosen: np.ndarray, protocol: EvalProtocol, shots: int | 
 
 def _run(rows: Rows, draw: _Draw, name: str, head: Any, protocol: EvalProtocol) -> _Run:
     """Fit one head on one draw and predict the test rows."""
-    X, y = rows.X[draw.train], rows.y[draw.train]
+    chosen = rows.with_views(draw.train)
+    X, y, folds = rows.X[chosen], rows.y[chosen], rows.over_views(draw.folds, draw.train, chosen)
     loo = rows.groups is None and not (draw.shots == "all" and "val" in rows.parts)
     if isinstance(head, str) and head == "mlp":
         import torch  # noqa: F401  (seconds, once per process, and no part of the fit)
@@ -255,11 +262,11 @@ def _run(rows: Rows, draw: _Draw, name: str, head: Any, protocol: EvalProtocol) 
             head,
             X,
             y,
-            draw.folds,
+            folds,
             metric=protocol.metric,
             seed=draw.seed,
             leave_one_out=loo,
-            groups=None if rows.groups is None else rows.groups[draw.train],
+            groups=None if rows.groups is None else rows.groups[chosen],
         )
         seconds = time.perf_counter() - start
         predicted = np.asarray(trained.estimator.predict(rows.X[draw.test]))
@@ -272,14 +279,17 @@ def _run(rows: Rows, draw: _Draw, name: str, head: Any, protocol: EvalProtocol) 
 
 def _result(sets: dict[str, Rows], runs: list[_Run], protocol: EvalProtocol) -> Result:
     rows, comparisons, notes = [], [], [f"{n}: {note}" for n, r in sets.items() for note in r.notes]
+    known: dict[tuple[str, int | str], dict[str, _Cell]] = {}
     for (dataset, shots), cell in groupby(runs, key=lambda run: (run.draw.dataset, run.draw.shots)):
         by_head: dict[str, list[_Run]] = {}
         for run in cell:
             by_head.setdefault(run.head, []).append(run)
         cells = {head: _Cell(sets[dataset], some, protocol) for head, some in by_head.items()}
+        known[dataset, shots] = cells
         rows += [each.row(dataset, shots, head) for head, each in cells.items()]
         comparisons += _comparisons(dataset, shots, cells)
         notes += _cell_notes(dataset, shots, sets[dataset], by_head)
+    notes += _gains_of_views(sets, known)
     settings = asdict(protocol)
     settings["shots"] = list(protocol.shots)
     return Result(tuple(rows), tuple(comparisons), tuple(dict.fromkeys(notes)), settings)
@@ -304,6 +314,11 @@ class _Cell:
     def _as_codes(true: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         codes = np.unique(np.concatenate([true, predicted]), return_inverse=True)[1]
         return codes[: len(true)], codes[len(true) :]
+
+    def drawn(self, rows: Rows) -> list[list[str]]:
+        """Names and labels of the training and test rows of all draws."""
+        parts = [part for run in self.runs for part in (run.draw.train, run.draw.test)]
+        return [[*rows.ids[part].tolist(), *rows.y[part].tolist()] for part in parts]
 
     def resampled(self) -> np.ndarray:
         """The single draw's score on bootstrap samples of its test rows; the same samples for every head."""
@@ -376,23 +391,51 @@ def _paired_interval(best: _Cell, other: _Cell, difference: np.ndarray) -> tuple
     return mean - half, mean + half, "corrected t over paired draws (Nadeau and Bengio 2003)"
 
 
+def _gains_of_views(sets: dict[str, Rows], known: dict[tuple[str, int | str], dict[str, _Cell]]) -> list[str]:
+    """What views add to each head, where the same codes without their views were compared on the same draws."""
+    notes = []
+    for (dataset, shots), cells in known.items():
+        if sets[dataset].images is None:
+            continue
+        plain = sets[dataset].plain()
+        twin = next((n for n, rows in sets.items() if rows.images is None and np.array_equal(rows.X, plain.X)), None)
+        if twin is None:
+            continue
+        for head, cell in cells.items():
+            other = known[twin, shots][head]
+            if cell.drawn(sets[dataset]) != other.drawn(sets[twin]):
+                continue
+            difference = cell.scores - other.scores
+            low, high, _ = _paired_interval(cell, other, difference)
+            notes.append(
+                f"{dataset} at {shots}: {head} {difference.mean():+.4f} against {twin} (95 % interval of the paired "
+                f"difference {low:+.4f} to {high:+.4f})"
+            )
+    return notes
+
+
+def _classes(labels: set[str]) -> str:
+    return f"{len(labels)} class" + "es" * (len(labels) > 1)
+
+
 def _cell_notes(dataset: str, shots: int | str, rows: Rows, by_head: dict[str, list[_Run]]) -> list[str]:
     draws = [run.draw for run in next(iter(by_head.values()))]
     where, notes = f"{dataset} at {shots}", []
     for note in dict.fromkeys(note for draw in draws for note in (draw.folds.notes if draw.folds else ())):
         notes.append(f"{where}: {note}")
     if any(draw.folds is None for draw in draws):
-        notes.append(f"{where}: fixed settings, one row per class leaves nothing to choose on")
+        unit = "row" if rows.groups is None else "group"
+        notes.append(f"{where}: fixed settings, one {unit} per class leaves nothing to choose on")
     if shots != "all":
         fewest = min(int(np.unique(rows.y[draw.train], return_counts=True)[1].min()) for draw in draws)
         if fewest < int(shots):
             notes.append(f"{where}: a class has fewer rows than that, {fewest} at least; it gives all it has")
     unknown = {label for draw in draws for label in np.setdiff1d(rows.y[draw.test], rows.y[draw.train]).tolist()}
     if unknown:
-        notes.append(f"{where}: {len(unknown)} classes of the test rows are not in training, counted as errors")
+        notes.append(f"{where}: {_classes(unknown)} of the test rows not in training, counted as errors")
     absent = {label for draw in draws for label in np.setdiff1d(rows.y[draw.train], rows.y[draw.test]).tolist()}
     if absent:
-        notes.append(f"{where}: {len(absent)} classes have no test rows in some draw")
+        notes.append(f"{where}: {_classes(absent)} without test rows in some draw")
     for head, some in by_head.items():
         if stopped := sum(run.unconverged for run in some):
             notes.append(

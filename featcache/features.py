@@ -46,6 +46,9 @@ class FeatureSet:
         The source's own further columns, each of length n_samples.
     name : str, default=""
         What to call this set in tables; a store gives its folder name.
+    view_of : array-like of shape (n_samples,), default=None
+        Of a row that is an augmented view of another row's image: the id of that row; ``""`` for plain images. Such
+        rows train with their image only, and count neither as images nor as test rows.
 
     Raises
     ------
@@ -71,6 +74,7 @@ class FeatureSet:
     fingerprint: str = ""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = ""
+    view_of: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         X = self.X if isinstance(self.X, np.ndarray) else _array("X", self.X)
@@ -82,7 +86,7 @@ class FeatureSet:
         set_(self, "X", X)
         ids = self.ids if self.ids is not None else [str(i) for i in range(len(X))]
         set_(self, "ids", self._text("ids", ids))
-        for name in ("y", "groups", "splits"):
+        for name in ("y", "groups", "splits", "view_of"):
             value = getattr(self, name)
             if value is not None:
                 set_(self, name, self._text(name, value))
@@ -174,6 +178,7 @@ class FeatureSet:
             ids=pick(self.ids),
             groups=pick(self.groups),
             splits=pick(self.splits),
+            view_of=pick(self.view_of),
             columns={name: column[index] for name, column in self.columns.items()},
         )
 

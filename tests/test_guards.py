@@ -179,6 +179,48 @@ def test_val_rows_calibrate_where_there_are_some():
     )
 
 
+def test_the_error_rate_that_was_asked_for_is_kept_on_new_rows():
+    """Three overlapping classes, 40 draws of 400 rows each, judged on 10,000 rows that no draw has seen."""
+    rng = np.random.default_rng(1)
+
+    def drawn(n):
+        y = rng.integers(0, 3, n)
+        return (rng.normal(size=(n, 6)) + 1.8 * np.eye(3, 6)[y]).astype("float32"), y.astype(str)
+
+    test, truth = drawn(10_000)
+    rates, coverage = {None: [], 0.9: []}, {None: [], 0.9: []}
+    for _ in range(40):
+        train = FeatureSet(*drawn(400))
+        for level in rates:
+            fitted = fit("lda", train, reject=0.05, reject_confidence=level)
+            accepted = fitted.accept(test)
+            coverage[level].append(accepted.mean())
+            if accepted.any():
+                rates[level].append((fitted.predict(test) != truth)[accepted].mean())
+                assert fitted.rejection["error_rate"] <= fitted.rejection.get("bound", 1.0)
+    assert (fitted.predict(test) != truth).mean() > 0.15
+    assert 0.04 < np.mean(rates[None]) < 0.06 < np.max(rates[None])
+    assert sum(rate > 0.05 for rate in rates[0.9]) <= 4
+    assert 0.1 < np.mean(coverage[0.9]) < np.mean(coverage[None])
+
+
+def test_a_bound_says_what_it_found_or_what_it_takes(tmp_path):
+    fitted = fit("ridge", digits(), reject=0.1, reject_confidence=0.9)
+    found = fitted.rejection
+    assert found["error_rate"] < found["bound"] <= 0.1 and found["confidence"] == 0.9
+    assert any("with probability 0.9 at most" in note for note in fitted.notes)
+    loaded = FittedHead.load(fitted.save(tmp_path / "head.fc"))
+    np.testing.assert_array_equal(loaded.accept(X), fitted.accept(X))
+    assert loaded.accept(X[:0]).shape == (0,) and 0 < loaded.accept(X[TEST]).mean() < 1
+    few = fit("ridge", FeatureSet(X[:30], Y[:30]), reject=0.05, reject_confidence=0.95)
+    assert not few.accept(X).any() and np.isnan(few.rejection["bound"])
+    assert any("takes 59 accepted ones without an error" in note for note in few.notes)
+    bursts = fit("ridge", digits(splits=None, groups=np.arange(600) // 2), reject=0.1, reject_confidence=0.9)
+    assert any("one group" in note for note in bursts.notes)
+    alone = fit("ridge", digits(splits=None, groups=np.arange(600)), reject=0.1, reject_confidence=0.9)
+    assert not any("one group" in note for note in alone.notes)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -186,6 +228,12 @@ def test_val_rows_calibrate_where_there_are_some():
         ({"reject": 1.0}, "error rate"),
         ({"reject": True}, "error rate"),
         ({"novelty": "iforest"}, "mahalanobis, knn"),
+        ({"novelty": np.zeros(2)}, "mahalanobis, knn"),
+        ({"reject": np.nan}, "error rate"),
+        ({"reject_confidence": 0.9}, "reject above 0"),
+        ({"reject": 0.0, "reject_confidence": 0.9}, "reject above 0"),
+        ({"reject": 0.1, "reject_confidence": 1.0}, "from 0.5"),
+        ({"reject": 0.1, "reject_confidence": "high"}, "from 0.5"),
     ],
 )
 def test_errors_are_one_clear_line(options, reason):

@@ -226,7 +226,7 @@ def fit(
         str | None,
         typer.Option(
             "--head",
-            help="auto, logreg, softmax, ridge, lda, svm, svm-rbf, knn, centroid, simpleshot, nystroem, mlp, searched, "
+            help="auto, logreg, softmax, svm, svm-rbf, ridge, lda, knn, centroid, simpleshot, nystroem, mlp, searched, "
             "ensemble. Default: auto; with --separator logreg (or softmax, ridge), with --target ridge.",
         ),
     ] = None,
@@ -236,6 +236,9 @@ def fit(
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Make the scores calibrated probabilities.")] = False,
     reject: Annotated[
         float | None, typer.Option("--reject", help="Error rate wanted among accepted answers, such as 0.05.")
+    ] = None,
+    reject_confidence: Annotated[
+        float | None, typer.Option("--reject-confidence", help="Be so sure of that error rate, such as 0.9.")
     ] = None,
     novelty: Annotated[
         str | None, typer.Option("--novelty", help="Detect images unlike the training images: mahalanobis, knn.")
@@ -263,7 +266,9 @@ def fit(
     data = features(store, **choice, nodes=nodes, views=views, labels=labels, key=key)
     check_target(out)  # before the work, not after it
     usual = "auto" if separator is target is None else "ridge" if separator is None else "logreg"
-    guards: dict[str, Any] = {"calibrate": calibrate, "reject": reject, "novelty": novelty}
+    guards: dict[str, Any] = {
+        "calibrate": calibrate, "reject": reject, "reject_confidence": reject_confidence, "novelty": novelty,
+    }  # fmt: skip
     fitted = run_fit(head or usual, data, metric=metric, cv=cv, seed=seed, separator=separator, target=target, **guards)
     path = fitted.save(out)
     if as_json:
@@ -303,6 +308,9 @@ def compare(
     view: View = "main",
     node: Node = None,
     nodes: Nodes = None,
+    views: Annotated[
+        str | None, typer.Option("--views", help="Compare with training on augmented views, too: all, or how many.")
+    ] = None,
     label: Label = None,
     group: Group = None,
     split: Split = None,
@@ -322,7 +330,8 @@ def compare(
     if plot is not None:
         Result.check_plot(plot)  # before the work, not after it
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
-    data = [features(s, **choice, nodes=nodes, labels=labels, key=key) for s in stores]
+    choice |= {"nodes": nodes, "labels": labels, "key": key}
+    data = [features(s, **choice, views=v) for s in stores for v in dict.fromkeys((None, views))]
     with progress_for(False if quiet else "auto") as bar:
         result = run_compare(
             data[0] if len(data) == 1 else data,

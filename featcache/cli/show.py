@@ -225,9 +225,6 @@ def fitted_head(fitted: Any, path: str) -> None:
     scores = ", ".join(f"{name} {fitted.metric} {value:.4f}" for name, value in fitted.scores.items())
     name = f"{fitted.head} ({settings})" if settings else fitted.head
     say(f"{path}: {name} on {fitted.n_train} images; {scores or 'no score'}")
-    if fitted.rejection is not None and fitted.rejection["coverage"] > 0:
-        accepted, wrong = fitted.rejection["coverage"], fitted.rejection["error_rate"]
-        say(f"accepts {accepted:.1%} of held-out images, {wrong:.1%} of them wrong")
     for line in fitted.notes:
         note(line)
 

@@ -31,6 +31,8 @@ _EXPANSION = 100
 #: Values of the description that are JSON; the others are texts.
 _JSON = ("spec", "locator", "columns", "shape")
 _TEXTS = ("format", "featcache", "name", "node", "fingerprint", "dtype", "xxh3")
+#: The column that holds `FeatureSet.view_of`.
+VIEW_OF = "featcache view_of"
 _NOTE = (
     "CNN codes, one row per id, made by the backbone and preprocessing that spec (JSON) describes; "
     "columns: own name and place in this file; xxh3: checksum of codes and columns; read with featcache.read_features"

@@ -16,7 +16,7 @@ import xxhash
 from ..errors import ExchangeError, FeatcacheError, FeaturesError
 from ..features import FeatureSet, texts_of
 from . import arrays, hdf5, table
-from .parts import Contents, Part, add_lines, check_finite, count_bytes, machine_memory, raw, understand
+from .parts import VIEW_OF, Contents, Part, add_lines, check_finite, count_bytes, machine_memory, raw, understand
 
 __all__ = ["is_plain_file", "read_features"]
 
@@ -151,7 +151,8 @@ def _from_export(where: Path, contents: Contents, about: dict[str, Any], asked: 
         )
     found |= _given(where, contents, asked, len(X))
     fields = {name: about[name] for name in ("spec", "locator", "node", "fingerprint", "name")}
-    return FeatureSet(X.reshape(about["shape"]), **found, **fields, columns=columns)
+    views = columns.pop(VIEW_OF, None)
+    return FeatureSet(X.reshape(about["shape"]), **found, **fields, columns=columns, view_of=views)
 
 
 # ----------------------------------------------------------------------------------------------- made elsewhere

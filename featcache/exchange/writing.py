@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..features import FeatureSet, is_text, texts_of
 from ..files import DISK, Disk, publish, remove_stale, unique_name
 from ..store import FeatureStore
 from . import arrays, hdf5, table
-from .parts import Draft, add_lines, raw
+from .parts import VIEW_OF, Draft, add_lines, raw
 
 __all__ = ["export"]
 
@@ -132,6 +133,8 @@ def _set_of(data: Any, choice: dict[str, Any]) -> tuple[FeatureSet, np.dtype]:
         given = [f"{name}={value!r}" for name, value in choice.items() if value not in (None, "main")]
         if given:
             raise ExchangeError(f"{', '.join(given)}: expected a store to choose from, got a FeatureSet; leave it out")
+        if data.view_of is not None:
+            data = replace(data, columns={**data.columns, VIEW_OF: data.view_of}, view_of=None)
         return data, data.X.dtype
     if isinstance(data, (str, os.PathLike)):
         data = FeatureStore.open(data)

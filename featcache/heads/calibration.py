@@ -105,7 +105,9 @@ class TemperatureClassifier(ClassifierMixin, BaseEstimator):
         self.n_held_out_ = len(rows)
         self.notes_ = list(folds.notes) if folds else []
         if not len(rows):
-            self.notes_.append("probabilities are not calibrated: no class has two rows to hold one out; temperature 1")
+            self.notes_.append(
+                "probabilities are not calibrated: no class has two rows (or groups) to hold one out; temperature 1"
+            )
         codes = np.searchsorted(self.classes_, y[rows])
         self.temperature_ = fit_temperature(logits, codes, prior_rows=self.prior_rows)
         return self

@@ -141,7 +141,9 @@ class EnsembleClassifier(ClassifierMixin, BaseEstimator):
         self.weights_, self.temperature_ = np.full(m, 1.0 / m), 1.0
         self.held_out_predictions_ = np.zeros((m + 1, 0), dtype=np.int32)
         if not len(rows):
-            self.notes_.append("heads weigh alike and are not calibrated: no class has two rows to hold one out")
+            self.notes_.append(
+                "heads weigh alike and are not calibrated: no class has two rows (or groups) to hold one out"
+            )
             return
         parts = [log_softmax(logits / T) for (_, logits), T in zip(held_out, self.temperatures_, strict=True)]
         if self.weights == "stacked" and m > 1:

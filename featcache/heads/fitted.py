@@ -15,6 +15,7 @@ from ..fingerprint import describe_difference
 from .held_out import class_logits, log_softmax
 from .label_sets import join_labels, label_scores
 from .labelled import as_matrix
+from .rejection import confidences
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,9 @@ class FittedHead:
         Of calibrated probabilities; None: the estimator's own scores.
     rejection : dict of str to float, default=None
         "wanted" error rate, "threshold" of the largest probability, "coverage" and "error_rate" of the accepted among
-        the held-out rows (inf, 0 and NaN where the rate is out of reach); None: nothing is rejected.
+        the held-out rows (inf, 0 and NaN where the rate is out of reach); with `reject_confidence` also that
+        "confidence", the upper "bound" of the error rate that holds with it, and the "temperature" of the confidences
+        that are compared. None: nothing is rejected.
     detector : estimator, default=None
         Detector of images unlike the training images, on raw codes.
     separator : str, default=""
@@ -167,7 +170,14 @@ class FittedHead:
         """
         if self.rejection is None:
             raise HeadError(f"head {self.head!r} was fitted without a wanted error rate; use fit(..., reject=0.05)")
-        return self.predict_proba(data).max(axis=1) >= self.rejection["threshold"]
+        if "temperature" not in self.rejection:
+            return self.predict_proba(data).max(axis=1) >= self.rejection["threshold"]
+        X = self._codes(data)
+        if not len(X):
+            return np.zeros(0, dtype=bool)
+        return (
+            confidences(class_logits(self.estimator, X) / self.rejection["temperature"]) >= self.rejection["threshold"]
+        )
 
     def novelty(self, data: Any) -> np.ndarray:
         """Return how unlike the training rows each row is: above 0 where `fit`'s `novelty` calls it novel.

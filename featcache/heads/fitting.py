@@ -31,6 +31,7 @@ def fit(
     params: Mapping[str, Any] | None = None,
     calibrate: bool = False,
     reject: float | None = None,
+    reject_confidence: float | None = None,
     novelty: str | None = None,
     separator: str | None = None,
     target: str | None = None,
@@ -63,6 +64,12 @@ def fit(
     reject : float, default=None
         An error rate wanted among the answers, e.g. 0.05: `FittedHead.accept` then says which are sure enough (see
         `RejectingClassifier`). Calibrates, too.
+    reject_confidence : float, default=None
+        Probability, e.g. 0.9, with which the error rate among the answers is at most `reject`; None: the rate counted
+        on held-out training rows is, so that the true one is above it about as often as below. Where the rows are too
+        few to be so sure, nothing is accepted, and a note says how many it takes. The bound is one for heads fitted on
+        the other folds, on images like those to come, none a copy of another; settings chosen on the same folds make
+        it somewhat optimistic, fewer training rows somewhat careful.
     novelty : {"mahalanobis", "knn"}, default=None
         Adds a detector of images unlike the training images (`MahalanobisDetector`, `KNeighborsDetector`), which calls
         5 % of the usual ones novel: `FittedHead.novelty`.
@@ -101,7 +108,7 @@ def fit(
     >>> fit("ridge", line, target="price").predict([[4.0]]).round().tolist()
     [9.0]
     """
-    check_guards(calibrate, reject, novelty)
+    check_guards(calibrate, reject, reject_confidence, novelty)
     for name, value, least in (("cv", cv, 2), ("seed", seed, 0)):
         if not whole_number(value, least):
             raise SplitError(f"{name}: expected a whole number of {least} or more, got {value!r}")
@@ -130,7 +137,7 @@ def fit(
         guards: dict[str, Any] = {}
         how, notes = "cv", rows.notes
     else:
-        asked = {"calibrate": calibrate, "reject": reject, "novelty": novelty}
+        asked = {"calibrate": calibrate, "reject": reject, "novelty": novelty, "reject_confidence": reject_confidence}
         trained, how, guards, notes = _fit_here(rows, train_rows, head, metric, cv, seed, params, asked)
     scores = {} if trained.score is None else {how: trained.score}
     if "test" in rows.parts:
@@ -176,7 +183,8 @@ def _fit_here(
         always_score=True,
     )
     guards, guard_notes = guards_of(trained.estimator, X, y, folds, groups, **asked)
-    notes = rows.notes + (folds.notes if folds else ("fixed settings: no class has two rows to choose on",))
+    unit = "rows" if rows.groups is None else "groups"
+    notes = rows.notes + (folds.notes if folds else (f"fixed settings: no class has two {unit} to choose on",))
     return trained, how, guards, notes + guard_notes
 
 
@@ -190,8 +198,13 @@ def _folds_for(rows: Rows, train_rows: np.ndarray, cv: int, seed: int) -> tuple[
         return Folds(((np.flatnonzero(~in_val), np.flatnonzero(in_val)),)), "val"
     if len(np.unique(y)) < 2:
         raise HeadError("train rows: expected two classes or more, got one; look at the split column")
-    groups = None if rows.groups is None else rows.groups[train_rows]
-    return tuning_folds(y, rows.X.shape[1], cv=cv, ids=rows.ids[train_rows], groups=groups, seed=seed), "cv"
+    images = rows.standing(train_rows)
+    groups = None if rows.groups is None else rows.groups[images]
+    if rows.images is not None and groups is not None and len(np.unique(groups)) == len(images):
+        groups = None  # nothing but the images themselves
+    y, ids = rows.y[images], rows.ids[images]
+    folds = tuning_folds(y, rows.X.shape[1], cv=cv, ids=ids, groups=groups, seed=seed)
+    return rows.over_views(folds, images, train_rows), "cv"
 
 
 def score_rows(

@@ -11,7 +11,7 @@ from ..errors import HeadError
 from ..splits import Folds
 from .calibration import fit_temperature
 from .held_out import held_out_logits
-from .rejection import confidences, rejection_threshold
+from .rejection import confidences, label_free_temperature, rejection_threshold
 
 __all__ = ["DETECTORS", "check_guards", "detector_of", "guards_of"]
 
@@ -19,14 +19,23 @@ __all__ = ["DETECTORS", "check_guards", "detector_of", "guards_of"]
 DETECTORS = ("mahalanobis", "knn")
 
 
-def check_guards(calibrate: Any, reject: Any, novelty: Any) -> None:
+def check_guards(calibrate: Any, reject: Any, reject_confidence: Any, novelty: Any) -> None:
     """Raise HeadError, before any work, for values that `fit` does not take."""
     if not isinstance(calibrate, (bool, np.bool_)):
         raise HeadError(f"calibrate: expected True or False, got {calibrate!r}")
     number = isinstance(reject, Real) and not isinstance(reject, bool)
     if reject is not None and not (number and 0.0 <= float(reject) < 1.0):
         raise HeadError(f"reject: expected None or an error rate from 0 to below 1, got {reject!r}; 0.05 is usual")
-    if novelty is not None and novelty not in DETECTORS:
+    if reject_confidence is not None:
+        number = isinstance(reject_confidence, Real) and not isinstance(reject_confidence, bool)
+        if not (number and 0.5 <= float(reject_confidence) < 1.0):
+            raise HeadError(
+                f"reject_confidence: expected None or a number from 0.5 to below 1, got {reject_confidence!r}; "
+                "0.9 is usual"
+            )
+        if not reject:
+            raise HeadError(f"reject_confidence: expected reject above 0 beside it, such as 0.05, got {reject!r}")
+    if novelty is not None and not (isinstance(novelty, str) and novelty in DETECTORS):
         raise HeadError(f"novelty: expected None or one of {', '.join(DETECTORS)}, got {novelty!r}")
 
 
@@ -40,6 +49,7 @@ def guards_of(
     calibrate: bool,
     reject: float | None,
     novelty: str | None,
+    reject_confidence: float | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the fields of FittedHead that were asked for, and notes.
 
@@ -59,6 +69,8 @@ def guards_of(
         Wanted error rate; brings a temperature, too.
     novelty : str or None
         A name among `DETECTORS`.
+    reject_confidence : float, default=None
+        Probability with which the error rate shall be at most `reject`; None: the counted one is.
     """
     fields: dict[str, Any] = {}
     notes: list[str] = []
@@ -72,10 +84,14 @@ def guards_of(
         codes = np.searchsorted(classes, y[rows])
         fields["temperature"] = fit_temperature(logits, codes)
         if not len(rows):
-            notes.append("probabilities are not calibrated: no class has two rows to hold one out")
+            notes.append("probabilities are not calibrated: no class has two rows (or groups) to hold one out")
         if reject is not None:
-            fields["rejection"], why = _rejection(logits / fields["temperature"], codes, float(reject))
-            notes += why
+            fields["rejection"], said = _rejection(
+                logits, codes, fields["temperature"], float(reject), reject_confidence
+            )
+            notes += said
+            if reject_confidence is not None and groups is not None and len(np.unique(groups[rows])) < len(rows):
+                notes.append("reject: the bound takes images for independent, which those of one group are not")
     if novelty is not None:
         detector = detector_of(novelty, X, y, groups)
         fields["detector"] = detector
@@ -94,7 +110,24 @@ def detector_of(novelty: str, X: np.ndarray, y: np.ndarray | None, groups: np.nd
     return KNeighborsDetector().fit(X, groups=groups)
 
 
-def _rejection(logits: np.ndarray, codes: np.ndarray, wanted: float) -> tuple[dict[str, float], list[str]]:
+def _rejection(
+    logits: np.ndarray, codes: np.ndarray, temperature: float, wanted: float, level: float | None
+) -> tuple[dict[str, float], list[str]]:
+    """`FittedHead.rejection`, and one line of what was achieved (or why nothing was)."""
+    if level is not None:  # labels must not order the confidences that a bound is counted on
+        temperature = label_free_temperature(logits)
     right = logits.argmax(axis=1) == codes
-    threshold, coverage, error_rate, notes = rejection_threshold(confidences(logits), right, wanted)
-    return {"wanted": wanted, "threshold": threshold, "coverage": coverage, "error_rate": error_rate}, notes
+    sure = confidences(logits / temperature)
+    threshold, coverage, rate, notes = rejection_threshold(sure, right, wanted, level)
+    accepted = sure >= threshold
+    counted = float((~right[accepted]).mean()) if accepted.any() else np.nan
+    found = {"wanted": wanted, "threshold": threshold, "coverage": coverage, "error_rate": counted}
+    if level is not None:
+        found |= {"confidence": float(level), "bound": rate, "temperature": temperature}
+    if not notes:
+        n = int(accepted.sum())
+        how_sure = "" if level is None else f"; with probability {level:g} at most {rate:.1%} are"
+        if level is None and n * wanted < 1:
+            how_sure = f"; too few to tell so small an error rate as {wanted:g}"
+        notes = [f"accepts {coverage:.1%} of {len(codes)} held-out images, {counted:.1%} of them wrong{how_sure}"]
+    return found, notes

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import HeadError
 from ..features import FeatureSet
-from ..splits import has_named_splits, named_splits
+from ..splits import Folds, has_named_splits, named_splits
 
 __all__ = ["Rows", "as_matrix", "in_parts", "is_mapped", "name_of", "provenance"]
 
@@ -27,11 +27,14 @@ class Rows:
     X, y, ids : ndarray
         Codes (n, d) of float32 or float64; labels and names as text.
     groups : ndarray or None
-        Group of each row.
+        Group of each row; None where each row is alone.
     parts : dict of str to ndarray
         Row numbers of "train", "val", "test" when the set says which rows train and test, else empty.
     notes : tuple of str
         What was left out.
+    images : ndarray of int or None, default=None
+        Where rows are augmented views: the number of the row that stands for the image of each, its plain one where it
+        is there. None: every row is an image of its own.
     """
 
     X: np.ndarray
@@ -40,6 +43,7 @@ class Rows:
     groups: np.ndarray | None
     parts: dict[str, np.ndarray]
     notes: tuple[str, ...]
+    images: np.ndarray | None = None
 
     @classmethod
     def of(cls, data: FeatureSet, *, on_disk: bool = False) -> Rows:
@@ -67,18 +71,64 @@ class Rows:
         if not parts and data.splits is not None and (data.splits != "").any():
             lacking = [part for part in ("train", "test") if part not in named_splits(data.splits)]
             notes.append(f"the split column has no {' and no '.join(lacking)} part: it is not used")
-        if parts and (outside := len(data) - sum(map(len, parts.values()))):
+        images = _images(data)
+        own = np.arange(len(data)) if images is None else images
+        if images is not None:
+            parts = {p: rows if p == "train" else rows[images[rows] == rows] for p, rows in parts.items()}
+        if parts and (outside := len(np.setdiff1d(own, np.concatenate([*parts.values()])))):
             notes.append(f"{outside} rows outside train, val and test left out")
-        groups = None if data.groups is None else _whole_groups(data.groups)
+        if images is not None:
+            n = len(np.unique(images))
+            notes.append(f"{n} images, and {len(data) - n} augmented views of them, which only train")
         X = data.X if on_disk and is_mapped(data.X) else as_matrix(data.X, name_of(data))
         y = np.zeros(len(data), dtype=np.str_) if data.y is None else data.y
-        return cls(X, y, data.row_ids, groups, parts, tuple(notes))
+        groups = _told_apart(_whole_groups(data, images))
+        return cls(X, y, data.row_ids, groups, parts, tuple(notes), images)
 
     def training(self) -> np.ndarray:
         """Return the rows to train on, val rows among them, in the order of their ids: no result depends on another."""
         parts = [self.parts[p] for p in ("train", "val") if p in self.parts] or [np.arange(len(self.ids))]
         rows = np.concatenate(parts)
         return rows[np.argsort(self.ids[rows], kind="stable")]
+
+    def plain(self) -> Rows:
+        """Return the images alone, as they would be without their views: what is drawn, held out and counted.
+
+        Groups that each hold one image are none, as in `of`.
+        """
+        if self.images is None:
+            return self
+        rows = self.standing(np.arange(len(self.y)))
+        number = np.cumsum(np.isin(np.arange(len(self.y)), rows)) - 1
+        first = slice(0, len(rows)) if rows[-1] == len(rows) - 1 else rows  # no copy of codes that join_views made
+        parts = {name: number[self.standing(some)] for name, some in self.parts.items()}
+        groups = None if self.groups is None else self.groups[rows]
+        return Rows(self.X[first], self.y[rows], self.ids[rows], _told_apart(groups), parts, self.notes)
+
+    def standing(self, rows: np.ndarray) -> np.ndarray:
+        """Return those of some rows that stand for an image, in their order."""
+        return rows if self.images is None else rows[self.images[rows] == rows]
+
+    def with_views(self, rows: np.ndarray) -> np.ndarray:
+        """Return images (row numbers) and those of their views that may train, by id."""
+        if self.images is None:
+            return rows
+        train = np.isin(self.images, rows)
+        if self.parts:
+            train &= np.isin(np.arange(len(self.y)), np.concatenate([self.parts["train"], rows]))
+        order = np.argsort(self.ids, kind="stable")
+        return order[train[order]]
+
+    def over_views(self, folds: Folds | None, rows: np.ndarray, viewed: np.ndarray) -> Folds | None:
+        """Return folds of the images `rows` as folds of `viewed`: views train as their image does, none is held out."""
+        if folds is None or self.images is None:
+            return folds
+        images = self.images[viewed]
+        pairs = [
+            (np.flatnonzero(np.isin(images, rows[kept])), np.flatnonzero(np.isin(viewed, rows[held])))
+            for kept, held in folds
+        ]
+        return Folds(tuple(pairs), folds.notes)
 
 
 def provenance(data: FeatureSet, rows: Rows, train_rows: np.ndarray) -> dict[str, Any]:
@@ -107,15 +157,38 @@ def in_parts(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[i : i + _ROWS_AT_ONCE] for i in range(0, len(rows), _ROWS_AT_ONCE)]
 
 
+def _told_apart(groups: np.ndarray | None) -> np.ndarray | None:
+    """Groups, or None where each holds one row: nothing has to stay together then."""
+    return None if groups is None or len(np.unique(groups)) == len(groups) else groups
+
+
 def is_mapped(X: Any) -> bool:
     """Tell whether codes are a matrix on disk, as ``store.load(in_memory=False)`` gives them."""
     return isinstance(X, np.memmap) and X.ndim == 2
 
 
-def _whole_groups(groups: np.ndarray) -> np.ndarray:
-    """A row without a group is a group of its own, not a member of one large nameless group."""
-    alone = np.asarray([f"\0{i}" for i in range(len(groups))])
-    return np.where(groups == "", alone, groups)
+def _images(data: FeatureSet) -> np.ndarray | None:
+    """The row that stands for each row's image: its plain row, or the first of its views that is there."""
+    if data.view_of is None or not (data.view_of != "").any():
+        return None
+    image = np.where(data.view_of == "", data.row_ids, data.view_of)
+    order = np.argsort(data.view_of != "", kind="stable")  # plain rows first
+    _, first, inverse = np.unique(image[order], return_index=True, return_inverse=True)
+    images = np.empty(len(data), dtype=np.intp)
+    images[order] = order[first[inverse]]
+    return images
+
+
+def _whole_groups(data: FeatureSet, images: np.ndarray | None) -> np.ndarray | None:
+    """A row without a group is a group of its own, not of one large nameless group; views are in their image's."""
+    if data.groups is None and images is None:
+        return None
+    own = np.arange(len(data)) if images is None else images
+    groups = np.full(len(data), "") if data.groups is None else data.groups[own]
+    if images is not None:  # join_views names an image without a group after itself
+        image = data.row_ids if data.view_of is None else np.where(data.view_of == "", data.row_ids, data.view_of)
+        groups = np.where(groups == image, "", groups)
+    return np.where(groups == "", np.asarray([f"\0{i}" for i in own.tolist()]), groups)
 
 
 def as_matrix(X: Any, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from .calibration import fit_temperature
 from .held_out import class_logits, fitted_member, folds_of, held_out_logits, log_softmax
 from .rows import labelled_rows
 
-__all__ = ["RejectingClassifier", "confidences", "rejection_threshold"]
+__all__ = ["RejectingClassifier", "confidences", "label_free_temperature", "rejection_threshold"]
 
 _MEASURES = ("probability", "margin")
 
@@ -146,7 +146,7 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
         rows, logits = held_out_logits(self.estimator_, X, y, self.classes_, folds, groups)
         codes = np.searchsorted(self.classes_, y[rows])
         self.n_held_out_, self.temperature_ = len(rows), fit_temperature(logits, codes)
-        self.ranking_temperature_ = self.temperature_ if self.confidence is None else _label_free(logits)
+        self.ranking_temperature_ = self.temperature_ if self.confidence is None else label_free_temperature(logits)
         logits = logits / self.ranking_temperature_
         self.threshold_, self.coverage_, self.error_rate_, self.notes_ = rejection_threshold(
             confidences(logits, self.measure), logits.argmax(axis=1) == codes, self.error_rate, self.confidence
@@ -202,8 +202,8 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
         return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
 
 
-def _label_free(logits: np.ndarray) -> float:
-    """A temperature that looks at no label: 1, or the spread of larger scores, which would all give probability 1."""
+def label_free_temperature(logits: np.ndarray) -> float:
+    """Return a temperature that looks at no label: 1, or the spread of scores that would all give probability 1."""
     scores = logits[np.isfinite(logits)]
     return max(1.0, float(scores.std())) if len(scores) else 1.0
 
@@ -252,7 +252,7 @@ def rejection_threshold(
     """
     n = len(confidence)
     if not n:
-        return np.inf, 0.0, np.nan, ["nothing is accepted: no class has two rows to hold one out"]
+        return np.inf, 0.0, np.nan, ["nothing is accepted: no class has two rows (or groups) to hold one out"]
     order = np.argsort(-confidence, kind="stable")
     ranked, errors = confidence[order], np.cumsum(~right[order])
     ends = np.append(np.flatnonzero(ranked[1:] < ranked[:-1]), n - 1)  # equals are accepted together
@@ -264,7 +264,11 @@ def rejection_threshold(
     else:
         place, rates = _in_sequence(accepted, wrong, error_rate, 1.0 - level)
     if place < 0:
-        how = f", to be sure of it with probability {level}" if level is not None else ""
+        how = ""
+        if level is not None:
+            how = f", to be sure of it with probability {level}"
+            least = np.log1p(-level) / np.log1p(-error_rate) if error_rate > 0 else np.inf
+            how += f" (that takes {int(np.ceil(least))} accepted ones without an error)" if n < least < 1e9 else ""
         note = f"nothing is accepted: {n} held-out rows do not show an error rate of {error_rate} at any threshold{how}"
         return np.inf, 0.0, np.nan, [note]
     return float(ranked[ends[place]]), float(accepted[place] / n), float(rates[place]), []

@@ -44,8 +44,9 @@ def join_views(source: Any, views: Sequence[int] | int | None = None, *, rows: b
     rows : bool, default=False
         False: one row per image, the views side by side as blocks of columns, for `ViewsClassifier`. True: one row per
         image and view, for any head: it trains on all views and predicts plain images. Ids of the rows beyond the
-        first are "id #k", groups keep the views of an image together, and where the set names its test (and val) rows,
-        their augmented views are left out of these parts.
+        first are "id #k" and `view_of` says of which row they are views, so that `fit` and `compare` hold out and count
+        images; groups keep the views of an image together, and where the set names its test (and val) rows, their
+        augmented views are left out of these parts.
     **choice
         What `FeatureStore.load` takes: view, node, snapshot, label, group, split.
 
@@ -117,6 +118,8 @@ def view_numbers(store: Any, views: Any = None, **choice: Any) -> list[int]:
 def _stacked(numbers: list[int], sets: list[FeatureSet]) -> FeatureSet:
     """One row per image and view."""
     first, v = sets[0], len(sets)
+    if v == 1:
+        return first
     ids = [str(i) for i in first.row_ids.tolist()]
     names = ids + [f"{i} #{number}" for number in numbers[1:] for i in ids]
     own = first.row_ids if first.groups is None else np.where(first.groups == "", first.row_ids, first.groups)
@@ -136,6 +139,7 @@ def _stacked(numbers: list[int], sets: list[FeatureSet]) -> FeatureSet:
         groups=np.tile(own, v),
         splits=splits,
         columns={name: np.tile(column, v) for name, column in first.columns.items()},
+        view_of=np.asarray([""] * len(ids) + ids * (v - 1)),
     )
 
 

@@ -253,7 +253,8 @@ def _measure(name: str, subjects: Subjects, draw: Draw, far: float, cv: int, *, 
     if not genuine or not impostor:
         raise HeadError(
             f"{subjects.name}: the {len(test.names)} held-out identities have {genuine} pairs of one identity and "
-            f"{impostor} of two; give identities more images, or a larger test_size"
+            f"{impostor} of two; give identities more images{' or other bursts' * (bursts is not None)}, or a larger "
+            "test_size"
         )
     verifier = Verifier(name, far=far, cv=cv, random_state=draw.seed)
     start = time.perf_counter()

@@ -287,8 +287,8 @@ def units_of(codes: np.ndarray, groups: Any = None) -> np.ndarray:
         codes = _joined(codes, codes_of(groups, "groups"))
     count = int(codes.max(initial=-1)) + 1
     if count < 2:
-        what = "identities" if groups is None else "identities that share no group"
-        raise SplitError(f"identities: expected two {what} or more, got {count}; give more, or leave the groups out")
+        what = "" if groups is None else " (or sets of them that share no group)"
+        raise SplitError(f"identities: expected two or more{what}, got {count}; give more, or leave the groups out")
     return codes
 
 
