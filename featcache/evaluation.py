@@ -170,8 +170,10 @@ def compare(
     sets = {name: Rows.of(item) for name, item in _named_sets(data).items()}
     draws = [draw for name, rows in sets.items() for draw in _draws(name, rows, protocol)]
     jobs = [(draw, name, head) for draw in draws for name, head in named.items()]
+    # Views cannot be left out one by one; what they add is compared with heads that were chosen in the same way.
+    exact = all(rows.images is None for rows in sets.values())
     work = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(_run)(sets[draw.dataset], draw, name, head, protocol) for draw, name, head in jobs
+        joblib.delayed(_run)(sets[draw.dataset], draw, name, head, protocol, exact) for draw, name, head in jobs
     )
     for run in work:
         runs.append(run)
@@ -248,11 +250,11 @@ def _folds(rows: Rows, chosen: np.ndarray, protocol: EvalProtocol, shots: int | 
     return tuning_folds(rows.y[chosen], rows.X.shape[1], cv=protocol.cv, ids=rows.ids[chosen], groups=groups, seed=seed)
 
 
-def _run(rows: Rows, draw: _Draw, name: str, head: Any, protocol: EvalProtocol) -> _Run:
-    """Fit one head on one draw and predict the test rows."""
+def _run(rows: Rows, draw: _Draw, name: str, head: Any, protocol: EvalProtocol, exact: bool) -> _Run:
+    """Fit one head on one draw and predict the test rows; `exact` allows leave-one-out."""
     chosen = rows.with_views(draw.train)
     X, y, folds = rows.X[chosen], rows.y[chosen], rows.over_views(draw.folds, draw.train, chosen)
-    loo = rows.groups is None and not (draw.shots == "all" and "val" in rows.parts)
+    loo = exact and rows.groups is None and not (draw.shots == "all" and "val" in rows.parts)
     if isinstance(head, str) and head == "mlp":
         import torch  # noqa: F401  (seconds, once per process, and no part of the fit)
     with warnings.catch_warnings(record=True) as caught:
@@ -424,7 +426,7 @@ def _cell_notes(dataset: str, shots: int | str, rows: Rows, by_head: dict[str, l
     for note in dict.fromkeys(note for draw in draws for note in (draw.folds.notes if draw.folds else ())):
         notes.append(f"{where}: {note}")
     if any(draw.folds is None for draw in draws):
-        unit = "row" if rows.groups is None else "group"
+        unit = "row" if rows.plain().groups is None else "group"
         notes.append(f"{where}: fixed settings, one {unit} per class leaves nothing to choose on")
     if shots != "all":
         fewest = min(int(np.unique(rows.y[draw.train], return_counts=True)[1].min()) for draw in draws)

@@ -224,7 +224,7 @@ def fitted_head(fitted: Any, path: str) -> None:
     settings = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fitted.params.items())
     scores = ", ".join(f"{name} {fitted.metric} {value:.4f}" for name, value in fitted.scores.items())
     name = f"{fitted.head} ({settings})" if settings else fitted.head
-    say(f"{path}: {name} on {fitted.n_train} images; {scores or 'no score'}")
+    say(f"{path}: {name} on {fitted.n_train} rows; {scores or 'no score'}")
     for line in fitted.notes:
         note(line)
 

@@ -58,8 +58,10 @@ class FittedHead:
     rejection : dict of str to float, default=None
         "wanted" error rate, "threshold" of the largest probability, "coverage" and "error_rate" of the accepted among
         the held-out rows (inf, 0 and NaN where the rate is out of reach); with `reject_confidence` also that
-        "confidence", the upper "bound" of the error rate that holds with it, and the "temperature" of the confidences
-        that are compared. None: nothing is rejected.
+        "confidence" with which the wanted rate holds, the "bound" at the threshold (Clopper and Pearson's limit for
+        that many accepted rows, at most the wanted rate; taken by itself it holds with less than that confidence,
+        since the threshold was looked for), and the "temperature" of the confidences that are compared. None: nothing
+        is rejected.
     detector : estimator, default=None
         Detector of images unlike the training images, on raw codes.
     separator : str, default=""

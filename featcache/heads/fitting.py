@@ -128,6 +128,8 @@ def fit(
     train_rows = rows.training()
     y = rows.y[train_rows]
     if is_mapped(rows.X):
+        if rows.images is not None:
+            raise HeadError("fit: augmented views as rows need the codes in memory; use load(in_memory=True)")
         if calibrate or reject is not None or novelty is not None:
             raise HeadError("fit: calibrate, reject and novelty need the codes in memory; use load(in_memory=True)")
         groups = None if rows.groups is None else rows.groups[train_rows]
@@ -183,7 +185,7 @@ def _fit_here(
         always_score=True,
     )
     guards, guard_notes = guards_of(trained.estimator, X, y, folds, groups, **asked)
-    unit = "rows" if rows.groups is None else "groups"
+    unit = "rows" if rows.plain().groups is None else "groups"
     notes = rows.notes + (folds.notes if folds else (f"fixed settings: no class has two {unit} to choose on",))
     return trained, how, guards, notes + guard_notes
 

@@ -126,7 +126,7 @@ def _rejection(
         found |= {"confidence": float(level), "bound": rate, "temperature": temperature}
     if not notes:
         n = int(accepted.sum())
-        how_sure = "" if level is None else f"; with probability {level:g} at most {rate:.1%} are"
+        how_sure = "" if level is None else f"; with probability {level:g} at most {wanted:.1%} of all such are"
         if level is None and n * wanted < 1:
             how_sure = f"; too few to tell so small an error rate as {wanted:g}"
         notes = [f"accepts {coverage:.1%} of {len(codes)} held-out images, {counted:.1%} of them wrong{how_sure}"]

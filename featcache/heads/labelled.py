@@ -74,6 +74,7 @@ class Rows:
         images = _images(data)
         own = np.arange(len(data)) if images is None else images
         if images is not None:
+            parts = {p: rows[np.isin(images[rows], rows)] for p, rows in parts.items()}  # views go where their image goes
             parts = {p: rows if p == "train" else rows[images[rows] == rows] for p, rows in parts.items()}
         if parts and (outside := len(np.setdiff1d(own, np.concatenate([*parts.values()])))):
             notes.append(f"{outside} rows outside train, val and test left out")
@@ -185,9 +186,10 @@ def _whole_groups(data: FeatureSet, images: np.ndarray | None) -> np.ndarray | N
         return None
     own = np.arange(len(data)) if images is None else images
     groups = np.full(len(data), "") if data.groups is None else data.groups[own]
-    if images is not None:  # join_views names an image without a group after itself
+    if images is not None:  # join_views names an image without a group after itself, as a group may be named, too
         image = data.row_ids if data.view_of is None else np.where(data.view_of == "", data.row_ids, data.view_of)
-        groups = np.where(groups == image, "", groups)
+        shared, members = np.unique(groups[np.unique(own)], return_counts=True)
+        groups = np.where((groups == image) & ~np.isin(groups, shared[members > 1]), "", groups)
     return np.where(groups == "", np.asarray([f"\0{i}" for i in own.tolist()]), groups)
 
 

@@ -127,7 +127,8 @@ def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
 
     check_target(path, replace=replace)
     tensors: dict[str, np.ndarray] = {}
-    version = 3 if fitted.separator or fitted.target else 2
+    # What only a featcache of today reads rightly says so.
+    version = 3 if fitted.separator or fitted.target or "temperature" in (fitted.rejection or {}) else 2
     body = {
         "format": version,
         "sklearn": sklearn.__version__,

@@ -37,7 +37,7 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
         Errors wanted at most among the accepted rows, from 0 to below 1.
     confidence : float or None, default=None
         None: the error rate counted among the held-out rows is at most `error_rate`. From 0.5 to below 1, e.g. 0.95:
-        an upper bound of the error rate that holds with this probability is (Clopper and Pearson 1934).
+        with this probability the true one is (limits of Clopper and Pearson 1934, tried in a fixed order).
     measure : {"probability", "margin"}, default="probability"
         Confidence: the largest probability, or its distance from the second.
     cv : int or iterable of (train, validation) row numbers, default=5
@@ -58,7 +58,7 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
     coverage_ : float
         Share of the held-out rows that are accepted.
     error_rate_ : float
-        Error rate among them, or its upper bound with `confidence`; NaN where nothing is accepted.
+        Error rate among them, or with `confidence` the upper limit at this threshold; NaN where nothing is accepted.
     n_held_out_ : int
         Held-out rows.
     classes_ : ndarray of shape (n_classes,)
@@ -69,8 +69,8 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Confidences are those of heads fitted on the other folds, thus on somewhat fewer rows than the final head, which
-    errs on the careful side. With `confidence` thresholds are tried from strict to lax until the bound of one fails,
-    so that it holds for the one taken [2]_; bisection as in [1]_ has to divide the risk and accepts about half as many.
+    errs on the careful side. With `confidence` thresholds are tried from strict to lax until the limit of one lies
+    above `error_rate`, so that this rate holds for the one taken [2]_; bisection as in [1]_ has to divide the risk and accepts about half as many.
     Since the temperature of the probabilities is fitted on the labels of the same rows, and reorders them where there
     are more than two classes, confidences then come from scores at a temperature that looks at no label. The bound
     presumes rows drawn as those to come will be, and settings that were not chosen on them (give an estimator with

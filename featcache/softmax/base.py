@@ -21,10 +21,10 @@ from ..solvers.linear_path import LinearProblem, Solution
 from ..solvers.losses import SigmoidLoss, SoftmaxLoss
 from ..solvers.standardised import Standardised
 
-__all__ = ["PROMISE", "SoftmaxBase", "Training"]
+__all__ = ["SoftmaxBase", "Training"]
 
 #: A step that promises this share of `tol` leaves an objective within about `tol` of the minimum.
-PROMISE = 0.01
+_PROMISE = 0.03
 #: Below this tolerance float32 is followed by float64.
 _FLOAT64_BELOW = 2e-6
 #: Problems of up to so many multiplications per pass are solved in float64 to this tolerance: it costs milliseconds.
@@ -145,12 +145,12 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         tol = min(self.tol, _TOL_OF_SMALL) if small else self.tol
         problem = self._problem(rows, data, data.weight[None, :], dtype="float64" if small else "float32")
         loosely = max(tol, _FLOAT64_BELOW)
-        point = problem.solve(penalty, tol=loosely * PROMISE, max_iter=steps, enough=loosely)
+        point = problem.solve(penalty, tol=loosely * _PROMISE, max_iter=steps, enough=loosely)
         stuck = not point.converged.all() and point.passes < steps
         if tol < loosely or (stuck and not small):
             if not small:
                 problem = self._problem(rows, data, data.weight[None, :], dtype="float64", basis=problem.basis)
-            point = problem.improve(point, penalty, tol=tol * PROMISE, max_iter=steps)
+            point = problem.improve(point, penalty, tol=tol * _PROMISE, max_iter=steps)
         converged = point.converged
         if self.fit_intercept:  # the certificate wants intercepts that leave no gradient
             point = problem.improve(point, penalty, tol=1e-11, max_iter=5, intercepts_only=True)

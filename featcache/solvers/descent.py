@@ -71,9 +71,9 @@ def descend(
     max_iter : int
         Steps at most.
     gap : callable, default=None
-        gradient → upper bounds (folds,) on what the objectives are above their minima.
+        gradient → upper bounds (folds,) on what the objectives are above their minima, but for the intercepts.
     enough : float, default=0.0
-        A problem ends, too, when this bound is below this share of its objective.
+        A problem ends, too, when this bound and the promised decrease are both below half this share of its objective.
 
     Returns
     -------

@@ -181,7 +181,8 @@ class LinearProblem:
         max_iter : int, default=500
             Steps per penalty.
         enough : float, default=0.0
-            A fold ends, too, when its objective is known to lie within this share of its minimum (see `gap`).
+            A fold ends, too, when its objective lies within this share of its minimum, as far as `gap` and the next
+            step's promise (for the intercepts) say.
 
         Yields
         ------
