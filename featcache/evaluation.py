@@ -237,9 +237,19 @@ def _draw(name: str, rows: Rows, protocol: EvalProtocol, shots: int | str, seed:
     elif len(np.unique(rows.y[pool])) < 2:
         raise SplitError(f"{name}: expected two classes or more in the train rows, got one; look at the split column")
     chosen = order[np.isin(order, chosen)]  # by id: the fit must not depend on the order of the rows
+    _check_apart(rows, chosen, test)
     return _Draw(
         name, shots, seed, chosen, test, len(pool), _folds(rows, chosen, protocol, shots, seed), bool(rows.parts)
     )
+
+
+def _check_apart(rows: Rows, train: np.ndarray, test: np.ndarray) -> None:
+    """Raise SplitError where a draw would test what it trains on; groups that the data's own split parts may be."""
+    drawn = not rows.parts and rows.groups is not None
+    for what, names in (("rows", rows.ids), ("groups", rows.groups if drawn else None)):
+        both = [] if names is None else np.intersect1d(names[train], names[test])
+        if len(both):
+            raise SplitError(f"draw: {len(both)} {what} stand in train and test, such as {str(both[0])!r}; split anew")
 
 
 def _folds(rows: Rows, chosen: np.ndarray, protocol: EvalProtocol, shots: int | str, seed: int) -> Folds | None:

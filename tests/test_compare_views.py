@@ -35,6 +35,25 @@ def views(X, y=Y, **fields):
 NAMED = np.asarray(["train", "train", "val", "test", "", "train"] * (N // 6))
 
 
+def test_a_group_that_is_named_after_one_of_its_images_stays_whole():
+    ids = np.asarray(["a", "b", "c", "d", "e", "f"])
+    plain = FeatureSet(CODES[:6], ["x", "y"] * 3, ids, groups=["a", "a", "c", "c", "", "f"], name="set")
+    rows = Rows.of(join_views([plain, replace(plain, X=CODES[6:12])], rows=True))
+    first = {str(name).split(" #")[0]: group for name, group in zip(rows.ids, rows.groups, strict=True)}
+    assert first["a"] == first["b"] != first["c"] == first["d"]
+    assert len({first[name] for name in "acef"}) == 4
+    np.testing.assert_array_equal(
+        rows.plain().groups == rows.plain().groups[:, None], np.equal.outer(*[np.asarray([0, 0, 1, 1, 2, 3])] * 2)
+    )
+
+
+def test_a_view_of_a_test_image_does_not_train():
+    ids, view_of = np.asarray(["a", "b", "c", "d", "a #1", "b #1"]), np.asarray(["", "", "", "", "a", "b"])
+    splits = np.asarray(["test", "train", "train", "test", "train", "train"])
+    rows = Rows.of(FeatureSet(CODES[:6], ["x", "x", "y", "y", "x", "x"], ids, splits=splits, view_of=view_of))
+    assert rows.ids[rows.parts["train"]].tolist() == ["b", "c", "b #1"]
+
+
 @pytest.mark.parametrize("splits", [None, NAMED])
 @pytest.mark.parametrize("groups", [None, np.arange(N) // 2, np.where(np.arange(N) < 40, "", np.arange(N) // 3)])
 def test_draws_are_those_of_the_images_alone(groups, splits):

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from featcache.errors import HeadError
+from featcache.errors import HeadError, SplitError
 from featcache.evaluation import EvalProtocol, compare
 from featcache.features import FeatureSet
 
@@ -75,6 +75,21 @@ def test_test_labels_choose_nothing():
             compare(digits(y=labels, splits=SPLITS), ["logreg", "auto"], shots=[4, "all"], seeds=2)
     half = len(predicted) // 2
     assert all(np.array_equal(a, b) for a, b in zip(predicted[:half], predicted[half:], strict=True))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(500) // 2])
+def test_a_planted_leak_is_refused(groups, monkeypatch):
+    """A split that hands out a test row (or a member of a test row's group) for training raises; nothing is scored."""
+    from featcache import evaluation
+
+    def leaking(y, **_):
+        rows = np.arange(len(y))
+        return (rows[:-10], rows[-12:]) if groups is None else (rows[:-11], rows[-11:])
+
+    monkeypatch.setattr(evaluation, "holdout", leaking)
+    monkeypatch.setattr(evaluation, "_run", lambda *args: pytest.fail("trained on a draw that leaks"))
+    with pytest.raises(SplitError, match="stand in train and test"):
+        compare(digits(groups=groups), ["centroid"], seeds=1)
 
 
 def test_groups_never_stand_on_both_sides():

@@ -75,9 +75,13 @@ def _line(name: str, head: str, shots: int | str, kind: str, some: np.ndarray) -
 
 def _claims(rows: list[dict[str, Any]], draws: int) -> list[dict[str, Any]]:
     # Where a bound lets hardly any draw answer, or where all answers are good enough, nothing is put to the test.
-    hard = [row for row in rows if row["error of all answers"] > WANTED and row["draws that accept some"] >= 0.5] or rows
+    hard = [
+        row for row in rows if row["error of all answers"] > WANTED and row["draws that accept some"] >= 0.5
+    ] or rows
     bounded = [row["draws at most as wanted"] for row in hard if row["threshold"] == "bounded"]
-    counted = [row["error of accepted"] for row in hard if row["threshold"] == "counted" and row["draws that accept some"]]
+    counted = [
+        row["error of accepted"] for row in hard if row["threshold"] == "counted" and row["draws that accept some"]
+    ]
     kept, worst, mean = (round(float(figure), 4) for figure in (np.mean(bounded), min(bounded), np.mean(counted)))
     noise = 2.0 * (CONFIDENCE * (1 - CONFIDENCE) / draws) ** 0.5
     where = f"where all answers have more than {WANTED:.0%} errors and half of the draws or more answer"

@@ -74,7 +74,8 @@ class Rows:
         images = _images(data)
         own = np.arange(len(data)) if images is None else images
         if images is not None:
-            parts = {p: rows[np.isin(images[rows], rows)] for p, rows in parts.items()}  # views go where their image goes
+            # Views go where their image goes.
+            parts = {p: rows[np.isin(images[rows], rows)] for p, rows in parts.items()}
             parts = {p: rows if p == "train" else rows[images[rows] == rows] for p, rows in parts.items()}
         if parts and (outside := len(np.setdiff1d(own, np.concatenate([*parts.values()])))):
             notes.append(f"{outside} rows outside train, val and test left out")

@@ -70,7 +70,8 @@ class RejectingClassifier(ClassifierMixin, BaseEstimator):
     -----
     Confidences are those of heads fitted on the other folds, thus on somewhat fewer rows than the final head, which
     errs on the careful side. With `confidence` thresholds are tried from strict to lax until the limit of one lies
-    above `error_rate`, so that this rate holds for the one taken [2]_; bisection as in [1]_ has to divide the risk and accepts about half as many.
+    above `error_rate`, so that this rate holds for the one taken [2]_; bisection as in [1]_ has to divide the risk and
+    accepts about half as many.
     Since the temperature of the probabilities is fitted on the labels of the same rows, and reorders them where there
     are more than two classes, confidences then come from scores at a temperature that looks at no label. The bound
     presumes rows drawn as those to come will be, and settings that were not chosen on them (give an estimator with
