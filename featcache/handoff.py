@@ -206,13 +206,14 @@ def _numbers(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarra
 
 def _labels(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
     labels, scores = head.predict(codes), _scores(head, codes)
+    lists = head.predict_labels(codes) if head.separator else [[]] * len(ids)
     rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
     classes = [str(c) for c in head.classes_]
     found: list[dict[str, Any]] = []
-    for i, label, row in zip(ids, labels.tolist(), rows, strict=True):
+    for i, label, several, row in zip(ids, labels.tolist(), lists, rows, strict=True):
         line: dict[str, Any] = {"id": i, "label": str(label)}
         if head.separator:
-            line["labels"] = [part for part in str(label).split(head.separator) if part]
+            line["labels"] = several
         line["scores"] = {} if row is None else dict(zip(classes, row, strict=True))
         found.append(line)
     return found

@@ -311,10 +311,11 @@ def _class_codes(y: Any) -> tuple[np.ndarray, int]:
 def _shuffled(n: int, ids: Any, seed: int, purpose: str) -> np.ndarray:
     """Row numbers in an order that depends on ids, seed and purpose, never on the order of the rows."""
     order = np.arange(n) if ids is None else np.argsort(_text(ids, n, "ids"), kind="stable")
-    return order[_generator(seed, purpose).permutation(n)]
+    return order[generator_for(seed, purpose).permutation(n)]
 
 
-def _generator(seed: int, purpose: str) -> np.random.Generator:
+def generator_for(seed: int, purpose: str) -> np.random.Generator:
+    """Return a generator that depends on a seed and on what it is for."""
     if not whole_number(seed, 0):
         raise SplitError(f"seed: expected a whole number of 0 or more, got {seed!r}")
     # The purpose keeps a holdout and the folds inside it from sharing one permutation.
@@ -349,7 +350,7 @@ def _group_table(
         raise SplitError("groups: expected two groups or more, got one; leave the group column out or give more groups")
     counts = np.zeros((len(names), n_classes))
     np.add.at(counts, (unit, codes), 1)
-    order = _generator(seed, purpose).permutation(len(names))
+    order = generator_for(seed, purpose).permutation(len(names))
     # Large groups first: they are the ones that can no longer be balanced later.
     return counts, unit, order[np.argsort(-counts[order].sum(1), kind="stable")]
 
@@ -361,7 +362,7 @@ def _grouped_test(codes: np.ndarray, n_classes: int, share: float, groups: Any, 
     scale = 1.0 / np.maximum(left, 1.0)
     test, chosen = np.zeros(n_classes), np.zeros(len(counts), dtype=bool)
     # The shuffled order, not the order of size, decides here: a large group must be able to land on either side.
-    for g in _generator(seed, "holdout-order").permutation(len(counts)):
+    for g in generator_for(seed, "holdout-order").permutation(len(counts)):
         closer = np.square((test + counts[g] - target) * scale).sum() < np.square((test - target) * scale).sum()
         if closer and not ((counts[g] > 0) & (left == counts[g])).any():
             test, left, chosen[g] = test + counts[g], left - counts[g], True

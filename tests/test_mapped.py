@@ -74,3 +74,17 @@ def test_chosen_rows_are_those_rows():
     assert chosen.shape == (6, 2) == (len(chosen), 2)
     for which in (slice(0, 4), slice(2, 6), slice(0, 0), np.asarray([5, 0])):
         np.testing.assert_array_equal(chosen[which], table[rows][which])
+
+
+def test_val_rows_train_and_unlabelled_rows_leave_the_codes_on_disk(mapped):
+    splits = np.asarray(["train", "train", "val", "test"] * 150)
+    fitted = fit("logreg", FeatureSet(mapped, Y, IDS, splits=splits))
+    assert "450 of 450 rows, val rows among them" in fitted.notes[-1] and set(fitted.scores) == {"cv", "test"}
+    y = Y.copy()
+    y[::100] = ""
+    fitted = fit("logreg", FeatureSet(mapped, y, IDS), params={"C": 0.1})
+    here = fit("logreg", FeatureSet(X.astype("float32"), y, IDS), params={"C": 0.1})
+    assert "594 of 594 rows" in fitted.notes[-1] and "6 rows without a label" in fitted.notes[0]
+    assert (fitted.predict(X) == here.predict(X)).mean() > 0.985
+    with pytest.raises(HeadError, match="use load"):
+        fit("knn", FeatureSet(mapped, y, IDS))

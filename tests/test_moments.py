@@ -162,6 +162,8 @@ def test_leave_one_out_is_brute_force(n, d, weighted, intercept):
         errors = np.square(left_out - y).T @ (np.ones(n) if weight is None else weight)
         for path in paths:
             found = path.leave_one_out(alphas, x, y.__getitem__, weight, best=True)
+            if weight is None:
+                np.testing.assert_allclose(path.left_out(alphas, x, y.__getitem__)[i], left_out, rtol=1e-7, atol=1e-9)
             np.testing.assert_allclose(found.squared_errors[i], errors, rtol=1e-8)
             np.testing.assert_array_equal(found.winners[i], left_out.argmax(axis=1))
             np.testing.assert_allclose(path.solve(alpha)[0], model.coef_, atol=1e-10)

@@ -231,7 +231,9 @@ def fit(
         ),
     ] = None,
     metric: FitMetric = None,
-    cv: Annotated[int, typer.Option("--cv", min=2, help="Folds for choosing settings.")] = 5,
+    cv: Annotated[
+        int, typer.Option("--cv", min=2, help="Folds for choosing settings; ridge, without groups, needs none.")
+    ] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the folds.")] = 0,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Make the scores calibrated probabilities.")] = False,
     reject: Annotated[
@@ -415,7 +417,10 @@ def predict(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Predict new images: id, label and its score, separated by tabs; or id and number."""
+    """Predict new images: id, label and its score, separated by tabs.
+
+    Of several labels per image the scores in the same order, separated by commas; of a number id and number.
+    """
     not_empty(*((image, "IMAGE") for image in images))
     from ..handoff import predict as run_predict
     from . import show

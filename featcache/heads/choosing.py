@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from .paths import Path, estimator_path, ridge_loo
 from .rows import fit_grouped, quiet_newton
 from .zoo import HeadInfo, head_info, make_head
 
-__all__ = ["Trained", "few_threads", "head_name", "refusals", "train", "tuning_folds"]
+__all__ = ["Trained", "best_step", "few_threads", "head_name", "refusals", "train", "tuning_folds", "walked"]
 
 #: Beyond this many numbers one validation part takes the place of the folds: it is precise enough, and
 #: folds that are fitted one by one copy their rows.
@@ -203,6 +203,32 @@ def refusals(who: str, X: Any, *more: type[Exception]) -> Iterator[None]:
         raise HeadError(f"{who} on {X.shape[0]} rows: {' '.join(str(error).split())}") from error
 
 
+def walked(steps: Iterable[tuple[float, float]], n_values: int, patience: int = 0) -> list[tuple[float, float]]:
+    """Collect (score, loss) of a grid's values until `patience` of them in a row were below the best score.
+
+    Parameters
+    ----------
+    steps : iterable of (float, float)
+        Larger scores are better.
+    n_values : int
+        Values of the grid.
+    patience : int, default=0
+        0: all of them.
+    """
+    taken, best, since = list[tuple[float, float]](), -np.inf, 0
+    for score, loss in steps:
+        taken.append((score, loss))
+        best, since = (score, 0) if score >= best else (best, since + 1)
+        if (patience and since >= patience) or len(taken) == n_values:
+            break
+    return taken
+
+
+def best_step(steps: Sequence[tuple[float, float]]) -> int:
+    """Return the number of the best (score, loss): the largest score, then the smallest loss, then the first."""
+    return min(range(len(steps)), key=lambda i: (-steps[i][0], steps[i][1]))
+
+
 def _train_foreign(task: _Task, head: Any, y: np.ndarray, given: dict[str, Any], always_score: bool) -> Trained:
     """Use an estimator as it is: what it tunes, it tunes itself."""
     estimator = clone(_checked_estimator(head))
@@ -256,7 +282,7 @@ class _Task:
             return _Choice({})
         grid = info.grid if tuned else (given.get(info.param),)
         steps = self._steps(info, grid, given)
-        best = min(range(len(steps)), key=lambda i: (-steps[i][0], steps[i][1]))
+        best = best_step(steps)
         return _Choice({info.param: grid[best]} if tuned else {}, *steps[best])
 
     def _steps(self, info: HeadInfo, grid: tuple[Any, ...], given: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -295,11 +321,9 @@ class _Task:
     ) -> list[tuple[float, float]]:
         """Pool the predictions of all folds per value, so that small folds do not distort the metric."""
         truth = np.concatenate([self.y[held_out] for _, held_out in folds or self.folds or ()])
-        measure, steps, best, since = check_metric(self.metric), list[tuple[float, float]](), -1.0, 0
-        for results in values:
-            score = measure(truth, np.concatenate([codes for codes, _ in results]))
-            steps.append((score, sum(loss for _, loss in results)))
-            best, since = (score, 0) if score >= best else (best, since + 1)
-            if (patience and since >= patience) or len(steps) == n_values:
-                break
-        return steps
+        measure = check_metric(self.metric)
+        steps = (
+            (measure(truth, np.concatenate([codes for codes, _ in results])), sum(loss for _, loss in results))
+            for results in values
+        )
+        return walked(steps, n_values, patience)

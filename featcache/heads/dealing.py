@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ..splits import Folds
+from ..splits import Folds, generator_for
 
 __all__ = ["deal_folds"]
 
@@ -52,17 +54,20 @@ def deal_folds(
     """
     n, word = len(member), "rows" if groups is None else "groups"
     unit = np.arange(n) if groups is None else _numbered(groups)
-    n_units = int(unit.max()) + 1
-    k = min(cv, n_units)
+    counts = np.column_stack([member, np.ones(n, dtype=bool)])
+    if groups is not None:
+        rows, counts = counts, np.zeros((int(unit.max(initial=-1)) + 1, counts.shape[1]), dtype=np.float32)
+        np.add.at(counts, unit, rows)
+    k = min(cv, len(counts))
     if k < 2:
         return None, (f"fixed settings: fewer than two {word} to choose on",)
-    counts = np.zeros((n_units, member.shape[1] + 1))
-    np.add.at(counts, unit, np.column_stack([member, np.ones(n)]))
-    fold = _dealt(counts, k, np.random.default_rng([seed, 7]))[unit]
-    pairs = tuple((np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(k))
-    if n * n_features > _ONE_PART_ABOVE:
-        return Folds(pairs[:1]), (f"settings chosen on one validation part of {100 // k} %: the set is large",)
-    return Folds(pairs), (f"{k} folds instead of {cv}: there are no more {word}",) if k < cv else ()
+    large = n * n_features > _ONE_PART_ABOVE
+    part = _dealt(counts, [k - 1, 1] if large else [1] * k, generator_for(seed, "deal_folds"))[unit]
+    held_out = [1] if large else range(k)
+    folds = Folds(tuple((np.flatnonzero(part != f), np.flatnonzero(part == f)) for f in held_out))
+    if large:
+        return folds, (f"settings chosen on one validation part of {100 // k} %: the set is large",)
+    return folds, (f"{k} folds instead of {cv}: there are no more {word}",) if k < cv else ()
 
 
 def _numbered(groups: np.ndarray) -> np.ndarray:
@@ -71,15 +76,19 @@ def _numbered(groups: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[which]
 
 
-def _dealt(counts: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
-    scale = 1.0 / np.maximum(counts.sum(axis=0), 1.0)
+def _dealt(counts: np.ndarray, sizes: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """Return the part of each unit: parts of such sizes, in proportion; where several fit as well, the first."""
+    scale, size = 1.0 / np.maximum(counts.sum(axis=0, dtype=np.float64), 1.0), np.asarray(sizes, dtype=np.float64)
+    largest = np.zeros(len(counts))
+    for column, share in zip(counts.T, scale, strict=True):
+        np.maximum(largest, column * share, out=largest)
     order = generator.permutation(len(counts))
-    order = order[np.argsort(-(counts[order] * scale).max(axis=1), kind="stable")]
-    filled, fold_of = np.zeros((k, counts.shape[1])), np.empty(len(counts), dtype=np.intp)
+    order = order[np.argsort(-largest[order], kind="stable")]
+    filled, part_of = np.zeros((len(size), counts.shape[1])), np.empty(len(counts), dtype=np.intp)
     for u in order:
         has = np.flatnonzero(counts[u])
-        cost = filled[:, has] @ (counts[u, has] * np.square(scale[has]))
-        best = np.lexsort((filled[:, -1], cost))[0]
-        fold_of[u] = best
+        cost = filled[:, has] @ (counts[u, has] * np.square(scale[has])) / size
+        best = np.lexsort((filled[:, -1] / size, cost))[0]
+        part_of[u] = best
         filled[best] += counts[u]
-    return fold_of
+    return part_of

@@ -124,6 +124,19 @@ class FittedHead:
             return join_labels(label_scores(self.estimator, X) > 0, self.classes_, self.separator)
         return self.estimator.predict(X)
 
+    def predict_labels(self, data: Any) -> list[list[str]]:
+        """Return the labels of each row as a list: one, or those that `predict` joins where an image may have several.
+
+        See `predict` for `data` and errors; HeadError, too, for a head that predicts a number.
+        """
+        if self.target:
+            raise HeadError(f"head {self.head!r} predicts the number {self.target!r}, no labels; use predict")
+        if not self.separator:
+            return [[str(label)] for label in self.predict(data).tolist()]
+        X = self._codes(data)
+        member = label_scores(self.estimator, X) > 0 if len(X) else np.zeros((0, len(self.classes_)), dtype=bool)
+        return [self.classes_[row].tolist() for row in member]
+
     def predict_scores(self, data: Any) -> np.ndarray:
         """Return one score per class, shape (n_samples, n_classes): probabilities where the head has them.
 
@@ -168,8 +181,12 @@ class FittedHead:
     def accept(self, data: Any) -> np.ndarray:
         """Return whether each prediction is sure enough for the error rate that `fit` was given as `reject`.
 
-        See `predict` for `data`; bool of shape (n_samples,). HeadError for a head fitted without `reject`.
+        See `predict` for `data`; bool of shape (n_samples,). HeadError for a head fitted without `reject`,
+        and for several labels per image and numbers, which have no such rate.
         """
+        if self.separator or self.target:
+            other = "has several, use predict_scores" if self.separator else "predicts a number, use predict"
+            raise HeadError(f"head {self.head!r}: accept is for heads with one label per image; this one {other}")
         if self.rejection is None:
             raise HeadError(f"head {self.head!r} was fitted without a wanted error rate; use fit(..., reject=0.05)")
         if "temperature" not in self.rejection:

@@ -12,11 +12,11 @@ from ..features import FeatureSet
 from ..splits import Folds, whole_number
 from .choosing import Trained, train, tuning_folds
 from .fitted import FittedHead
+from .fitting_tasks import fit_task
 from .guards import check_guards, guards_of
 from .labelled import Rows, in_parts, is_mapped, provenance
 from .mapped import train_mapped
 from .metrics import check_metric
-from .targets import fit_targets
 
 __all__ = ["fit"]
 
@@ -40,7 +40,8 @@ def fit(
 
     With a split column, the val rows choose the settings (cross-validation inside train where there is no val), the
     head is fitted again on train and val, and the test rows are scored once. Without one, settings are chosen by
-    cross-validation and the head is fitted on all rows. Groups are kept whole.
+    cross-validation and the head is fitted on all rows. Groups are kept whole. Of codes that stay on disk
+    (``load(in_memory=False)``) a sample of train and val rows chooses, without a val part; a note says so.
 
     Parameters
     ----------
@@ -53,7 +54,8 @@ def fit(
         "accuracy" (None), "balanced_accuracy" or "macro_f1". With `separator` "map" (None; mean average precision),
         "subset_accuracy", "micro_f1" or "macro_f1"; with `target` "r2" (None), "mae" or "rmse".
     cv : int, default=5
-        Folds; fewer when no class has so many rows. With one row per class settings are fixed.
+        Folds; fewer when no class has so many rows. With one row per class settings are fixed. Ridge
+        ignores `cv` where there are no groups, views and val rows: alpha is chosen by exact leave-one-out.
     seed : int, default=0
         Seed of the folds and of the head.
     params : mapping, default=None
@@ -79,8 +81,7 @@ def fit(
         which is not the same as no text: such a row is left out. Not with `calibrate` and `reject`.
     target : str, default=None
         A number is predicted: that of this column of ``data.columns`` ("label" or "y": the labels themselves). Rows
-        where it is empty are left out; alpha is chosen by exact leave-one-out, with groups or val rows on those. Not
-        with `calibrate` and `reject`.
+        where it is empty are left out. Not with `calibrate` and `reject`.
 
     Returns
     -------
@@ -119,9 +120,7 @@ def fit(
             raise HeadError(
                 "fit: calibrate and reject are for one label per image; leave them out with separator or target"
             )
-        return fit_targets(
-            head, data, separator, target, metric=metric, cv=cv, seed=seed, params=params, novelty=novelty
-        )
+        return fit_task(head, data, separator, target, metric=metric, cv=cv, seed=seed, params=params, novelty=novelty)
     metric = "accuracy" if metric is None else metric
     check_metric(metric)
     rows = Rows.of(data, on_disk=True)
@@ -132,10 +131,7 @@ def fit(
             raise HeadError("fit: augmented views as rows need the codes in memory; use load(in_memory=True)")
         if calibrate or reject is not None or novelty is not None:
             raise HeadError("fit: calibrate, reject and novelty need the codes in memory; use load(in_memory=True)")
-        groups = None if rows.groups is None else rows.groups[train_rows]
-        trained = train_mapped(
-            head, rows.X, train_rows, y, metric=metric, cv=cv, seed=seed, params=params, groups=groups
-        )
+        trained = train_mapped(head, rows, train_rows, metric=metric, cv=cv, seed=seed, params=params)
         guards: dict[str, Any] = {}
         how, notes = "cv", rows.notes
     else:

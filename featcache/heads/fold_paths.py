@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from ..solvers.descent import Point
 from ..solvers.linear_path import LinearProblem
 from ..solvers.losses import Loss, SigmoidLoss, SoftmaxLoss, SquaredHingeLoss
 from ..solvers.standardised import Standardised
 
-__all__ = ["FoldPath", "hinge_fold_path", "logistic_fold_path"]
+__all__ = ["FoldPath", "fold_problem", "hinge_fold_path", "logistic_fold_path", "standardised_rows", "walk_grid"]
 
 #: For one value of the grid: per fold the predicted codes of its held-out rows and a loss that breaks ties.
 FoldSteps = list[tuple[np.ndarray, float]]
@@ -53,14 +54,14 @@ def logistic_fold_path(
     list of (ndarray of int, float)
         Per fold the predicted codes of the held-out rows, and the sum of their log losses.
     """
-    X = _scaled(X, scaler)
+    X = standardised_rows(X, scaler)
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) == 2:
-        problem = _problem(X, codes[:, None].astype(np.float64), 1, folds, SigmoidLoss())
+        problem = fold_problem(X, codes[:, None].astype(np.float64), 1, folds, SigmoidLoss())
     else:
-        problem = _problem(X, codes, len(classes), folds, SoftmaxLoss())
+        problem = fold_problem(X, codes, len(classes), folds, SoftmaxLoss())
     known = [np.isin(np.arange(len(classes)), codes[rows]) for rows, _ in folds]
-    for point in problem.walk([1.0 / (C * problem.total) for C in grid], tol=_TOL):
+    for point in walk_grid(problem, grid):
         steps = []
         for f, (_, held) in enumerate(folds):
             scores = problem.scores(point, f, held).astype(np.float64)
@@ -84,12 +85,12 @@ def hinge_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequence[f
     list of (ndarray of int, float)
         Per fold the predicted codes of the held-out rows, and 0.0.
     """
-    X = _scaled(X, scaler)
+    X = standardised_rows(X, scaler)
     classes, codes = np.unique(y, return_inverse=True)
     signs = np.where(np.eye(len(classes), dtype=bool)[codes], 1.0, -1.0)
     known = [np.isin(np.arange(len(classes)), codes[rows]) for rows, _ in folds]
-    problem = _problem(X, signs, len(classes), folds, SquaredHingeLoss(), penalise_intercept=True)
-    for point in problem.walk([1.0 / (C * problem.total) for C in grid], tol=_TOL):
+    problem = fold_problem(X, signs, len(classes), folds, SquaredHingeLoss(), penalise_intercept=True)
+    for point in walk_grid(problem, grid):
         steps = []
         for f, (_, held) in enumerate(folds):
             scores = np.where(known[f], problem.scores(point, f, held), -np.inf)
@@ -97,16 +98,23 @@ def hinge_fold_path(X: np.ndarray, y: np.ndarray, folds: Folds, grid: Sequence[f
         yield steps
 
 
-def _problem(
+def fold_problem(
     X: np.ndarray, target: np.ndarray, columns: int, folds: Folds, loss: Loss, **settings: Any
 ) -> LinearProblem:
+    """Return the problem of all folds side by side; `columns` and the rest as in `LinearProblem`."""
     weight = np.zeros((len(folds), len(X)))
     for f, (rows, _) in enumerate(folds):
         weight[f, rows] = 1.0
     return LinearProblem(X, target, columns, weight, loss, **settings)
 
 
-def _scaled(X: np.ndarray, scaler: Any) -> np.ndarray:
+def walk_grid(problem: LinearProblem, grid: Sequence[float]) -> Iterator[Point]:
+    """Solve for one C after the other, ascending."""
+    return problem.walk([1.0 / (C * problem.total) for C in grid], tol=_TOL)
+
+
+def standardised_rows(X: np.ndarray, scaler: Any = None) -> np.ndarray:
+    """Return all rows standardised by themselves, or by what stands before the head."""
     return Standardised.of(X, np.ones(len(X))).at_hand() if scaler is None else scaler.fit_transform(X)
 
 

@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 
 from ..errors import HeadError
+from ..features import texts_of
 from ..softmax import SoftmaxClassifier
-from ..solvers.linear_path import LinearProblem
 from ..solvers.losses import SigmoidLoss
-from ..solvers.standardised import Standardised
 from ..splits import Folds
+from .fold_paths import fold_problem, standardised_rows, walk_grid
 
-__all__ = ["as_indicators", "check_separator", "fit_logistic", "join_labels", "label_scores", "logistic_steps", "parts"]
-
-#: As precise as choosing needs it; see `fold_paths`.
-_TOL = 1e-5
+__all__ = [
+    "as_indicators",
+    "check_separator",
+    "fit_logistic",
+    "join_labels",
+    "label_scores",
+    "labels_in",
+    "logistic_steps",
+]
 
 
 def check_separator(separator: Any) -> None:
@@ -26,12 +31,12 @@ def check_separator(separator: Any) -> None:
         raise HeadError(f"separator: expected text between the labels of an image such as ';', got {separator!r}")
 
 
-def parts(text: str, separator: str) -> frozenset[str]:
+def labels_in(text: str, separator: str) -> frozenset[str]:
     """Return the labels in one image's label text.
 
     Examples
     --------
-    >>> sorted(parts(" b;a ;; a", ";")), sorted(parts(";", ";"))
+    >>> sorted(labels_in(" b;a ;; a", ";")), sorted(labels_in(";", ";"))
     (['a', 'b'], [])
     """
     return frozenset(stripped for part in text.split(separator) if (stripped := part.strip()))
@@ -39,14 +44,14 @@ def parts(text: str, separator: str) -> frozenset[str]:
 
 def as_indicators(texts: np.ndarray, separator: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels that occur, sorted, and which row has which: bool of shape (n_samples, n_labels)."""
-    distinct, which = np.unique(np.asarray(texts, dtype=np.str_), return_inverse=True)
-    sets = [parts(text, separator) for text in distinct.tolist()]
+    distinct, which = np.unique(texts, return_inverse=True)
+    sets = [labels_in(text, separator) for text in distinct.tolist()]
     names = sorted(frozenset().union(*sets))
     place = {name: j for j, name in enumerate(names)}
     table = np.zeros((len(sets), len(names)), dtype=bool)
     for i, labels in enumerate(sets):
         table[i, [place[label] for label in labels]] = True
-    return np.asarray(names, dtype=np.str_), table[which]
+    return texts_of(names), table[which]
 
 
 def join_labels(member: np.ndarray, labels: np.ndarray, separator: str) -> np.ndarray:
@@ -57,8 +62,7 @@ def join_labels(member: np.ndarray, labels: np.ndarray, separator: str) -> np.nd
     >>> join_labels(np.array([[True, True], [False, False]]), np.array(["a", "b"]), ";").tolist()
     ['a;b', ';']
     """
-    texts = [separator.join(labels[row].tolist()) or separator for row in member]
-    return np.asarray(texts, dtype=np.str_)
+    return texts_of([separator.join(labels[row].tolist()) or separator for row in member])
 
 
 def label_scores(estimator: Any, X: Any) -> np.ndarray:
@@ -129,18 +133,15 @@ def logistic_steps(
     """
     seen = [_varied(member[rows]) for rows, _ in folds]
     live = [f for f, (varied, _) in enumerate(seen) if varied.any()]  # no descent where there is nothing to learn
-    weight = np.zeros((len(live), len(X)))
-    for place, f in enumerate(live):
-        weight[place, folds.pairs[f][0]] = 1.0
     signs = np.where(np.concatenate([member[held] for _, held in folds]), 1.0, -1.0)
     fixed = [np.tile(odds, (len(held), 1)) for (_, odds), (_, held) in zip(seen, folds, strict=True)]
     if not live:
         yield np.concatenate(fixed), 0.0
         return
-    at_hand = Standardised.of(X, np.ones(len(X))).at_hand()
-    problem = LinearProblem(at_hand, member.astype(np.float64), member.shape[1], weight, SigmoidLoss())
-    for point in problem.walk([1.0 / (C * problem.total) for C in grid], tol=_TOL):
+    pairs = [folds.pairs[f] for f in live]
+    problem = fold_problem(standardised_rows(X), member.astype(np.float64), member.shape[1], pairs, SigmoidLoss())
+    for point in walk_grid(problem, grid):
         for place, f in enumerate(live):
-            fixed[f][:, seen[f][0]] = problem.scores(point, place, folds.pairs[f][1])[:, seen[f][0]]
+            fixed[f][:, seen[f][0]] = problem.scores(point, place, pairs[place][1])[:, seen[f][0]]
         scores = np.concatenate(fixed)
         yield scores, float(np.logaddexp(0.0, -signs * scores).sum())

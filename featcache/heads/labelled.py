@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import HeadError
 from ..features import FeatureSet
+from ..solvers.blocks import ChosenRows
 from ..splits import Folds, has_named_splits, named_splits
 
 __all__ = ["Rows", "as_matrix", "in_parts", "is_mapped", "name_of", "provenance"]
@@ -24,8 +25,10 @@ class Rows:
 
     Parameters
     ----------
-    X, y, ids : ndarray
-        Codes (n, d) of float32 or float64; labels and names as text.
+    X : ndarray or ChosenRows of shape (n, d)
+        Codes of float32 or float64; where they are mapped, the map or its rows, in the dtype it has.
+    y, ids : ndarray of shape (n,)
+        Labels and names as text.
     groups : ndarray or None
         Group of each row; None where each row is alone.
     parts : dict of str to ndarray
@@ -37,7 +40,7 @@ class Rows:
         is there. None: every row is an image of its own.
     """
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray
     ids: np.ndarray
     groups: np.ndarray | None
@@ -64,9 +67,11 @@ class Rows:
     def kept(cls, data: FeatureSet, keep: np.ndarray, what: str, *, on_disk: bool = False) -> Rows:
         """Take the rows of a mask (n_samples,): those that have `what`."""
         notes = []
+        X: Any = data.X
         if missing := int((~keep).sum()):
             notes.append(f"{missing} rows without {what} left out")
-            data = data.select(keep)
+            X = ChosenRows(X, np.flatnonzero(keep)) if on_disk and is_mapped(X) else X[keep]
+            data = replace(data, X=np.empty((len(data), 0), dtype=np.float32)).select(keep)  # all but the codes
         parts = named_splits(data.splits) if has_named_splits(data.splits) else {}
         if not parts and data.splits is not None and (data.splits != "").any():
             lacking = [part for part in ("train", "test") if part not in named_splits(data.splits)]
@@ -82,7 +87,7 @@ class Rows:
         if images is not None:
             n = len(np.unique(images))
             notes.append(f"{n} images, and {len(data) - n} augmented views of them, which only train")
-        X = data.X if on_disk and is_mapped(data.X) else as_matrix(data.X, name_of(data))
+        X = X if on_disk and is_mapped(X) else as_matrix(X, name_of(data))
         y = np.zeros(len(data), dtype=np.str_) if data.y is None else data.y
         groups = _told_apart(_whole_groups(data, images))
         return cls(X, y, data.row_ids, groups, parts, tuple(notes), images)
@@ -165,7 +170,9 @@ def _told_apart(groups: np.ndarray | None) -> np.ndarray | None:
 
 
 def is_mapped(X: Any) -> bool:
-    """Tell whether codes are a matrix on disk, as ``store.load(in_memory=False)`` gives them."""
+    """Tell whether codes are a matrix on disk, as ``store.load(in_memory=False)`` gives them, or rows of one."""
+    if isinstance(X, ChosenRows):
+        X = X.X
     return isinstance(X, np.memmap) and X.ndim == 2
 
 

@@ -12,9 +12,10 @@ from ..softmax import SoftmaxClassifier
 from ..solvers.blocks import ChosenRows
 from .choosing import Trained, train, tuning_folds
 from .closed_forms import LDAClassifier, SimpleShotClassifier, fit_blocks
+from .labelled import Rows
 from .ridge import IncrementalRidgeClassifier
 
-__all__ = ["MAPPED", "train_mapped"]
+__all__ = ["MAPPED", "sampled", "train_mapped"]
 
 #: Rows on which settings are chosen: enough that another sample would choose the same.
 SAMPLE_ROWS = 20_000
@@ -42,17 +43,37 @@ MAPPED: dict[str, Callable[..., Any]] = {
 }
 
 
+def sampled(rows: Rows, chosen: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, ChosenRows, str]:
+    """Return what settings are chosen on, and what is read from the disk.
+
+    Parameters
+    ----------
+    rows : Rows
+        With a map.
+    chosen : ndarray of int of shape (m,)
+        Those to train on.
+    seed : int
+        Of the sample.
+
+    Returns
+    -------
+    sample : ndarray of int
+        Sorted positions in `chosen`.
+    near : ndarray of shape (len(sample), d)
+        Their codes, float32.
+    whole : ChosenRows
+        The codes of all chosen rows.
+    note : str
+        Says so.
+    """
+    whole = ChosenRows(rows.X, chosen)
+    sample = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:SAMPLE_ROWS])
+    note = f"settings chosen on {len(sample)} of {len(chosen)} rows" + ", val rows among them" * ("val" in rows.parts)
+    return sample, np.asarray(whole[sample], dtype=np.float32), whole, f"codes read from disk; {note}"
+
+
 def train_mapped(
-    head: Any,
-    X: np.ndarray,
-    rows: np.ndarray,
-    y: np.ndarray,
-    *,
-    metric: str,
-    cv: int,
-    seed: int,
-    params: Mapping[str, Any] | None,
-    groups: np.ndarray | None,
+    head: Any, rows: Rows, chosen: np.ndarray, *, metric: str, cv: int, seed: int, params: Mapping[str, Any] | None
 ) -> Trained:
     """Fit a head on rows of a map.
 
@@ -60,16 +81,12 @@ def train_mapped(
     ----------
     head : str
         A key of `MAPPED`.
-    X : ndarray of shape (n, d)
-        The map.
-    rows : ndarray of int of shape (m,)
-        Training rows.
-    y : ndarray of shape (m,)
-        Their labels.
+    rows : Rows
+        With a map.
+    chosen : ndarray of int of shape (m,)
+        Those to train on; val rows do not choose, they train.
     metric, cv, seed, params
         As in `fit`.
-    groups : ndarray of shape (m,) or None
-        Their groups.
 
     Returns
     -------
@@ -86,19 +103,16 @@ def train_mapped(
             f"head {head!r}: the codes stay on disk, where expected is one of {', '.join(MAPPED)}; "
             "use load(in_memory=True) for other heads"
         )
-    chosen_rows = ChosenRows(X, rows)
-    sample = np.sort(np.random.default_rng(seed).permutation(len(rows))[:SAMPLE_ROWS])
-    some = None if groups is None else groups[sample]
-    folds = tuning_folds(y[sample], X.shape[1], cv=cv, ids=None, groups=some, seed=seed)
-    near = np.asarray(chosen_rows[sample], dtype=np.float32)
-    chosen = train(head, near, y[sample], folds, metric=metric, seed=seed, params=params, groups=some)
-    estimator = MAPPED[head](**chosen.params)
+    sample, near, whole, note = sampled(rows, chosen, seed)
+    y, some = rows.y[chosen], None if rows.groups is None else rows.groups[chosen[sample]]
+    folds = tuning_folds(y[sample], near.shape[1], cv=cv, ids=None, groups=some, seed=seed)
+    setting = train(head, near, y[sample], folds, metric=metric, seed=seed, params=params, groups=some)
+    estimator = MAPPED[head](**setting.params)
     try:
         if isinstance(estimator, SoftmaxClassifier):
-            estimator.fit_blocks(chosen_rows, y)
+            estimator.fit_blocks(whole, y)
         else:
-            fit_blocks(estimator, chosen_rows, y)
+            fit_blocks(estimator, whole, y)
     except ValueError as error:
-        raise HeadError(f"head {head!r} on {len(rows)} rows: {' '.join(str(error).split())}") from error
-    note = f"codes read from disk; settings chosen on {len(sample)} of {len(rows)} rows"
-    return Trained(estimator, head, chosen.params, chosen.score, (note,))
+        raise HeadError(f"head {head!r} on {len(chosen)} rows: {' '.join(str(error).split())}") from error
+    return Trained(estimator, head, setting.params, setting.score, (note,))

@@ -8,7 +8,15 @@ import numpy as np
 
 from ..errors import HeadError
 
-__all__ = ["LABEL_METRICS", "METRICS", "NUMBER_METRICS", "calibration_error", "check_metric", "log_loss"]
+__all__ = [
+    "LABEL_METRICS",
+    "METRICS",
+    "NUMBER_METRICS",
+    "SMALLER_IS_BETTER",
+    "calibration_error",
+    "check_metric",
+    "log_loss",
+]
 
 
 def _accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
@@ -78,9 +86,11 @@ LABEL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def _r2(true: np.ndarray, predicted: np.ndarray) -> float:
-    """1 - squared errors over those of the mean; where the mean has none, 1.0 without errors and 0.0 with."""
+    """1 - squared errors over those of the mean; for numbers that are all the same, 1.0 without errors and 0.0 with."""
     errors, spread = np.square(true - predicted).sum(), np.square(true - true.mean()).sum()
-    return float(1.0 - errors / spread) if spread > 0 else float(errors == 0)
+    if spread == 0.0 or (true == true[0]).all():  # whose mean may be rounded
+        return float(errors == 0.0)
+    return float(1.0 - errors / spread)
 
 
 def _mean_absolute_error(true: np.ndarray, predicted: np.ndarray) -> float:
@@ -91,13 +101,16 @@ def _root_mean_squared_error(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.sqrt(np.square(true - predicted).mean()))
 
 
-#: name → function of (true numbers, predicted numbers), float of shape (n_samples,); smaller is better for "mae" and
-#: "rmse", which are in the numbers' own unit.
+#: name → function of (true numbers, predicted numbers), float of shape (n_samples,); "mae" and "rmse" are in the
+#: numbers' own unit.
 NUMBER_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "r2": _r2,
     "mae": _mean_absolute_error,
     "rmse": _root_mean_squared_error,
 }
+
+#: Those of all metrics of which smaller is better.
+SMALLER_IS_BETTER = frozenset({"mae", "rmse"})
 
 
 def check_metric(

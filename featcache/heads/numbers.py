@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from .incremental import fit_blocks
 from .labelled import name_of
 from .regression import IncrementalRidge
 
-__all__ = ["fit_ridge", "numbers_of", "ridge_steps"]
+__all__ = ["fit_ridge", "may_leave_out", "numbers_of", "ridge_steps"]
 
-#: Left-out predictions that are held at once: 200 MB.
+#: Left-out predictions, of all alphas, that are held at once: 200 MB.
 _NUMBERS_AT_ONCE = 25_000_000
 
 
@@ -41,12 +41,11 @@ def numbers_of(data: FeatureSet, target: Any) -> np.ndarray:
     """
     name = name_of(data)
     columns = dict(data.columns) if data.y is None else {"label": data.y, **data.columns}
-    if target == "y" and target not in columns:
-        target = "label"
-    if not isinstance(target, str) or target not in columns:
+    column = "label" if target == "y" and "y" not in columns else target
+    if not isinstance(column, str) or column not in columns:
         there = ", ".join(map(repr, columns)) or "none"
         raise HeadError(f"{name}: target: expected the name of a column, got {target!r}; it has {there}")
-    texts = [text.strip() for text in text_of(columns[target]).tolist()]
+    texts = [text.strip() for text in text_of(columns[column]).tolist()]
     values = np.full(len(texts), np.nan)
     for i, text in enumerate(texts):
         if text:
@@ -56,7 +55,7 @@ def numbers_of(data: FeatureSet, target: Any) -> np.ndarray:
 
 def _number(text: str, name: str, row: str, target: str) -> float:
     try:
-        value = float(text)
+        value = np.nan if "_" in text else float(text)  # Python reads "2024_05" as 202405
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
@@ -76,6 +75,11 @@ def fit_ridge(X: Any, aims: np.ndarray, alpha: float, *, on_disk: bool) -> Incre
     return fitted
 
 
+def may_leave_out(rows: int, targets: int, alphas: int) -> bool:
+    """Tell whether what `ridge_steps` predicts of left-out rows is little enough to be held."""
+    return rows * targets * alphas <= _NUMBERS_AT_ONCE
+
+
 def ridge_steps(
     X: np.ndarray, aims: np.ndarray, folds: Folds | None, grid: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, float]]:
@@ -86,7 +90,8 @@ def ridge_steps(
     X, aims : ndarray of shape (n, d) and (n, k)
         Training rows and targets.
     folds : Folds or None
-        Row numbers; None: every row is left out once, exactly, with the standardisation of all rows.
+        Row numbers; None: every row is left out once, exactly, with the standardisation of all rows (see
+        `may_leave_out`).
     grid : sequence of float
         Values of alpha.
 
@@ -98,15 +103,12 @@ def ridge_steps(
         Sum of their squared errors.
     """
     truth = aims if folds is None else np.concatenate([aims[held] for _, held in folds])
-    for predicted in _left_out(X, aims, grid) if folds is None else _held_out(X, aims, folds, grid):
+    if folds is None:
+        steps: Iterable[np.ndarray] = _path(X, aims).left_out(grid, X, aims.__getitem__)
+    else:
+        steps = _held_out(X, aims, folds, grid)
+    for predicted in steps:
         yield predicted, float(np.square(predicted - truth).sum())
-
-
-def _left_out(X: np.ndarray, aims: np.ndarray, grid: Sequence[float]) -> Iterator[np.ndarray]:
-    path = _path(X, aims)
-    step = max(1, _NUMBERS_AT_ONCE // aims.size)
-    for start in range(0, len(grid), step):
-        yield from path.left_out(grid[start : start + step], X, aims.__getitem__)
 
 
 def _held_out(X: np.ndarray, aims: np.ndarray, folds: Folds, grid: Sequence[float]) -> Iterator[np.ndarray]:

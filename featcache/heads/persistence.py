@@ -159,6 +159,11 @@ def load_head(path: Path) -> FittedHead:
         fields = {name: _decode(body["fields"][name], tensors) for name in _names(body["format"])}
         estimator = _decode(body["estimator"], tensors)
         classes = np.asarray(body["classes"], dtype=np.str_)
+        kinds = [fields.get(name, "") for name in _KINDS]
+        if not all(isinstance(kind, str) for kind in kinds) or all(kinds):
+            raise HeadError(
+                f"expected {' or '.join(_KINDS)} as text, and not both, got {str(kinds)[:200]}; save the head again"
+            )
     except HeadError as error:
         raise HeadError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or foreign tree provokes, the caller gets one line

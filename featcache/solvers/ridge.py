@@ -224,18 +224,16 @@ class RidgePath:
                 winners[which, rows] = residuals.argmax(axis=2).T
         return LeaveOneOut(errors, winners)
 
-    def left_out(
-        self, alphas: Sequence[float], X: Any, targets: Callable[[slice], np.ndarray], weight: np.ndarray | None = None
-    ) -> np.ndarray:
+    def left_out(self, alphas: Sequence[float], X: Any, targets: Callable[[slice], np.ndarray]) -> np.ndarray:
         """Return what is predicted of every row when it is left out, shape (n_alphas, n, n_targets).
 
         Parameters
         ----------
-        alphas, X, targets, weight
-            As in `leave_one_out`.
+        alphas, X, targets
+            As in `leave_one_out`; no row has a weight.
         """
         out = np.empty((len(alphas), X.shape[0], len(self._aim)))
-        for rows, which, residuals, slack, aims in self._errors(alphas, X, targets, weight):
+        for rows, which, residuals, slack, aims in self._errors(alphas, X, targets, None):
             residuals /= slack[:, :, None]
             out[which, rows] = np.moveaxis(residuals + aims[:, None, :], 0, 1)
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -22,22 +23,28 @@ from featcache.cli import run
 from featcache.cli.show import predictions
 from featcache.errors import HeadError
 from featcache.features import FeatureSet
-from featcache.heads import FittedHead, ShrunkScaler, fit, linear_form
+from featcache.heads import FittedHead, ShrunkScaler, fit, join_views, linear_form
 from featcache.heads.dealing import deal_folds
 from featcache.heads.label_sets import as_indicators, join_labels
 from featcache.heads.metrics import LABEL_METRICS, NUMBER_METRICS
-from featcache.heads.targets import Labels
+from featcache.heads.tasks import Labels
+from featcache.solvers.blocks import ChosenRows
 
-RNG = np.random.default_rng(0)
 N, D = 300, 12
-X = RNG.normal(size=(N, D)).astype("float32")
-MEMBER = X[:, :4] + 0.7 * RNG.normal(size=(N, 4)) > np.asarray([0.0, 0.5, 1.0, 1.6])
+_MADE = np.random.default_rng(0)
+X = _MADE.normal(size=(N, D)).astype("float32")
+MEMBER = X[:, :4] + 0.7 * _MADE.normal(size=(N, 4)) > np.asarray([0.0, 0.5, 1.0, 1.6])
 NAMES = np.asarray(["cat", "dog", "rare one", "Äpfel"])
 Y = join_labels(MEMBER, NAMES, ";")
 IDS = np.asarray([f"{i:04d}.png" for i in range(N)])
 SPLITS = np.asarray((["train"] * 5 + ["val"] + ["test"] * 2) * 38)[:N]
 TEST, VAL, TRAIN = (part == SPLITS for part in ("test", "val", "train"))
-PRICE = 1e6 + X[:, 0] * 3.0 + X[:, 1] + RNG.normal(size=N)
+PRICE = 1e6 + X[:, 0] * 3.0 + X[:, 1] + _MADE.normal(size=N)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(1)
 
 
 def labels(**fields):
@@ -60,8 +67,8 @@ def test_texts_become_labels_and_come_back():
     np.testing.assert_array_equal(again[1], member)
 
 
-def test_metrics_are_those_of_scikit_learn():
-    scores = np.round(RNG.normal(size=(N, 4)) + MEMBER, 1)  # with ties
+def test_metrics_are_those_of_scikit_learn(rng):
+    scores = np.round(rng.normal(size=(N, 4)) + MEMBER, 1)  # with ties
     predicted = scores > 0
     found = {name: measure(MEMBER, scores) for name, measure in LABEL_METRICS.items()}
     assert found["map"] == pytest.approx(average_precision_score(MEMBER, scores, average="macro"))
@@ -70,10 +77,22 @@ def test_metrics_are_those_of_scikit_learn():
         assert found[f"{average}_f1"] == pytest.approx(f1_score(MEMBER, predicted, average=average))
     absent = np.column_stack([MEMBER, np.zeros(N, dtype=bool)])
     assert LABEL_METRICS["map"](absent, np.column_stack([scores, -np.ones(N)])) == pytest.approx(found["map"])
-    other = PRICE + RNG.normal(size=N)
+    never = np.column_stack([MEMBER, MEMBER[:, 0]]), np.column_stack([scores, -np.ones(N)])  # a label never predicted
+    only = absent, np.column_stack([scores, np.ones(N)])  # and one that is always, and never there
+    for true, scored in (never, only):
+        for average in ("micro", "macro"):
+            reference = f1_score(true, scored > 0, average=average, zero_division=0)
+            assert LABEL_METRICS[f"{average}_f1"](true, scored) == pytest.approx(reference) != found[f"{average}_f1"]
+    for average in ("micro", "macro"):  # neither there nor predicted: no label at all
+        kept = LABEL_METRICS[f"{average}_f1"](absent, np.column_stack([scores, -np.ones(N)]))
+        assert kept == pytest.approx(found[f"{average}_f1"])
+        assert LABEL_METRICS[f"{average}_f1"](absent[:, 4:], -np.ones((N, 1))) == 0.0
+    other = PRICE + rng.normal(size=N)
     for name, reference in (("r2", r2_score), ("mae", mean_absolute_error), ("rmse", root_mean_squared_error)):
         assert NUMBER_METRICS[name](PRICE, other) == pytest.approx(reference(PRICE, other), rel=1e-9)
-    assert NUMBER_METRICS["r2"](np.ones(3), np.ones(3)) == 1.0 and NUMBER_METRICS["r2"](np.ones(3), np.zeros(3)) == 0.0
+    for same in (1.0, 0.1):  # the mean of three times 0.1 is not 0.1
+        true = np.full(3, same)
+        assert NUMBER_METRICS["r2"](true, true) == 1.0 and NUMBER_METRICS["r2"](true, np.zeros(3)) == 0.0
 
 
 @pytest.mark.parametrize("head", ["logreg", "softmax"])
@@ -120,14 +139,14 @@ def test_ridge_is_left_out_exactly(rows):
 
 @pytest.mark.parametrize("head", ["logreg", "ridge"])
 @pytest.mark.parametrize("metric", LABEL_METRICS)
-def test_test_labels_choose_nothing_and_row_order_does_not_matter(head, metric):
+def test_test_labels_choose_nothing_and_row_order_does_not_matter(head, metric, rng):
     spoilt = Y.copy()
-    spoilt[TEST] = RNG.permutation(spoilt[TEST])
+    spoilt[TEST] = rng.permutation(spoilt[TEST])
     groups = np.asarray([f"g{i // 3}" if i % 5 else "" for i in range(N)])
     one, two = (fit(head, labels(y=y, splits=SPLITS), separator=";", metric=metric) for y in (Y, spoilt))
     assert one.params == two.params and one.scores["val"] == two.scores["val"] and one.metric == metric
     np.testing.assert_array_equal(one.predict_scores(X), two.predict_scores(X))
-    order = RNG.permutation(N)
+    order = rng.permutation(N)
     one = fit(head, labels(groups=groups), separator=";", metric=metric)
     two = fit(head, FeatureSet(X[order], Y[order], IDS[order], groups[order]), separator=";", metric=metric)
     assert (one.params, one.scores) == (two.params, two.scores)
@@ -148,10 +167,28 @@ def test_folds_share_rare_labels_and_keep_groups_whole():
     assert len(few) == 3 and "3 folds instead of 5" in notes[0]
 
 
+def test_a_large_set_has_one_validation_part(monkeypatch):
+    monkeypatch.setattr("featcache.heads.dealing._ONE_PART_ABOVE", 100)
+    rare = np.column_stack([MEMBER, np.arange(N) < 10, np.arange(N) == 20])
+    folds, notes = deal_folds(rare, D, cv=5, groups=None, seed=0)
+    ((train, held),) = folds
+    assert sorted(np.concatenate([train, held]).tolist()) == list(range(N)) and abs(len(held) - N / 5) < 10
+    assert rare[held, 4].sum() == 2 and not rare[held, 5].any()  # a label of one row has to train
+    assert notes == ("settings chosen on one validation part of 20 %: the set is large",)
+    np.testing.assert_allclose(rare[held].mean(axis=0), rare.mean(axis=0), atol=0.03)
+    groups = np.repeat(np.arange(60), 5).astype(str)
+    ((train, held),) = deal_folds(rare, D, cv=5, groups=groups, seed=0)[0]
+    assert not set(groups[train]) & set(groups[held]) and abs(len(held) - N / 5) <= 10
+    ((train, held),) = deal_folds(rare[:, :0], D, cv=3, groups=None, seed=0)[0]
+    assert len(held) == N / 3
+    fitted = fit("logreg", labels(), separator=";")
+    assert notes[0] in fitted.notes and 0.6 < fitted.scores["cv"] < 1.0
+
+
 @pytest.mark.parametrize("head", ["logreg", "ridge"])
 def test_columns_that_do_not_vary(head):
     """A label on all rows, one on a single row (so that a fold's training side lacks it), one in the test rows only."""
-    member = np.column_stack([MEMBER[:, :2], np.ones(N, dtype=bool), np.arange(N) == 0, TEST])
+    member = np.column_stack([MEMBER[:, :2], np.ones(N, dtype=bool), np.arange(N) == 0, TEST & (np.arange(N) % 2 == 0)])
     y = join_labels(member, np.asarray(["a", "b", "always", "once", "test only"]), ";")
     with np.errstate(all="raise", under="ignore"):
         fitted = fit(head, labels(y=y, splits=SPLITS), separator=";")
@@ -164,9 +201,19 @@ def test_columns_that_do_not_vary(head):
     assert np.isfinite(scores).all()
     if head == "logreg":
         np.testing.assert_allclose(scores[:, 1], ((~TEST).sum() + 0.5) / ((~TEST).sum() + 1))
-    known = [np.isin(np.arange(5), [0, 1, 2])][0]
-    reference = [average_precision_score(member[TEST, j], scores[TEST][:, [0, 2, 1][j]]) for j in np.flatnonzero(known)]
-    assert fitted.scores["test"] == pytest.approx(np.mean([*reference, 1.0]))  # of "test only": its share
+    truth = member[TEST][:, [0, 2, 1, 3, 4]]  # in the order of the labels
+    ranked = [average_precision_score(truth[:, j], scores[TEST, j]) for j in range(3)]  # no test row has "once"
+    assert fitted.scores["test"] == pytest.approx(np.mean([*ranked, truth[:, 4].mean()]))  # unranked: its share
+    for metric in ("subset_accuracy", "macro_f1"):
+        fitted = fit(head, labels(y=y, splits=SPLITS), separator=";", metric=metric)
+        said = fitted.predict_scores(X[TEST]) > (0.5 if head == "logreg" else 0.0)
+        said = np.column_stack([said, np.zeros(TEST.sum(), dtype=bool)])
+        there = (truth | said).any(axis=0)
+        expected = {
+            "subset_accuracy": (truth == said).all(axis=1).mean(),
+            "macro_f1": f1_score(truth[:, there], said[:, there], average="macro", zero_division=0),
+        }
+        assert 0.0 < fitted.scores["test"] == pytest.approx(expected[metric])
 
 
 @pytest.mark.parametrize("head", ["logreg", "ridge"])
@@ -206,6 +253,32 @@ def test_a_handful_of_rows(head, rows):
     assert alone.scores == {} and "fixed settings" in alone.notes[0]
 
 
+def test_parts_without_any_label_are_noted():
+    member = MEMBER.copy()
+    member[TEST | VAL] = False
+    fitted = fit("logreg", labels(y=join_labels(member, NAMES, ";"), splits=SPLITS), separator=";")
+    said = "row has a label: there is nothing to rank, and map is 0"
+    assert {f"no test {said}", f"no validation {said}"} <= set(fitted.notes)
+    assert fitted.scores == {"val": 0.0, "test": 0.0}
+    fitted = fit("logreg", labels(y=join_labels(member, NAMES, ";"), splits=SPLITS), separator=";", metric="micro_f1")
+    assert not any("rank" in note for note in fitted.notes)
+
+
+def test_a_single_long_text_costs_its_own_length():
+    names, member = (
+        np.asarray(["a", "x" * 1_000_000]),
+        np.asarray([[True, True]] + [[True, False], [False, False]] * 30),
+    )
+    tracemalloc.start()
+    texts = join_labels(member, names, ";")
+    found, again = as_indicators(texts, ";")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.tolist() == names.tolist() and peak < 60e6  # 244 MB where each row has the room of the longest
+    np.testing.assert_array_equal(again, member)
+    assert join_labels(again, found, ";").tolist() == texts.tolist()
+
+
 @pytest.mark.parametrize("kind", [{"separator": ";"}, {"target": "price"}])
 def test_one_training_row_beside_val_rows(kind):
     splits = np.asarray(["train"] + ["val"] * 8 + ["test"] * 3)
@@ -240,19 +313,19 @@ def test_a_number_is_ridge_with_alpha_left_out_exactly(rows, metric):
     assert fitted.predict(X).dtype == np.float64 and fitted.predict(X[:0]).shape == (0,) and len(fitted.classes_) == 0
 
 
-def test_val_groups_and_test_rows():
+def test_val_groups_and_test_rows(rng):
     fitted = fit("ridge", numbers(splits=SPLITS), target="price")
     assert set(fitted.scores) == {"val", "test"} and fitted.n_train == (~TEST).sum()
     assert fitted.scores["test"] == pytest.approx(r2_score(PRICE[TEST], fitted.predict(X[TEST])))
     spoilt = PRICE.copy()
-    spoilt[TEST] = RNG.permutation(spoilt[TEST])
+    spoilt[TEST] = rng.permutation(spoilt[TEST])
     again = fit("ridge", numbers(splits=SPLITS, columns={"price": spoilt}), target="price")
     assert again.scores["val"] == fitted.scores["val"]
     np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
     twins = np.concatenate([X, X])  # a row's twin would give its number away
     groups = np.tile(np.arange(N), 2).astype(str)
-    noise = np.tile(RNG.normal(size=N), 2)
-    wide = np.hstack([twins, np.tile(RNG.normal(size=(N, 600)), (2, 1))]).astype("f4")
+    noise = np.tile(rng.normal(size=N), 2)
+    wide = np.hstack([twins, np.tile(rng.normal(size=(N, 600)), (2, 1))]).astype("f4")
     alone = fit("ridge", FeatureSet(wide, columns={"price": noise}), target="price")
     whole = fit("ridge", FeatureSet(wide, groups=groups, columns={"price": noise}), target="price")
     assert alone.scores["cv"] > 0.5 > 0.1 > whole.scores["cv"]
@@ -283,6 +356,76 @@ def test_a_regressor_is_used_as_it_is(tmp_path):
     with pytest.raises(HeadError, match="joblib or skops"):
         fitted.save(tmp_path / "h")
     assert set(fit(LinearRegression(), numbers(), target="price").scores) == {"cv"}
+
+
+# ----------------------------------------------------------------------------------------------------------- views
+
+
+def viewed(rng, **fields):
+    """A set and two views of it that are far from it: to score them would be seen."""
+    sets = [labels(X=(X + shift * rng.normal(size=X.shape)).astype("f4"), **fields) for shift in (0.0, 1.0, 2.0)]
+    return join_views(sets, rows=True)
+
+
+def held_out_by_hand(data, folds, make):
+    """What heads fitted on the images of a fold and their views predict of the other plain rows, fold by fold."""
+    image = np.tile(np.arange(N), 3)
+    found = []
+    for kept, held in folds:
+        predict = make(np.flatnonzero(np.isin(image, kept)))
+        found.append(predict(data.X[held]))  # the first N rows are the plain ones
+    return np.concatenate(found), np.concatenate([held for _, held in folds])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("head", ["logreg", "ridge"])
+def test_views_train_with_their_image_and_are_never_scored(head, grouped, rng):
+    groups = np.arange(N).astype(str)
+    groups[:60] = np.repeat(np.arange(12), 5).astype(str)
+    data = viewed(rng, groups=groups if grouped else None)
+    params = {"C": 0.1} if head == "logreg" else {"alpha": 10.0}
+    fitted = fit(head, data, separator=";", params=params)
+    folds = deal_folds(MEMBER, D, cv=5, groups=groups if grouped else None, seed=0)[0]
+    member, whole = np.tile(MEMBER, (3, 1)), ShrunkScaler().fit(data.X.astype("f8"))
+
+    def logreg(rows):
+        rest = OneVsRestClassifier(LogisticRegression(C=0.1, tol=1e-8, max_iter=1000))
+        rest.fit(whole.transform(data.X[rows]), member[rows].astype(int))
+        return lambda Z: rest.decision_function(whole.transform(Z))
+
+    def ridge(rows):
+        made = make_pipeline(ShrunkScaler(), Ridge(10.0)).fit(data.X[rows].astype("f8"), np.where(member[rows], 1, -1))
+        return lambda Z: made.predict(Z.astype("f8"))
+
+    scores, held = held_out_by_hand(data, folds, {"logreg": logreg, "ridge": ridge}[head])
+    expected = average_precision_score(MEMBER[held], scores)
+    assert fitted.scores == {"cv": pytest.approx(expected, abs=1e-3 if head == "logreg" else 1e-9)}
+    assert fitted.n_train == 3 * N and "600 augmented views" in fitted.notes[0]
+    order = rng.permutation(3 * N)
+    assert fit(head, data.select(order), separator=";", params=params).scores == fitted.scores
+
+
+@pytest.mark.parametrize("head", ["ridge", LinearRegression()])
+def test_views_and_a_number(head, rng):
+    near = PRICE - 1e6  # scikit-learn fits float32 codes to float32 numbers
+    data = viewed(rng, columns={"price": near})
+    fitted = fit(head, data, target="price", params={"alpha": 10.0} if head == "ridge" else None)
+    folds, price = deal_folds(np.zeros((N, 0), dtype=bool), D, cv=5, groups=None, seed=0)[0], np.tile(near, 3)
+    by_hand = make_pipeline(ShrunkScaler(), Ridge(10.0)) if head == "ridge" else LinearRegression()
+    codes = data.X.astype("f8") if head == "ridge" else data.X
+    values, held = held_out_by_hand(data, folds, lambda rows: by_hand.fit(codes[rows], price[rows]).predict)
+    assert fitted.scores["cv"] == pytest.approx(r2_score(near[held], values), abs=1e-5)
+
+
+@pytest.mark.parametrize("head", ["logreg", "ridge"])
+def test_views_of_val_and_test_rows_are_left_out(head, rng):
+    data = viewed(rng, splits=SPLITS)
+    fitted = fit(head, data, separator=";")
+    assert set(fitted.scores) == {"val", "test"} and fitted.n_train == 3 * TRAIN.sum() + VAL.sum()
+    truth = MEMBER[TEST][:, np.isin(NAMES, fitted.classes_)]
+    assert fitted.scores["test"] == pytest.approx(average_precision_score(truth, fitted.predict_scores(X[TEST])))
+    alone = fit(head, viewed(rng).select(np.arange(N, 2 * N)), separator=";")  # the first view without its plain row
+    assert alone.n_train == N and 0.4 < alone.scores["cv"] < 1.0
 
 
 # ------------------------------------------------------------------------------------------------- refusals, both
@@ -317,6 +460,8 @@ def test_a_regressor_is_used_as_it_is(tmp_path):
         (numbers(), "ridge", {"target": "price", "metric": "map"}, "r2, mae, rmse"),
         (numbers(columns={"price": ["1.0"] * 299 + ["3,5"]}), "ridge", {"target": "price"}, "row '0299.png'.*'3,5'"),
         (numbers(columns={"price": [1.0] * 299 + [np.inf]}), "ridge", {"target": "price"}, "row '0299.png'.*'inf'"),
+        (numbers(columns={"price": ["1.0"] * 299 + ["2024_05"]}), "ridge", {"target": "price"}, "0299.png'.*'2024_05'"),
+        (labels(y=["1", "two"] * 150), "ridge", {"target": "y"}, "finite number in 'y', got 'two'"),
         (numbers(columns={"price": ["nan", "1"] * 150}), "ridge", {"target": "price"}, "row '0000.png'.*'nan'"),
         (numbers(columns={"price": np.full(N, 3.0)}), "ridge", {"target": "price"}, "got only 3"),
         (numbers(columns={"price": np.full(N, np.nan)}), "ridge", {"target": "price"}, "no row has a value"),
@@ -336,7 +481,9 @@ def test_what_the_heads_do_not_have():
         (many.predict_proba, "logreg"),
         (number.predict_proba, "number"),
         (number.predict_scores, "number"),
-        (number.accept, "reject"),
+        (number.predict_labels, "no labels"),
+        (number.accept, "predicts a number, use predict"),
+        (many.accept, "has several, use predict_scores"),
     ):
         with pytest.raises(HeadError, match=word):
             call(X)
@@ -375,7 +522,7 @@ def test_codes_on_disk(head, tmp_path, monkeypatch):
     codes[:] = X
     codes.flush()
     mapped = np.memmap(tmp_path / "codes", dtype="float16", mode="r", shape=X.shape)
-    monkeypatch.setattr("featcache.heads.targets.SAMPLE_ROWS", 150)
+    monkeypatch.setattr("featcache.heads.mapped.SAMPLE_ROWS", 150)
     monkeypatch.setattr("featcache.heads.labelled._ROWS_AT_ONCE", 7)
     data = labels(X=mapped, splits=np.where(TEST, "test", "train"), columns={"price": PRICE})
     near = replace(data, X=np.asarray(mapped, dtype="f4"))
@@ -390,6 +537,64 @@ def test_codes_on_disk(head, tmp_path, monkeypatch):
             fit(head, data, novelty="knn", **kind)
     with pytest.raises(HeadError, match="estimator of your own"):
         fit(Ridge(), data, target="price")
+
+
+def as_map(folder, codes):
+    there = np.memmap(folder / "map", dtype="float16", mode="w+", shape=codes.shape)
+    there[:] = codes
+    there.flush()
+    return np.memmap(folder / "map", dtype="float16", mode="r", shape=codes.shape)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [("logreg", {"separator": ";"}), ("ridge", {"separator": ";"}), ("ridge", {"target": "price"})],
+)
+def test_groups_val_rows_and_missing_rows_on_disk(head, kind, tmp_path):
+    mapped = as_map(tmp_path, X)
+    price, y, groups = PRICE.copy(), Y.copy(), (np.arange(N) // 3).astype(str)
+    both = {"columns": {"price": price}, "y": y}
+    disk, near = labels(X=mapped, **both), labels(X=np.asarray(mapped, dtype="f4"), **both)
+    one, two = (fit(head, replace(data, groups=groups), **kind) for data in (disk, near))  # all rows are the sample
+    assert one.params == two.params and one.scores["cv"] == pytest.approx(two.scores["cv"], abs=1e-9)
+    assert one.scores["cv"] != fit(head, disk, **kind).scores["cv"]
+    one = fit(head, replace(disk, splits=SPLITS), **kind)
+    two = fit(head, replace(near, splits=np.where(VAL, "train", SPLITS)), **kind)
+    assert "settings chosen on 226 of 226 rows, val rows among them" in one.notes[-1]
+    assert set(one.scores) == {"cv", "test"} and one.scores == pytest.approx(two.scores, abs=1e-3)
+    y[:7], price[:7] = "", np.nan
+    one, two = (fit(head, replace(data, y=y, columns={"price": price}), **kind) for data in (disk, near))
+    assert "7 rows without" in one.notes[0] and "293 of 293 rows" in one.notes[-1]  # still read from disk
+    assert one.scores == pytest.approx(two.scores, abs=1e-6)
+    np.testing.assert_allclose(one.estimator.coef_, two.estimator.coef_, atol=1e-3)
+
+
+def test_rows_that_are_left_out_do_not_bring_a_map_into_memory(tmp_path):
+    y = Y.copy()
+    y[::50] = ""
+    rows = Labels(labels(X=as_map(tmp_path, X), y=y), ";").rows
+    assert isinstance(rows.X, ChosenRows) and isinstance(rows.X.X, np.memmap)
+    np.testing.assert_array_equal(rows.X[np.arange(20, 60)], X[y != ""][20:60].astype("float16"))
+
+
+def test_alpha_is_chosen_on_folds_where_leave_one_out_would_take_too_much_memory(monkeypatch):
+    exact = fit("ridge", labels(), separator=";")
+    monkeypatch.setattr("featcache.heads.numbers._NUMBERS_AT_ONCE", N * 4 * 15)
+    assert fit("ridge", labels(), separator=";").scores == exact.scores
+    monkeypatch.setattr("featcache.heads.numbers._NUMBERS_AT_ONCE", N * 4 * 15 - 1)
+    folded = fit("ridge", labels(), separator=";")
+    assert any("alpha chosen on folds" in note for note in folded.notes) and exact.scores != folded.scores
+    assert folded.scores["cv"] == pytest.approx(exact.scores["cv"], abs=0.03)
+    assert not any("alpha chosen" in note for note in fit("ridge", labels(splits=SPLITS), separator=";").notes)
+
+
+@pytest.mark.parametrize("wrong", [{"separator": 3}, {"target": ["a"]}, {"target": "price"}])
+def test_files_with_odd_kinds_are_refused(wrong, tmp_path):
+    fitted = fit("ridge", labels(), separator=";")
+    replace(fitted, **wrong).save(tmp_path / "h")
+    with pytest.raises(HeadError, match="expected separator or target as text, and not both") as caught:
+        FittedHead.load(tmp_path / "h")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
@@ -467,9 +672,13 @@ def test_the_command_line(capsys, tmp_path):
     assert (said["head"], said["metric"], said["classes"], said["target"]) == ("ridge", "r2", [], "price")
     assert "cv mae" in answer("fit", store, "--target", "price", "--metric", "mae", "-o", number)
     image = folder / images[0]
+    data = fc.FeatureStore.open(store).load()
+    row = data.select(data.row_ids == images[0])
+    assert len(row) == 1
     label = answer("predict", many, image).rstrip("\n").split("\t")
-    assert label[1] in (";", "big;cat", "big", "cat")
-    assert float(answer("predict", number, image).split("\t")[1]) == pytest.approx(3.75, abs=20)
+    assert label[1] == FittedHead.load(many).predict(row)[0]
+    value = float(answer("predict", number, image).split("\t")[1])
+    assert value == pytest.approx(FittedHead.load(number).predict(row)[0], abs=0.05)
     rows = json.loads(answer("predict", number, image, "--json"))
     assert set(rows[0]) == {"id", "value"} and isinstance(rows[0]["value"], float)
     assert set(json.loads(answer("predict", many, image, "--json"))[0]) == {"id", "label", "labels", "scores"}
@@ -487,4 +696,12 @@ def test_codes_of_a_feature_set_are_predicted():
     fitted = fit("ridge", labels(), separator=";")
     rows = handoff.predict(fitted, labels())
     assert [row["label"] for row in rows] == fitted.predict(X).tolist()
-    assert all(row["labels"] == [part for part in row["label"].split(";") if part] for row in rows)
+    member = fitted.predict_scores(X) > 0
+    assert [row["labels"] for row in rows] == [NAMES[some].tolist() for some in member]
+    assert fitted.predict_labels(X[:5]) == [row["labels"] for row in rows[:5]] and fitted.predict_labels(X[:0]) == []
+    y = join_labels(MEMBER[:, :2], np.asarray(["a-", "b"]), " -- ")
+    odd = fit("ridge", labels(y=y), separator="--")
+    rows, member = handoff.predict(odd, labels()), odd.predict_scores(X) > 0
+    assert [row["labels"] for row in rows] == [np.asarray(["a-", "b"])[some].tolist() for some in member]
+    assert "a---b" in {row["label"] for row in rows}  # which cannot be parted again
+    assert fit("ridge", labels(y=np.where(MEMBER[:, 0], "a", "b"))).predict_labels(X[:2])[0] in (["a"], ["b"])
