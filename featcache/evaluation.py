@@ -247,8 +247,7 @@ def _check_apart(rows: Rows, train: np.ndarray, test: np.ndarray) -> None:
     """Raise SplitError where a draw would test what it trains on; groups that the data's own split parts may be."""
     drawn = not rows.parts and rows.groups is not None
     for what, names in (("rows", rows.ids), ("groups", rows.groups if drawn else None)):
-        both = [] if names is None else np.intersect1d(names[train], names[test])
-        if len(both):
+        if names is not None and len(both := np.intersect1d(names[train], names[test])):
             raise SplitError(f"draw: {len(both)} {what} stand in train and test, such as {str(both[0])!r}; split anew")
 
 

@@ -78,7 +78,7 @@ def test_people_see_short_answers(capsys, store, image_folder, tmp_path):
     assert ": ok" in ok(capsys, "check", store)
     assert "knn" in ok(capsys, "compare", store, "--heads", "knn", "--seeds", 2, "--plot", tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
-    assert "on 12 images" in ok(capsys, "fit", store, "-o", tmp_path / "h")
+    assert "on 12 rows" in ok(capsys, "fit", store, "-o", tmp_path / "h")
     line = ok(capsys, "predict", tmp_path / "h", image_folder / "cat" / "0000.jpg").split("\t")
     assert len(line) == 3 and line[1] in ("cat", "dog")
 
