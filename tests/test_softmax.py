@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
@@ -215,3 +217,49 @@ def test_standardising_inside_is_standardising_in_front():
     inside = SoftmaxClassifier(0.1, standardize=True, class_weight="balanced", tol=1e-9).fit(X[:200], Y[:200])
     front = make_pipeline(ShrunkScaler(), SoftmaxClassifier(0.1, class_weight="balanced", tol=1e-9))
     np.testing.assert_allclose(inside.predict_proba(X), front.fit(X[:200], Y[:200]).predict_proba(X), atol=1e-5)
+
+
+def _blobs(n=15, d=95):
+    rng, y = np.random.default_rng(0), np.arange(n) % 3
+    rows = rng.normal(size=(n, d))
+    rows[np.arange(n), y] += 3
+    return rows, y
+
+
+@pytest.mark.parametrize("which", ["column", "time", "row", "offset"])
+def test_what_a_wide_spread_hides_is_in_the_certificate(which):
+    """Fewer rows than features, one of which dwarfs the others: none may be lost, or the bound must say so."""
+    rows, y = _blobs()
+    if which == "column":
+        rows[:, -1] *= 1e7
+    elif which == "time":
+        rows[:, 0] = 1e6 * np.arange(len(rows))
+    elif which == "row":
+        rows[0] *= 1e8
+    else:
+        rows += 1e6
+    fit_intercept = which in ("column", "time")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = SoftmaxClassifier(fit_intercept=fit_intercept).fit(rows, y)
+        best = LogisticRegression(solver="newton-cg", tol=1e-10, max_iter=5000, fit_intercept=fit_intercept)
+        best.fit(rows, y)
+    scores = rows @ best.coef_.T + best.intercept_
+    least = -np.log(softmax(scores, axis=1)[np.arange(len(y)), y]).sum() + 0.5 * np.square(best.coef_).sum()
+    missing = ours.objective_ - least
+    assert missing <= ours.gap_ * 1.001 + 1e-9
+    said = any("standardise" in str(warning.message) for warning in caught)
+    assert missing <= 1e-5 * ours.objective_ or said
+    assert ours.score(rows, y) == 1.0
+
+
+def test_what_leaves_the_range_is_refused_in_one_line():
+    rows, y = _blobs()
+    for scale in (1e25, 1e200):
+        for some in (rows, rows[:, :20], np.tile(rows, (6, 1))):
+            with warnings.catch_warnings(), pytest.raises(ValueError, match="standardise"):
+                warnings.simplefilter("error")
+                SoftmaxClassifier().fit(some * scale, np.arange(len(some)) % 3)
+    for weight in (1e-320, 1e308):
+        with pytest.raises(ValueError, match="sample_weight"):
+            SoftmaxClassifier().fit(rows, y, sample_weight=np.full(len(y), weight))

@@ -17,6 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, colu
 
 from ..solvers.blocks import in_memory
 from ..solvers.certificate import duality_gap
+from ..solvers.descent import Point, host
 from ..solvers.linear_path import LinearProblem, Solution
 from ..solvers.losses import SigmoidLoss, SoftmaxLoss
 from ..solvers.standardised import Standardised
@@ -29,6 +30,18 @@ _PROMISE = 0.03
 _FLOAT64_BELOW = 2e-6
 #: Problems of up to so many multiplications per pass are solved in float64 to this tolerance: it costs milliseconds.
 _SMALL, _TOL_OF_SMALL = 1e5, 1e-16
+
+
+#: The largest weight of a row is more than this, and less than its inverse.
+_TINY = 1e-100
+#: The bound is often some ten times what is missing. Where it is so many times `tol`, or this share of the objective,
+#: something is wrong.
+_MANY, _SHARE = 100.0, 1e-3
+
+
+def _doubtful(tol: float, at: Point | Solution) -> float:
+    """The bound from which on a solution is not trusted, in units of the mean loss."""
+    return max(_MANY * tol, _SHARE) * abs(float(host(at.value)[0]))
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,8 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         """Check labels and weights; rows of weight 0 do not exist, and neither do classes that have no others."""
         who = type(self).__name__
         weight = np.array(_check_sample_weight(sample_weight, np.empty((len(y), 1)), dtype=np.float64, copy=True))
-        if (weight < 0).any() or not weight.any():
-            raise ValueError(f"{who}: expected sample_weight of 0 or more with a sum above 0")
+        if (weight < 0).any() or not _TINY < float(weight.max(initial=0.0)) < 1.0 / _TINY:
+            raise ValueError(f"{who}: expected sample_weight of 0 or more with a sum above 0 (1e-100 to 1e100)")
         used = weight > 0
         if not used.all() and in_memory(X):
             X, y, weight, used = X[used], y[used], weight[used], used[used]
@@ -129,10 +142,14 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_ = np.ascontiguousarray(coef), intercept
         self.objective_, self.gap_ = total * float(solution.value[0]), total * gap
         self.n_iter_ = np.asarray([solution.passes], dtype=np.int32)
-        if not solution.converged.all() and self.gap_ > self.tol * self.objective_:
+        allowed = self.tol * self.objective_
+        doubtful = self.gap_ > total * _doubtful(self.tol, solution)
+        if (not solution.converged.all() and self.gap_ > allowed) or doubtful:
+            ended = solution.passes < self.max_iter
+            why = ", and rounding lets it fall no more; " if ended else "; raise max_iter, "
             warnings.warn(
                 f"{type(self).__name__}: after {solution.passes} passes the objective may be {self.gap_:.2g} above its "
-                f"minimum, tol={self.tol:g} allows {self.tol * self.objective_:.2g}; raise max_iter or lower C",
+                f"minimum, tol={self.tol:g} allows {allowed:.2g}{why}standardise the codes or lower C",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -147,15 +164,22 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         loosely = max(tol, _FLOAT64_BELOW)
         point = problem.solve(penalty, tol=loosely * _PROMISE, max_iter=steps, enough=loosely)
         stuck = not point.converged.all() and point.passes < steps
-        if tol < loosely or (stuck and not small):
-            if not small:
-                problem = self._problem(rows, data, data.weight[None, :], dtype="float64", basis=problem.basis)
+        if small and tol < loosely:
             point = problem.improve(point, penalty, tol=tol * _PROMISE, max_iter=steps)
+        point, gap = self._settled(problem, point, penalty)
+        if not small and (tol < loosely or stuck or gap > _doubtful(tol, point)):
+            problem = self._problem(rows, data, data.weight[None, :], dtype="float64", basis=problem.basis)
+            point = problem.improve(point, penalty, tol=tol * _PROMISE, max_iter=steps)
+            point, gap = self._settled(problem, point, penalty)
+        return problem.solution(point), gap
+
+    def _settled(self, problem: LinearProblem, point: Point, penalty: np.ndarray) -> tuple[Point, float]:
+        """Return the point with intercepts that leave no gradient, as the certificate wants them, and its gap."""
         converged = point.converged
-        if self.fit_intercept:  # the certificate wants intercepts that leave no gradient
+        if self.fit_intercept:
             point = problem.improve(point, penalty, tol=1e-11, max_iter=5, intercepts_only=True)
         point.converged = converged
-        return problem.solution(point), duality_gap(problem, point, float(penalty[0]))
+        return point, duality_gap(problem, point, float(penalty[0]))
 
     def _problem(self, rows: Any, data: Training, weight: np.ndarray, **settings: Any) -> LinearProblem:
         """The problem of one weighting of the rows (1, n) or of several (folds, n)."""

@@ -18,7 +18,11 @@ _ROWS_EACH = 12
 #: Rounds of the subspace iteration that finds them.
 _ROUNDS = 2
 #: Directions with less than this share of the largest eigenvalue are rounding errors of the rows' Gram matrix.
-_RANK_TOL = 1e-12
+_RANK_TOL = 1e-9
+#: Where so much of a row (in units of the longest) lies outside of the other directions, that is more than rounding.
+_OUTSIDE = 1e-10
+#: Beyond such a spread the squares of scores do not fit into float32.
+_LARGEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -75,23 +79,40 @@ class Eigenbasis:
             if not np.isfinite(total).all():
                 raise ValueError(f"codes: NaN or Inf in rows {rows.start} to {rows.stop - 1}; drop them")
             centre += total if centred else 0.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            basis = cls._found(X, weight, centre, columns)
+        if not (basis.spread < _LARGEST).all():
+            raise _too_large()
+        return basis
+
+    @classmethod
+    def _found(cls, X: Any, weight: np.ndarray, centre: np.ndarray, columns: int) -> Eigenbasis:
+        (n, d), basis = X.shape, None
         # A decomposition costs some n³, a pass in n coordinates in the place of d features saves (d - n) n columns.
         if n < d and n * n <= 8 * columns * (d - n):
-            return _complete(X, weight, centre)
-        return (
-            _narrow(X, weight, centre)
-            if d <= _LEADING
-            else _leading(X, weight, centre, min(_LEADING, 10 + 2 * columns))
-        )
+            basis = _complete(X, weight, centre)
+        if basis is None and d <= _LEADING:
+            basis = _narrow(X, weight, centre)
+        if basis is None:
+            basis = _leading(X, weight, centre, min(_LEADING, 10 + 2 * columns))
+        return basis
 
 
-def _complete(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
-    """From the rows' products with each other: as many directions as the rows span."""
+def _complete(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis | None:
+    """From the rows' products with each other: as many directions as the rows span; None where some are lost.
+
+    Products square the rows: what varies far less than the largest direction is not found in them.
+    """
     rows = (np.asarray(X[:], dtype=np.float64) - centre) * np.sqrt(weight)[:, None]
     values, vectors = _descending(rows @ rows.T)
     keep = values > max(values[0], 0.0) * _RANK_TOL if len(values) else np.zeros(0, dtype=bool)
     values, vectors = values[keep], vectors[:, keep]
-    return Eigenbasis(centre, rows.T @ (vectors / np.sqrt(values)), values, True)
+    directions = rows.T @ (vectors / np.sqrt(values))
+    if not keep.all():
+        outside = rows - (rows @ directions) @ directions.T
+        if np.abs(outside).max(initial=0.0) > _OUTSIDE * np.sqrt(max(values.max(initial=0.0), 0.0)):
+            return None
+    return Eigenbasis(centre, directions, values, True)
 
 
 def _narrow(X: Any, weight: np.ndarray, centre: np.ndarray) -> Eigenbasis:
@@ -133,6 +154,12 @@ def _principal(rows: np.ndarray, k: int) -> np.ndarray:
     return np.linalg.qr(found)[0] if len(keep) else found
 
 
+def _too_large() -> ValueError:
+    return ValueError("codes: they vary so widely that their squares leave the range of float32; standardise them")
+
+
 def _descending(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not np.isfinite(gram).all():
+        raise _too_large()
     values, vectors = np.linalg.eigh(gram)
     return values[::-1], vectors[:, ::-1]
