@@ -245,7 +245,7 @@ def to_module(
     Raises
     ------
     HeadError
-        When the head is not linear.
+        When the head is not linear, or its numbers are out of the range of float32.
     HandoffError, WeightsError
         As for `predict`.
 
@@ -269,9 +269,23 @@ def to_module(
         b = b - W @ form.shift
     if head.temperature is not None:
         W, b = W / head.temperature, b / head.temperature
+    _check_float32(head, W, b, *([] if prelude is None else [form.shift, form.scale]))
     network = _backbone_of(head, backbone, weights)
     blocks = _blocks(head, network)
     node = head.node if blocks is None else JoinLayers(blocks.nodes, blocks.shapes)
     classes = [head.target] if head.target else [str(c) for c in head.classes_]
     module = ClassifierNetwork(network.module(), node, torch.from_numpy(W), torch.from_numpy(b), classes, prelude)
     return module.eval()
+
+
+def _check_float32(head: FittedHead, weight: np.ndarray, *others: np.ndarray) -> None:
+    """Raise HeadError for numbers that the network's float32 makes infinite, or weights that it makes all zero."""
+    with np.errstate(over="ignore", under="ignore"):
+        cast = [array.astype(np.float32) for array in (weight, *others)]
+    finite = all(np.isfinite(array).all() for array in cast)
+    if not finite or (weight.any() and not cast[0].any()):
+        sizes = ", ".join(f"{np.abs(array).max():.3g}" for array in (weight, *others))
+        raise HeadError(
+            f"head {head.head!r}: expected weights and intercepts in the range of float32, got sizes up to {sizes}; "
+            "rescale what it was fitted on and fit again, or use predict"
+        )

@@ -115,6 +115,71 @@ def test_crafted_files_are_refused_in_one_line(body, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def blobs(n):
+    """Four far blobs of 32 features."""
+    rng = np.random.default_rng(0)
+    centres, y = 3 * rng.normal(size=(4, 32)), np.arange(n) % 4
+    return FeatureSet((centres[y] + rng.normal(size=(n, 32))).astype("float32"), np.asarray(list("abcd"))[y])
+
+
+def test_a_threshold_that_the_final_head_does_not_reach_is_noted():
+    words = "reject: the final head accepts only 0.0% of its own training rows: too few rows"
+    for level in (0.5, None):
+        few = fit("auto", blobs(12), reject=0.5, reject_confidence=level)
+        assert few.rejection["coverage"] == 1.0 and not few.accept(blobs(12)).any()
+        assert sum(note.startswith(words) for note in few.notes) == 1
+        many = fit("auto", blobs(200), reject=0.5, reject_confidence=level)
+        assert many.accept(blobs(200)).mean() > 0.9 and not any("final head" in note for note in many.notes)
+
+
+def rewritten(path, change):
+    """Change the JSON of a head's file, with the right checksum."""
+    from safetensors.numpy import load, save
+
+    data = path.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    body = json.loads(metadata["featcache_head"].partition("\n")[2])
+    change(body)
+    text = json.dumps(body)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path.write_bytes(save(load(data), {"featcache_head": f"{digest}\n{text}"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": 0}, "format 1 to 3, got 0"),
+        ({"format": -1}, "format 1 to 3, got -1"),
+        ({"format": 4}, "install a newer featcache"),
+        ({"classes": ["a", "a"]}, "different texts"),
+        ({"classes": [["a", "b"]]}, "different texts"),
+        ({"fields": {"separator": ";"}}, "format 3 only"),
+        ({"fields": {"target": "price"}}, "format 3 only"),
+        ({"fields": {"n_features": "64"}}, "n_features"),
+        ({"fields": {"n_features": True}}, "n_features"),
+        ({"fields": {"n_features": 64.0}}, "n_features"),
+        ({"fields": {"n_features": None}}, "n_features"),
+        ({"fields": {"temperature": "2"}}, "temperature"),
+        ({"fields": {"temperature": [2.0]}}, "temperature"),
+        ({"fields": {"temperature": True}}, "temperature"),
+        ({"fields": {"temperature": 0}}, "temperature"),
+    ],
+)
+def test_contents_that_make_no_head_are_refused_in_one_line(change, reason, tmp_path):
+    path = fit("lda", digits()).save(tmp_path / "h")
+    rewritten(path, lambda body: None)
+    assert FittedHead.load(path).n_features == 64
+
+    def put(body):
+        body["fields"].update(change.get("fields", {}))
+        body.update({key: value for key, value in change.items() if key != "fields"})
+
+    rewritten(path, put)
+    with pytest.raises(HeadError, match=reason) as caught:
+        FittedHead.load(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_groups_reach_every_fit_and_the_detector():
     seen = []
 

@@ -465,6 +465,19 @@ def test_views_of_val_and_test_rows_are_left_out(head, rng):
         (numbers(columns={"price": ["nan", "1"] * 150}), "ridge", {"target": "price"}, "row '0000.png'.*'nan'"),
         (numbers(columns={"price": np.full(N, 3.0)}), "ridge", {"target": "price"}, "got only 3"),
         (numbers(columns={"price": np.full(N, np.nan)}), "ridge", {"target": "price"}, "no row has a value"),
+        (
+            numbers(columns={"price": [1.0] * 299 + [-1e154]}),
+            "ridge",
+            {"target": "price"},
+            "'0299.png'.*1e.100.*'price'",
+        ),
+        (
+            numbers(columns={"price": ["1"] * 299 + ["1e308"]}),
+            RandomForestRegressor(),
+            {"target": "price"},
+            "'0299.png'",
+        ),
+        (numbers(columns={"price": np.arange(N) % 7 * 1e-300}), "ridge", {"target": "price"}, "'price'.*rescale"),
         (numbers(), "ridge", {"target": "price", "params": {"alpha": True}}, "above 0"),
         (numbers(), Ridge(), {"target": "price", "params": {"alfa": 1}}, "alfa"),
     ],
@@ -597,6 +610,37 @@ def test_files_with_odd_kinds_are_refused(wrong, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong", "reason"),
+    [
+        ({"separator": ";"}, {"classes_": np.asarray(["a", "b"])}, "score for each of 2 labels, got shape"),
+        ({"separator": ";"}, {"classes_": np.asarray(["a", "b", "c", "a"])}, "different texts"),
+        ({"separator": ";"}, {"n_features": D + 1}, "rows of 13 features"),
+        ({"separator": ";"}, {"n_features": 10**15}, "n_features above 0 and no more than"),
+        ({"separator": ";"}, {"separator": "", "target": "price"}, "no classes beside a target"),
+        ({"separator": ";"}, {"separator": "", "target": "x", "classes_": np.zeros(0, "U1")}, "one number per row"),
+        ({"target": "price"}, {"classes_": np.asarray(["a"])}, "no classes beside a target"),
+        ({"target": "price"}, {"target": "", "separator": ";"}, "score for each of 0 labels"),
+        ({"target": "price"}, {"estimator": ShrunkScaler().fit(X)}, "takes rows of 12 features, got AttributeError"),
+    ],
+)
+def test_files_whose_estimator_does_not_fit_are_refused(kind, wrong, reason, tmp_path):
+    fitted = fit("ridge", labels(columns={"price": PRICE}), **kind)
+    replace(fitted, **wrong).save(tmp_path / "h")
+    with pytest.raises(HeadError, match=reason) as caught:
+        FittedHead.load(tmp_path / "h")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-98, 1e98])
+def test_numbers_near_the_ends_of_the_range_are_learned(scale):
+    plain = fit("ridge", numbers(columns={"price": X[:, 0]}, splits=SPLITS), target="price")
+    scaled = fit("ridge", numbers(columns={"price": X[:, 0].astype(float) * scale}, splits=SPLITS), target="price")
+    assert scaled.scores == pytest.approx(plain.scores)
+    np.testing.assert_allclose(scaled.predict(X) / scale, plain.predict(X), rtol=1e-6, atol=1e-9)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     folder = write_images(tmp_path / "images", 8)
@@ -633,6 +677,12 @@ def test_images_are_predicted_and_become_a_module(pictures):
         module = fc.to_module(number, backbone=backbone)
         assert module.classes == ["price"] and module(pixels).shape == (1, 1)
         np.testing.assert_allclose(module(pixels)[0, 0], number.predict(data)[0], rtol=1e-3, atol=1e-4)
+    for scale in (1e60, 1e-60):
+        extreme = fit(
+            "ridge", replace(data, columns={"price": data.columns["price"].astype(float) * scale}), target="price"
+        )
+        with pytest.raises(HeadError, match="range of float32"):
+            fc.to_module(extreme, backbone=backbone)
     with pytest.raises(HeadError, match="linear"):
         fc.to_module(fit(RandomForestRegressor(3), data, target="price"), backbone=backbone)
 

@@ -10,13 +10,16 @@ import numpy as np
 from ..errors import HeadError
 from ..splits import Folds
 from .calibration import fit_temperature
-from .held_out import held_out_logits
+from .held_out import class_logits, held_out_logits
 from .rejection import confidences, label_free_temperature, rejection_threshold
 
 __all__ = ["DETECTORS", "check_guards", "detector_of", "guards_of"]
 
 #: What `novelty` may be.
 DETECTORS = ("mahalanobis", "knn")
+
+#: Training rows, at most, that the final head's confidences are looked at on.
+_LOOKED_AT = 2000
 
 
 def check_guards(calibrate: Any, reject: Any, reject_confidence: Any, novelty: Any) -> None:
@@ -89,7 +92,7 @@ def guards_of(
             fields["rejection"], said = _rejection(
                 logits, codes, fields["temperature"], float(reject), reject_confidence
             )
-            notes += said
+            notes += said + _unlike_its_folds(estimator, X, fields["rejection"], fields["temperature"])
             if reject_confidence is not None and groups is not None and len(np.unique(groups[rows])) < len(rows):
                 notes.append("reject: the bound takes images for independent, which those of one group are not")
     if novelty is not None:
@@ -131,3 +134,18 @@ def _rejection(
             how_sure = f"; too few to tell so small an error rate as {wanted:g}"
         notes = [f"accepts {coverage:.1%} of {len(codes)} held-out images, {counted:.1%} of them wrong{how_sure}"]
     return found, notes
+
+
+def _unlike_its_folds(estimator: Any, X: np.ndarray, found: dict[str, float], temperature: float) -> list[str]:
+    """A note where the threshold, found on the scores of the folds' heads, does not suit those of the final head."""
+    if not found["coverage"]:
+        return []
+    rows = X[np.unique(np.linspace(0, len(X) - 1, min(len(X), _LOOKED_AT)).astype(int))]
+    sure = confidences(class_logits(estimator, rows) / found.get("temperature", temperature))
+    share = float((sure >= found["threshold"]).mean())
+    if share >= found["coverage"] / 2:
+        return []
+    return [
+        f"reject: the final head accepts only {share:.1%} of its own training rows: too few rows for a threshold; "
+        "give more, or leave reject out"
+    ]

@@ -18,10 +18,13 @@ from .incremental import fit_blocks
 from .labelled import name_of
 from .regression import IncrementalRidge
 
-__all__ = ["fit_ridge", "may_leave_out", "numbers_of", "ridge_steps"]
+__all__ = ["LARGEST", "fit_ridge", "may_leave_out", "numbers_of", "ridge_steps"]
 
 #: Left-out predictions, of all alphas, that are held at once: 200 MB.
 _NUMBERS_AT_ONCE = 25_000_000
+
+#: Numbers beyond, and differences below its inverse, have squares that float64 does not hold.
+LARGEST = 1e100
 
 
 def numbers_of(data: FeatureSet, target: Any) -> np.ndarray:
@@ -37,7 +40,7 @@ def numbers_of(data: FeatureSet, target: Any) -> np.ndarray:
     Raises
     ------
     HeadError
-        No such column, or a value that is no finite number; names its row.
+        No such column, or a value that is no finite number or beyond 1e100; names its row.
     """
     name = name_of(data)
     columns = dict(data.columns) if data.y is None else {"label": data.y, **data.columns}
@@ -61,6 +64,11 @@ def _number(text: str, name: str, row: str, target: str) -> float:
     if not np.isfinite(value):
         raise HeadError(
             f"{name}: row {row!r}: expected a finite number in {target!r}, got {text!r}; empty it where it is unknown"
+        )
+    if abs(value) > LARGEST:
+        raise HeadError(
+            f"{name}: row {row!r}: expected a number of at most {LARGEST:g} in {target!r}, got {text!r}; rescale the "
+            "column"
         )
     return value
 

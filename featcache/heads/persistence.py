@@ -24,6 +24,7 @@ import sklearn
 
 from .. import files
 from ..errors import HeadError
+from .contents import check_contents
 
 if TYPE_CHECKING:
     from .fitted import FittedHead
@@ -159,16 +160,15 @@ def load_head(path: Path) -> FittedHead:
         fields = {name: _decode(body["fields"][name], tensors) for name in _names(body["format"])}
         estimator = _decode(body["estimator"], tensors)
         classes = np.asarray(body["classes"], dtype=np.str_)
-        kinds = [fields.get(name, "") for name in _KINDS]
-        if not all(isinstance(kind, str) for kind in kinds) or all(kinds):
-            raise HeadError(
-                f"expected {' or '.join(_KINDS)} as text, and not both, got {str(kinds)[:200]}; save the head again"
-            )
+        if body["format"] < 3 and any(body["fields"].get(name) for name in _KINDS):
+            raise HeadError(f"expected {' and '.join(_KINDS)} in files of format 3 only; save the head again")
+        check_contents(estimator, classes, fields, sum(array.size for array in tensors.values()))
     except HeadError as error:
         raise HeadError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or foreign tree provokes, the caller gets one line
         raise HeadError(
-            f"{path}: the head inside makes no sense ({type(error).__name__}: {error}); save it again"
+            f"{path}: the head inside makes no sense ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "save it again"
         ) from error
     return FittedHead(estimator=estimator, classes_=classes, **fields)
 
@@ -203,6 +203,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if intact and body["format"] > FORMAT_VERSION:
         raise HeadError(
             f"{path}: expected head format {FORMAT_VERSION} or older, got {body['format']}; install a newer featcache"
+        )
+    if intact and body["format"] < 1:
+        raise HeadError(
+            f"{path}: expected head format 1 to {FORMAT_VERSION}, got {body['format']}; save the head again"
         )
     if not intact or body.get("tensors") != _digest(tensors):
         raise HeadError(f"{path}: the checksum does not fit the contents; the file is damaged, save the head again")

@@ -13,7 +13,7 @@ from ..splits import Folds
 from .label_sets import as_indicators, check_separator, fit_logistic, join_labels, label_scores, logistic_steps
 from .labelled import Rows, in_parts, name_of
 from .metrics import LABEL_METRICS, NUMBER_METRICS, check_metric
-from .numbers import fit_ridge, numbers_of, ridge_steps
+from .numbers import LARGEST, fit_ridge, numbers_of, ridge_steps
 
 __all__ = ["Labels", "Numbers", "Task", "one_number_each"]
 
@@ -179,6 +179,11 @@ class Numbers:
             raise HeadError(
                 f"{name_of(data)}: expected two different numbers or more in the training rows of {target!r}, got only "
                 f"{self.aims[0, 0]:g}; there is nothing to predict"
+            )
+        if (spread := float(np.ptp(self.aims))) < 1 / LARGEST:
+            raise HeadError(
+                f"{name_of(data)}: expected numbers that differ by {1 / LARGEST:g} or more in the training rows of "
+                f"{target!r}, got {spread:g} at most; rescale the column"
             )
         self.notes: tuple[str, ...] = ()
         self.fields: dict[str, Any] = {"target": target, "classes_": np.zeros(0, dtype=np.str_)}
