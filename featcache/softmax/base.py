@@ -29,7 +29,7 @@ _PROMISE = 0.03
 #: Below this tolerance float32 is followed by float64.
 _FLOAT64_BELOW = 2e-6
 #: Problems of up to so many multiplications per pass are solved in float64 to this tolerance: it costs milliseconds.
-_SMALL, _TOL_OF_SMALL = 1e5, 1e-16
+_SMALL, _TOL_OF_SMALL = 1e5, 1e-18
 
 
 #: The largest weight of a row is more than this, and less than its inverse.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Point:
         Evaluations of the objective that led here.
     converged : ndarray of bool of shape (folds,)
         Whether each ended at the tolerance (or where rounding allows no more).
+    memory : list
+        Steps and changes of the gradient on the way, which another descent at the same penalty may go on with.
     """
 
     theta: Any
@@ -41,6 +43,7 @@ class Point:
     gradient: Any
     passes: int
     converged: np.ndarray
+    memory: list[tuple[Any, Any, Any]] = field(default_factory=list)
 
 
 def descend(
@@ -99,7 +102,9 @@ class _Search:
         self.active = np.ones(len(host(start.value)), dtype=bool)
         self.failed = np.zeros(len(self.active), dtype=bool)
         self.gamma = self._row(np.ones(len(self.active)))
-        self.memory: list[tuple[Any, Any, Any]] = []
+        self.memory = list(start.memory)
+        if self.memory:
+            self._scale(*self.memory[-1][:2])
         size = 2 * math.prod(self.theta.shape) * (8 if self.noise < 1e-10 else 4)
         self.pairs = max(_PAIRS[0], min(_PAIRS[1], _PAIR_BYTES // size))
 
@@ -166,16 +171,22 @@ class _Search:
 
     def _remember(self, step: Any, change: Any) -> None:
         xp = self.xp
-        product, square = _dot(xp, step, change), _dot(xp, change, self.precondition(change))
-        useful = product > 1e-10 * square
+        useful, product = self._scale(step, change)
         one = xp.ones_like(product)
         rho = xp.where(useful, one, 0 * one) / xp.where(useful, product, one)
-        self.gamma = xp.where(useful, product / xp.where(useful, square, one), self.gamma)
         self.memory = [*self.memory[1 - self.pairs :], (step, change, rho)]
+
+    def _scale(self, step: Any, change: Any) -> tuple[Any, Any]:
+        """Take from a pair how long steps are; return where it is of use, and the product of step and change."""
+        xp = self.xp
+        product, square = _dot(xp, step, change), _dot(xp, change, self.precondition(change))
+        useful = product > 1e-10 * square
+        self.gamma = xp.where(useful, product / xp.where(useful, square, xp.ones_like(square)), self.gamma)
+        return useful, product
 
     def point(self, exhausted: bool) -> Point:
         converged = ~self.failed & ~(self.active if exhausted else np.zeros_like(self.active))
-        return Point(self.theta, self.value, self.gradient, self.passes, converged)
+        return Point(self.theta, self.value, self.gradient, self.passes, converged, self.memory)
 
 
 def _dot(xp: Any, a: Any, b: Any) -> Any:

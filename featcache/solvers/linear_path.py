@@ -230,7 +230,7 @@ class LinearProblem:
         A way over larger penalties saves no more passes than it costs.
         """
         near = next(self.walk([penalty], tol=max(_NEAR, tol), max_iter=max_iter))
-        return self.improve(near, penalty, tol=tol, max_iter=max_iter, enough=enough)
+        return self.improve(near, penalty, tol=tol, max_iter=max_iter, enough=enough, keep=True)
 
     def improve(
         self,
@@ -241,12 +241,17 @@ class LinearProblem:
         max_iter: int = 500,
         enough: float = 0.0,
         intercepts_only: bool = False,
+        keep: bool = False,
     ) -> Point:
-        """Go on from another problem's point, such as the same one's in lower precision."""
+        """Go on from another problem's point, such as the same one's in lower precision.
+
+        With `keep` what the way there has taught of the curvature is kept: it must have been this problem's own, at
+        this penalty.
+        """
         at, theta, passes = self.to(penalty), self.to(host(point.theta)), self.passes
         value, gradient, bend = self.evaluate(theta, at, curvature=True)
         inverse = self._preconditioner(bend, at, weights=not intercepts_only)
-        begin = Point(theta, value, gradient, 0, np.zeros(0))
+        begin = Point(theta, value, gradient, 0, np.zeros(0), point.memory if keep else [])
         better = descend(
             self.xp,
             lambda candidate: self.evaluate(candidate, at)[:2],
