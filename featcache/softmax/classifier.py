@@ -62,12 +62,12 @@ class SoftmaxClassifier(SoftmaxBase):
 
     Notes
     -----
-    Features are centred (the intercept absorbs it) and rotated to the eigenbasis of their covariance, of at most
-    min(n_samples, n_features) coordinates: L2-penalised weights have no part outside it. There L-BFGS is preconditioned
-    by the Hessian's diagonal, s_j mean(p_k (1 - p_k)) + penalty for direction j of spread s_j and class k, a sharper
-    form of Böhning's bound [1]_, renewed where a loose solution was found. See `featcache.solvers.linear_path`. A fit
-    ends where the gradient bounds what is missing, or where its next step promises next to nothing; `gap_` is what is
-    certain in the end.
+    Features are centred (the intercept absorbs it); where rows are few, they are written in the directions that they
+    span: L2-penalised weights have no part outside of them. L-BFGS is preconditioned by the Hessian's diagonal in the
+    (leading) eigenvectors of the covariance, s_j mean(p_k (1 - p_k)) + penalty for direction j of spread s_j and class
+    k, a sharper form of Böhning's bound [1]_, renewed where a loose solution was found. See
+    `featcache.solvers.linear_path`. A fit ends where the gradient bounds what is missing, or where its next step
+    promises next to nothing; `gap_` is what is certain in the end.
 
     References
     ----------

@@ -48,7 +48,7 @@ class Eigenbasis:
 
     @classmethod
     def of(cls, X: Any, weight: np.ndarray, *, centred: bool = True, columns: int = 1) -> Eigenbasis:
-        """Compute the basis of the weighted rows: complete where they are few, else the leading directions.
+        """Compute the basis of the weighted rows: complete where they are few and none is lost, else the leading.
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class Eigenbasis:
         Raises
         ------
         ValueError
-            NaN or Inf in the rows.
+            NaN or Inf in the rows, or a spread whose squares leave the range of float32.
         """
         n, d = X.shape
         centre, exact = np.zeros(d), np.result_type(getattr(X, "dtype", np.float32), np.float32)
