@@ -19,17 +19,12 @@ Command
 hold.
 """
 
-import argparse
 import sys
-import tempfile
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from heads import auto, layers_views, many, rejection, ridge, sampled, solver, streaming, verification
 from heads.case import Case
-from measuring import REPOSITORY, data_folder, machine
-from parts import Part, Writing, chosen, run_parts
+from parts import Part, bench_on_codes
 
 PARTS: dict[str, Part] = {
     "solver_single": Part(solver.single, 6),
@@ -48,38 +43,5 @@ PARTS: dict[str, Part] = {
 }
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="PART[,PART]")
-    parser.add_argument("--list", action="store_true", help="show the parts and their minutes")
-    parser.add_argument("--data", type=Path, help="folder with weights/, datasets/")
-    parser.add_argument("--stores", type=Path, help="where codes are kept from run to run")
-    parser.add_argument("--repeats", type=int, help="instead of each part's own number")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--tiny", action="store_true")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = arguments()
-    args = parser.parse_args(argv)
-    if args.list:
-        print("\n".join(f"{name:24}{part.minutes:4g} min" for name, part in PARTS.items()))
-        return 0
-    data = None if args.tiny else data_folder(args.data)
-    if data is None and not args.tiny:
-        parser.error("no real data; give --data, or --tiny for a trial run on generated codes")
-    out = args.out or (None if args.tiny else REPOSITORY / "benchmarks" / "results" / "heads.json")
-    with tempfile.TemporaryDirectory(prefix="featcache-codes-") as folder:
-        stores = args.stores or Path(folder)
-        places = {str(stores): "STORES", **({str(data): "DATA"} if data else {})}
-        writing = Writing(out, __doc__.split("\n")[0], "python benchmarks/bench_heads.py", machine(), places)
-
-        def make_case(work: Path, known: dict[str, Any]) -> Case:
-            return Case(work, data, stores, args.repeats, args.tiny)
-
-        return run_parts(PARTS, chosen(PARTS, args.only), make_case, writing)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bench_on_codes("heads", __doc__, PARTS, Case))

@@ -1,5 +1,6 @@
 """Benchmarks of several parts: choose some, run each, keep the figures of the others."""
 
+import argparse
 import datetime
 import json
 import os
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import REPOSITORY, load_average, without_places, write_result
+from measuring import REPOSITORY, data_folder, load_average, machine, without_places, write_result
 
 
 class Skip(Exception):
@@ -129,3 +130,32 @@ def run_parts(
             write_result(writing.out, writing.question, writing.command, writing.about, assembled(parts, figures))
     failed = any("failed" in figures[name] for name in names)
     return 0 if tiny or (not failed and all(line["holds"] for line in claims)) else 1
+
+
+def bench_on_codes(name: str, doc: str, parts: Mapping[str, Part], case: Callable[..., Any], argv: Any = None) -> int:
+    """Be the program of a benchmark on cached codes: `case(work, data, stores, repeats, tiny)` makes what parts get."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="PART[,PART]")
+    parser.add_argument("--list", action="store_true", help="show the parts and their minutes")
+    parser.add_argument("--data", type=Path, help="folder with weights/, datasets/")
+    parser.add_argument("--stores", type=Path, help="where codes are kept from run to run")
+    parser.add_argument("--repeats", type=int, help="instead of each part's own number")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args(argv)
+    if args.list:
+        print("\n".join(f"{part:24}{about.minutes:4g} min" for part, about in parts.items()))
+        return 0
+    data = None if args.tiny else data_folder(args.data)
+    if data is None and not args.tiny:
+        parser.error("no real data; give --data, or --tiny for a trial run on generated codes")
+    out = args.out or (None if args.tiny else REPOSITORY / "benchmarks" / "results" / f"{name}.json")
+    with tempfile.TemporaryDirectory(prefix="featcache-codes-") as folder:
+        stores = args.stores or Path(folder)
+        places = {str(stores): "STORES", **({str(data): "DATA"} if data else {})}
+        writing = Writing(out, doc.split("\n")[0], f"python benchmarks/bench_{name}.py", machine(), places)
+
+        def make_case(work: Path, known: dict[str, Any]) -> Any:
+            return case(work, data, stores, args.repeats, args.tiny)
+
+        return run_parts(parts, chosen(parts, args.only), make_case, writing)

@@ -57,10 +57,10 @@ def test_deterministic_whatever_the_order_of_rows_and_processes():
 
 def test_test_labels_choose_nothing():
     """The predictions stay; only what they are compared with changes."""
-    from featcache import evaluation
+    from featcache.evaluation import comparing
 
     predicted = []
-    original = evaluation._run
+    original = comparing._run
 
     def spy(*args):
         run = original(*args)
@@ -70,7 +70,7 @@ def test_test_labels_choose_nothing():
     shuffled, test = Y.copy(), SPLITS == "test"
     shuffled[test] = np.random.default_rng(0).permutation(shuffled[test])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "_run", spy)
+        patch.setattr(comparing, "_run", spy)
         for labels in (Y, shuffled):
             compare(digits(y=labels, splits=SPLITS), ["logreg", "auto"], shots=[4, "all"], seeds=2)
     half = len(predicted) // 2
@@ -80,14 +80,14 @@ def test_test_labels_choose_nothing():
 @pytest.mark.parametrize("groups", [None, np.arange(500) // 2])
 def test_a_planted_leak_is_refused(groups, monkeypatch):
     """A split that hands out a test row (or a member of a test row's group) for training raises; nothing is scored."""
-    from featcache import evaluation
+    from featcache.evaluation import comparing
 
     def leaking(y, **_):
         rows = np.arange(len(y))
         return (rows[:-10], rows[-12:]) if groups is None else (rows[:-11], rows[-11:])
 
-    monkeypatch.setattr(evaluation, "holdout", leaking)
-    monkeypatch.setattr(evaluation, "_run", lambda *args: pytest.fail("trained on a draw that leaks"))
+    monkeypatch.setattr(comparing, "holdout", leaking)
+    monkeypatch.setattr(comparing, "_run", lambda *args: pytest.fail("trained on a draw that leaks"))
     with pytest.raises(SplitError, match="stand in train and test"):
         compare(digits(groups=groups), ["centroid"], seeds=1)
 

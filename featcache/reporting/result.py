@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import HeadError
+from ..errors import HeadError
 
 __all__ = ["Result"]
 

@@ -14,13 +14,13 @@ import numpy as np
 from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 
-from .errors import HeadError, SplitError
-from .features import FeatureSet
-from .heads.choosing import head_name, train, tuning_folds
-from .heads.labelled import Rows
-from .heads.metrics import METRICS, check_metric
-from .reporting import Result
-from .splits import Folds, holdout, k_shot, whole_number
+from ..errors import HeadError, SplitError
+from ..features import FeatureSet
+from ..heads.choosing import head_name, train, tuning_folds
+from ..heads.labelled import Rows
+from ..heads.metrics import METRICS, check_metric
+from ..reporting import Result
+from ..splits import Folds, holdout, k_shot, whole_number
 
 __all__ = ["EvalProtocol", "compare"]
 

@@ -1,0 +1,29 @@
+r"""Can one believe what featcache says about heads, backbones, labels and data?
+
+Question
+    Do intervals cover and tests keep their level; does a comparison equal the same protocol written by hand; is it
+    quick; are planted leaks, label errors and groups found; does ranking backbones agree with training on them; are
+    learning curves forecast well; are suggested images worth more than random ones.
+
+Command
+    python benchmarks/bench_evidence.py [--only PART[,PART]] [--data DIR] [--stores DIR] [--repeats N] [--tiny]
+        [--out benchmarks/results/evidence.json]
+
+    `--only cover` means all parts that begin with "cover". Parts that are not run keep the figures that the results
+    file has; each has its own date, load and commit. `--list` shows the parts and how long they take on two cores.
+
+--data is the folder with datasets/ and weights/ (or FEATCACHE_TEST_DATA); codes are extracted from it once, into
+--stores where that is given. --tiny: generated codes, seconds; it shows that the benchmark runs, not that the claims
+hold.
+"""
+
+import sys
+
+from evidence.case import Case
+from parts import Part, bench_on_codes
+
+PARTS: dict[str, Part] = {}
+
+
+if __name__ == "__main__":
+    sys.exit(bench_on_codes("evidence", __doc__, PARTS, Case))

@@ -1,0 +1,5 @@
+"""compare() and what stands on it: heads x shots x seeds on the same splits, with intervals that one can believe."""
+
+from .comparing import EvalProtocol, compare
+
+__all__ = ["EvalProtocol", "compare"]
