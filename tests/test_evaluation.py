@@ -39,11 +39,11 @@ def test_shape_of_the_result_without_named_splits():
     )
 
 
-def test_named_splits_have_one_draw_of_all_and_a_bootstrap():
+def test_named_splits_have_one_draw_of_all():
     result = compare(digits(splits=SPLITS), ["lda", "ridge"], shots=[2, "all"], seeds=3)
     few, whole = result.rows[0], result.rows[-1]
     assert few["n_train"] == 20 and few["n_test"] == whole["n_test"] == 150
-    assert whole["n_train"] == 350 and whole["std"] is None and "bootstrap" in whole["ci_method"]
+    assert whole["n_train"] == 350 and whole["std"] is None and whole["ci_method"] == "rows of one draw"
     assert any("val rows" in note for note in result.notes)
 
 
@@ -57,20 +57,20 @@ def test_deterministic_whatever_the_order_of_rows_and_processes():
 
 def test_test_labels_choose_nothing():
     """The predictions stay; only what they are compared with changes."""
-    from featcache.evaluation import comparing
+    from featcache.evaluation import running
 
     predicted = []
-    original = comparing._run
+    original = running.predictions
 
     def spy(*args):
-        run = original(*args)
-        predicted.append(run.predicted)
-        return run
+        found = original(*args)
+        predicted.append(found[0].codes)
+        return found
 
     shuffled, test = Y.copy(), SPLITS == "test"
     shuffled[test] = np.random.default_rng(0).permutation(shuffled[test])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparing, "_run", spy)
+        patch.setattr(running, "predictions", spy)
         for labels in (Y, shuffled):
             compare(digits(y=labels, splits=SPLITS), ["logreg", "auto"], shots=[4, "all"], seeds=2)
     half = len(predicted) // 2
@@ -80,14 +80,14 @@ def test_test_labels_choose_nothing():
 @pytest.mark.parametrize("groups", [None, np.arange(500) // 2])
 def test_a_planted_leak_is_refused(groups, monkeypatch):
     """A split that hands out a test row (or a member of a test row's group) for training raises; nothing is scored."""
-    from featcache.evaluation import comparing
+    from featcache.evaluation import comparing, draws
 
     def leaking(y, **_):
         rows = np.arange(len(y))
         return (rows[:-10], rows[-12:]) if groups is None else (rows[:-11], rows[-11:])
 
-    monkeypatch.setattr(comparing, "holdout", leaking)
-    monkeypatch.setattr(comparing, "_run", lambda *args: pytest.fail("trained on a draw that leaks"))
+    monkeypatch.setattr(draws, "holdout", leaking)
+    monkeypatch.setattr(comparing, "run", lambda *args: pytest.fail("trained on a draw that leaks"))
     with pytest.raises(SplitError, match="stand in train and test"):
         compare(digits(groups=groups), ["centroid"], seeds=1)
 

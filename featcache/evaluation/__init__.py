@@ -1,5 +1,11 @@
-"""compare() and what stands on it: heads x shots x seeds on the same splits, with intervals that one can believe."""
+"""compare() and what stands on it: heads x shots x seeds on the same splits, with intervals that one can believe.
 
-from .comparing import EvalProtocol, compare
+`protocol` (what is done, as data), `draws` (which rows train and are tested), `running` (a head on a draw), `memory`
+(results looked up), `metrics` (what is measured, and each row's part in it), `intervals` (how sure it is), `cells`
+(rows and pairs of a Result), `notes`, `comparing`.
+"""
+
+from .comparing import compare
+from .protocol import EvalProtocol
 
 __all__ = ["EvalProtocol", "compare"]

@@ -1,0 +1,81 @@
+"""EvalProtocol: what a comparison does, as pure data; and the draws it means for a set of codes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import HeadError
+from ..heads.metrics import METRICS
+from ..splits import whole_number
+from .metrics import check_measure
+
+__all__ = ["SPLITS", "EvalProtocol"]
+
+SPLITS = ("auto", "named", "holdout", "k-fold", "hash")
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """What `compare` and `evaluate` do, as pure data.
+
+    Parameters
+    ----------
+    shots : tuple of int or "all", default=("all",)
+        Rows per class to train on.
+    seeds : int, default=5
+        Draws, or repetitions of the folds; each is the same for all heads.
+    metric : str, default="accuracy"
+        What is compared: "accuracy", "balanced_accuracy", "macro_f1", "top_5" (any number), "auroc", "log_loss", "ece".
+        Settings inside the training rows are chosen by it if it is one of the first three, else by accuracy.
+    test_size : float, default=0.25
+        Test share of "holdout" and "hash".
+    cv : int, default=3
+        Folds on which settings are chosen inside the training rows.
+    first_seed : int, default=0
+        Seeds are first_seed, first_seed + 1, …
+    split : str, default="auto"
+        Where test rows come from. "named": the split column's test rows. "holdout": a share of the rows per seed, class
+        by class. "k-fold": each row is tested once per seed. "hash": the rows whose id (or group) hashes so, always the
+        same, whatever is added. "auto": "named" where the data name train and test rows, else "holdout". All keep
+        groups together; "named" takes the parts as they are.
+    n_folds : int, default=5
+        Folds of "k-fold".
+
+    Raises
+    ------
+    HeadError
+        A setting out of range.
+    """
+
+    shots: tuple[int | str, ...] = ("all",)
+    seeds: int = 5
+    metric: str = "accuracy"
+    test_size: float = 0.25
+    cv: int = 3
+    first_seed: int = 0
+    split: str = "auto"
+    n_folds: int = 5
+
+    def __post_init__(self) -> None:
+        check_measure(self.metric)
+        if not self.shots or any(s != "all" and not whole_number(s, 1) for s in self.shots):
+            raise HeadError(f"shots: expected numbers of rows per class or 'all', got {list(self.shots)!r}")
+        if len(set(self.shots)) < len(self.shots):
+            raise HeadError(f"shots: expected different numbers, got {list(self.shots)!r}")
+        for name, least in (("seeds", 1), ("cv", 2), ("first_seed", 0), ("n_folds", 2)):
+            if not whole_number(getattr(self, name), least):
+                raise HeadError(f"{name}: expected a whole number of {least} or more, got {getattr(self, name)!r}")
+        if not isinstance(self.test_size, (int, float)) or not 0 < self.test_size < 1:
+            raise HeadError(f"test_size: expected a share between 0 and 1, got {self.test_size!r}")
+        if self.split not in SPLITS:
+            raise HeadError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric by which settings are chosen inside the training rows."""
+        return self.metric if self.metric in METRICS else "accuracy"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings in JSON types."""
+        return {**asdict(self), "shots": list(self.shots)}
