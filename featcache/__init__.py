@@ -14,6 +14,7 @@ _WHERE = {
     "Backbone": "backbone",
     "CodesDataset": "store",
     "EvalProtocol": "evaluation",
+    "Evaluation": "evaluation",
     "FeatcacheError": "errors",
     "FeatureSet": "features",
     "FeatureStore": "store",
@@ -24,6 +25,7 @@ _WHERE = {
     "SoftmaxClassifier": "softmax",
     "Verifier": "verification",
     "compare": "evaluation",
+    "evaluate": "evaluation",
     "export": "exchange",
     "extract": "extraction",
     "fit": "heads",
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol
+    from .evaluation import Evaluation as Evaluation
     from .evaluation import compare as compare
+    from .evaluation import evaluate as evaluate
     from .exchange import export as export
     from .exchange import read_features as read_features
     from .extraction import extract as extract

@@ -2,10 +2,11 @@
 
 `protocol` (what is done, as data), `draws` (which rows train and are tested), `running` (a head on a draw), `memory`
 (results looked up), `metrics` (what is measured, and each row's part in it), `intervals` (how sure it is), `cells`
-(rows and pairs of a Result), `notes`, `comparing`.
+(rows and pairs of a Result), `notes`, `comparing`, `evaluating` (one head, closely).
 """
 
 from .comparing import compare
+from .evaluating import Evaluation, evaluate
 from .protocol import EvalProtocol
 
-__all__ = ["EvalProtocol", "compare"]
+__all__ = ["EvalProtocol", "Evaluation", "compare", "evaluate"]

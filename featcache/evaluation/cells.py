@@ -15,7 +15,7 @@ from .metrics import SMALLER_IS_BETTER, is_bounded
 from .protocol import EvalProtocol
 from .running import Run
 
-__all__ = ["Scored", "comparisons", "row_of", "scored"]
+__all__ = ["Scored", "cell_of", "comparisons", "row_of", "scored"]
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,23 @@ class Scored:
 def scored(rows: Rows, draws: list[Draw], runs: list[Run], head: str, metric: str) -> Scored:
     """Put the runs of one head together."""
     first = draws[0]
-    cell = _cell(rows, draws, runs, metric) if all(metric in run.values for run in runs) else None
+    cell = None
+    if all(metric in run.values for run in runs):
+        cell = cell_of(rows, draws, [run.values[metric] for run in runs], [run.gains for run in runs])
     return Scored(first.dataset, head, first.shots, draws, runs, cell)
 
 
-def _cell(rows: Rows, draws: Sequence[Draw], runs: Sequence[Run], metric: str) -> Cell:
+def cell_of(rows: Rows, draws: Sequence[Draw], scores: Sequence[float], parts: Sequence[np.ndarray]) -> Cell:
+    """Return what intervals are made of: the draws' scores, and of each draw its test rows' contributions."""
     names = rows.ids if rows.groups is None else rows.groups
     tested = np.unique(np.concatenate([names[draw.test] for draw in draws]))
     gains, within = np.zeros((len(draws), len(tested))), np.zeros((len(draws), len(tested)))
-    for i, (draw, run) in enumerate(zip(draws, runs, strict=True)):
+    for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
         place = np.searchsorted(tested, names[draw.test])
-        np.add.at(gains[i], place, run.gains / len(draw.test))
-        np.add.at(within[i], place, _around_classes(run.gains, rows.y[draw.test]) / len(draw.test))
-    scores = np.asarray([run.values[metric] for run in runs])
+        np.add.at(gains[i], place, part / len(draw.test))
+        np.add.at(within[i], place, _around_classes(part, rows.y[draw.test]) / len(draw.test))
     overlap = float(np.mean([draw.overlap for draw in draws]))
-    return Cell(scores, tested, gains, within, overlap, draws[0].reused)
+    return Cell(np.asarray(scores), tested, gains, within, overlap, draws[0].reused)
 
 
 def _around_classes(gains: np.ndarray, y: np.ndarray) -> np.ndarray:

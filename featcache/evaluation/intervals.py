@@ -12,7 +12,7 @@ analysis of readers and cases (Gallas, Academic Radiology 2006).
 of it averages out over draws; the part that all draws share, because they train on rows of one data set, does not: for
 a linear effect of rows it is rho / (1 - rho) of what is seen between draws, rho being the share of training rows that
 two draws have in common (Nadeau and Bengio, Machine Learning 2003, have the same form for the test rows). It is taken
-as at most 1, since what little is seen between nearly equal training sets is mostly noise.
+as at most a half, since what little is seen between nearly equal training sets is mostly noise.
 
 *Both at once.* Where rows that train in one draw are tested in another, easy images help twice, and the errors of
 both kinds are correlated (Bates, Hastie and Tibshirani, JASA 2023). The correlation cannot be estimated from a few
@@ -30,9 +30,13 @@ from scipy import stats
 
 __all__ = ["Cell", "Difference", "differences", "interval"]
 
+#: Of the errors by test rows and by training rows, where rows are both in turn.
 _CORRELATION = 0.5
-_MOST_SHARED = 1.0
-_LEAST_SEEN = 0.01
+#: Most that is counted for training rows that draws share, times what is seen between draws.
+_MOST_SHARED = 0.5
+#: What differs between draws is at least this part of what their test rows explain: a difference that is lost in noise
+#: is not nothing.
+_LEAST_SEEN = 0.005
 _SIMULATED = 20_000
 _LEVEL = 0.95
 

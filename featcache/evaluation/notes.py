@@ -12,7 +12,7 @@ from .cells import Scored
 from .draws import Draw
 from .intervals import differences
 
-__all__ = ["drawn", "gains_of_views", "notes_of_cell"]
+__all__ = ["drawn", "gains_of_views", "notes_of_cell", "notes_of_draws"]
 
 
 def drawn(rows: Rows, draws: Sequence[Draw]) -> str:
@@ -49,10 +49,11 @@ def notes_of_cell(rows: Rows, family: Sequence[Scored], metric: str) -> list[str
     """Return what is odd about the draws of one number of shots, and about heads on them."""
     draws = family[0].draws
     where = f"{family[0].dataset} at {family[0].shots}"
-    return [f"{where}: {note}" for note in (*_of_draws(rows, draws), *_of_heads(family, metric))]
+    return [f"{where}: {note}" for note in (*notes_of_draws(rows, draws), *_of_heads(family, metric))]
 
 
-def _of_draws(rows: Rows, draws: Sequence[Draw]) -> list[str]:
+def notes_of_draws(rows: Rows, draws: Sequence[Draw]) -> list[str]:
+    """Return what is odd about the draws of one number of shots."""
     notes = list(dict.fromkeys(note for draw in draws for note in (draw.folds.notes if draw.folds else ())))
     if any(draw.folds is None for draw in draws):
         unit = "row" if rows.plain().groups is None else "group"
