@@ -19,10 +19,14 @@ hold.
 
 import sys
 
+from evidence import intervals
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "cover": Part(intervals.cover, 20),
+    "false_alarms": Part(intervals.false_alarms, 20),
+}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ..errors import HeadError
 
@@ -104,15 +103,20 @@ def _auroc(p: Predicted) -> tuple[float, np.ndarray] | None:
 
 
 def _area(scores: np.ndarray, own: np.ndarray) -> tuple[float, np.ndarray]:
-    """Area under one ROC curve and the rows' contributions (DeLong et al. 1988, by ranks: Sun and Xu 2014)."""
+    """Area under one ROC curve and the rows' contributions (DeLong et al. 1988)."""
     n, n_own = len(own), int(own.sum())
-    every = rankdata(scores)
-    inside = np.empty(n)
-    inside[own], inside[~own] = rankdata(scores[own]), rankdata(scores[~own])
     # Of a row of the class: share of other rows below it; of another row: share of the class's rows above it.
-    share = np.where(own, (every - inside) / (n - n_own), 1.0 - (every - inside) / n_own)
+    share = np.empty(n)
+    share[own] = _below(scores[own], scores[~own])
+    share[~own] = 1.0 - _below(scores[~own], scores[own])
     area = float(share[own].mean())
     return area, (share - area) * np.where(own, n / n_own, n / (n - n_own))
+
+
+def _below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share of `others` that each score lies above; equal ones count half."""
+    others = np.sort(others)
+    return (np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")) / (2.0 * len(others))
 
 
 def _log_loss(p: Predicted) -> tuple[float, np.ndarray] | None:
