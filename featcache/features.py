@@ -50,6 +50,9 @@ class FeatureSet:
         Of a row that is an augmented view of another row's image: the id of that row; ``""`` for plain images. Such
         rows train with their image only, and count neither as images nor as test rows.
 
+    extract_seconds : float, default=None
+        Wall clock of computing the codes of one image, where the store remembers it.
+
     Raises
     ------
     FeaturesError
@@ -75,6 +78,7 @@ class FeatureSet:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = ""
     view_of: np.ndarray | None = None
+    extract_seconds: float | None = None
 
     def __post_init__(self) -> None:
         X = self.X if isinstance(self.X, np.ndarray) else _array("X", self.X)

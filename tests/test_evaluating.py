@@ -23,11 +23,11 @@ DIGITS = FeatureSet(X, Y, ids=[f"{i:04d}" for i in range(400)], name="digits")
 
 def test_k_fold_tests_each_row_once_per_seed_and_equals_scikit_learn():
     knn = KNeighborsClassifier(3)
-    found = evaluate(DIGITS, knn, split="k-fold", n_folds=4, seeds=1)
+    found = evaluate(DIGITS, knn, splitter="k-fold", n_folds=4, seeds=1)
     assert found.tested.tolist() == [1] * 400 and found.ids.tolist() == sorted(found.ids.tolist())
     rows, predicted = Rows.of(DIGITS), np.empty(400, dtype=Y.dtype)
     scores = []
-    for draw in draws_of("d", rows, EvalProtocol(seeds=1, split="k-fold", n_folds=4)):
+    for draw in draws_of("d", rows, EvalProtocol(seeds=1, splitter="k-fold", n_folds=4)):
         predicted[draw.test] = knn.fit(X[draw.train], Y[draw.train]).predict(X[draw.test])
         scores.append(reference.accuracy_score(Y[draw.test], predicted[draw.test]))
     assert (found.predicted == predicted).mean() > 0.99  # equal votes: the first class, as argmax and knn both have it
@@ -68,9 +68,9 @@ def test_text_and_json():
 
 
 def test_hash_split_stays_when_images_are_added():
-    first = evaluate(DIGITS, "centroid", split="hash", seeds=3)
+    first = evaluate(DIGITS, "centroid", splitter="hash", seeds=3)
     more = FeatureSet(X[:350], Y[:350], ids=DIGITS.row_ids[:350], name="digits")
-    fewer = evaluate(more, "centroid", split="hash")
+    fewer = evaluate(more, "centroid", splitter="hash")
     assert set(fewer.ids) <= set(first.ids) and set(first.ids) - set(fewer.ids) <= set(DIGITS.row_ids[350:])
     assert first.tested.max() == 1
 
@@ -78,14 +78,14 @@ def test_hash_split_stays_when_images_are_added():
 def test_groups_stay_together_in_folds():
     groups = np.arange(400) // 4
     rows = Rows.of(FeatureSet(X, Y, groups=groups))
-    for draw in draws_of("d", rows, EvalProtocol(seeds=2, split="k-fold")):
+    for draw in draws_of("d", rows, EvalProtocol(seeds=2, splitter="k-fold")):
         assert not set(groups[draw.train]) & set(groups[draw.test])
 
 
 def test_what_cannot_be_done():
     with pytest.raises(SplitError, match="expected train and test rows"):
-        evaluate(DIGITS, "lda", split="named")
-    with pytest.raises(HeadError, match="split: expected one of"):
-        evaluate(DIGITS, "lda", split="bootstrap")
+        evaluate(DIGITS, "lda", splitter="named")
+    with pytest.raises(HeadError, match="splitter: expected one of"):
+        evaluate(DIGITS, "lda", splitter="bootstrap")
     with pytest.raises(HeadError, match="FeatureSet"):
         evaluate(None, "lda")

@@ -40,8 +40,8 @@ def test_best():
 
 def test_statements():
     assert RESULT.statements() == (
-        "flowers, 1 shot: lda leads, but cannot be told from kn|n and svm on these splits",
-        "flowers, 5 shots: lda is better than the others (95 % interval of the paired difference)",
+        "flowers, 1 shot: lda leads, but cannot be told apart from kn|n and svm on these splits",
+        "flowers, 5 shots: lda is better than the others (5 % level, all pairs considered)",
     )
 
 

@@ -106,7 +106,7 @@ def _one_set(
     rng = np.random.default_rng([seed, n])
     y = population.labels(n, rng)
     data = fc.FeatureSet(population.codes(y, rng), y.astype(str), splits=_parts(y, split, seed))
-    result = fc.compare(data, HEADS, shots=shots, seeds=seeds, split=split, n_jobs=1)
+    result = fc.compare(data, HEADS, shots=shots, seeds=seeds, splitter=split, n_jobs=1)
     rows = {(row["head"], row["shots"]): row for row in result.rows}
     return rows, _expected(population, data, split, seeds, shots, rng) if look else {}
 
@@ -117,7 +117,7 @@ def _expected(
     fresh = population.labels(2000, rng, 0)
     codes = population.codes(fresh, rng)
     rows, out = Rows.of(data), dict[Any, list[float]]()
-    for draw in draws_of("", rows, fc.EvalProtocol(tuple(shots), seeds, split=split)):
+    for draw in draws_of("", rows, fc.EvalProtocol(tuple(shots), seeds, splitter=split)):
         X, y = rows.X[draw.train], rows.y[draw.train]
         for head in HEADS:
             trained = train(head, X, y, draw.folds, seed=draw.seed, leave_one_out=True)
@@ -176,7 +176,9 @@ def _alarms(population: Population, n: int, split: str, common: float, seed: int
     heads = [BlockMeans(i * d, d) for i in range(6)]
     out = []
     for shots in ALIKE_SHOTS:
-        said = [fc.compare(data, some, shots=[shots], split=split, n_jobs=1).comparisons for some in (heads[:2], heads)]
+        said = [
+            fc.compare(data, some, shots=[shots], splitter=split, n_jobs=1).comparisons for some in (heads[:2], heads)
+        ]
         told = [any(line["distinguishable"] for line in lines) for lines in said]
         out.append([*told, any(line["p"] < 0.05 for line in said[1])])
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,6 @@ from .options import (
     Key,
     Label,
     Labels,
-    Metric,
     Node,
     Nodes,
     Quiet,
@@ -36,7 +34,7 @@ from .options import (
     not_empty,
 )
 
-__all__ = ["app", "keeping", "verifying"]
+__all__ = ["app", "comparing", "keeping", "verifying"]
 
 
 def _version(value: bool) -> None:
@@ -296,90 +294,6 @@ def fit(
         show.fitted_head(fitted, str(path))
 
 
-@app.command(epilog="Example: featcache compare flowers.features --heads logreg,svm,knn --shots 1,5,10,all --seeds 5")
-def compare(
-    stores: Annotated[
-        list[Path], typer.Argument(help="Stores, or .npy, .npz, .h5, .parquet files.", metavar="STORE...")
-    ],
-    heads: Annotated[
-        str, typer.Option("--heads", help="Comma-separated names; see fit.")
-    ] = "logreg,svm,knn,ridge,lda,centroid,auto",
-    shots: Annotated[str, typer.Option("--shots", help="Images per class to train on: numbers, all.")] = "all",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many draws of each.")] = 5,
-    metric: Metric = "accuracy",
-    view: View = "main",
-    node: Node = None,
-    nodes: Nodes = None,
-    views: Annotated[
-        str | None, typer.Option("--views", help="Compare with training on augmented views, too: all, or how many.")
-    ] = None,
-    label: Label = None,
-    group: Group = None,
-    split: Split = None,
-    labels: Labels = None,
-    key: Key = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Save learning curves as a PNG, SVG or PDF.")] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Compare heads on the same splits of a store's codes."""
-    from ..evaluation import compare as run_compare
-    from ..progress import progress_for
-    from ..reporting import Result
-    from . import show
-    from .inputs import features
-
-    if plot is not None:
-        Result.check_plot(plot)  # before the work, not after it
-    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
-    choice |= {"nodes": nodes, "labels": labels, "key": key}
-    data = [features(s, **choice, views=v) for s in stores for v in dict.fromkeys((None, views))]
-    with progress_for(False if quiet else "auto") as bar:
-        result = run_compare(
-            data[0] if len(data) == 1 else data,
-            _words(heads, "--heads"),
-            shots=_shots(shots),
-            seeds=seeds,
-            metric=metric,
-            progress=_steps(bar),
-        )
-    if plot is not None:
-        result.plot(plot)
-    if as_json:
-        show.as_json(json.loads(result.to_json()))
-        return
-    show.say(result.table())
-    if plot is not None:
-        show.note(f"learning curves: {plot}")
-
-
-def _steps(bar: Any) -> Any:
-    """Return a callback (done, total, what) that moves a bar."""
-
-    def report(done: int, total: int, what: str) -> None:
-        if done == 1:
-            bar.start("comparing", total)
-        bar.advance(1, what)
-
-    return report
-
-
-def _words(text: str, option: str) -> list[str]:
-    words = [w.strip() for w in text.split(",") if w.strip()]
-    if not words:
-        raise typer.BadParameter("expected comma-separated names", param_hint=option)
-    return words
-
-
-def _shots(text: str) -> list[int | str]:
-    shots: list[int | str] = []
-    for word in _words(text, "--shots"):
-        if word != "all" and not (word.isdecimal() and int(word) > 0):
-            raise typer.BadParameter(f"expected numbers above 0 and 'all', got {word!r}", param_hint="--shots")
-        shots.append(word if word == "all" else int(word))
-    return shots
-
-
 @app.command(epilog="Example: featcache export flowers.features flowers.h5")
 def export(
     store: Store,
@@ -481,4 +395,4 @@ def _shape(shape: Any) -> str:
     return "×".join(str(n) for n in shape) if shape else ""
 
 
-from . import keeping, verifying  # noqa: E402 - register their verbs after these, in the order of the help
+from . import comparing, keeping, verifying  # noqa: E402 - register their verbs after these, in the order of the help

@@ -18,7 +18,6 @@ __all__ = [
     "Key",
     "Label",
     "Labels",
-    "Metric",
     "Node",
     "Nodes",
     "Quiet",
@@ -90,7 +89,6 @@ Separator = Annotated[
 Target = Annotated[
     str | None, typer.Option("--target", help="Predict the number in this column ('label': the labels).")
 ]
-Metric = Annotated[str, typer.Option("--metric", help="accuracy, balanced_accuracy or macro_f1.")]
 
 
 def not_empty(*given: tuple[str | None, str]) -> None:

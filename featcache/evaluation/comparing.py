@@ -39,7 +39,7 @@ def compare(
     metric: str = "accuracy",
     test_size: float = 0.25,
     cv: int = 3,
-    split: str = "auto",
+    splitter: str = "auto",
     n_folds: int = 5,
     n_jobs: int | None = None,
     cache: str | Path | bool | None = None,
@@ -64,7 +64,7 @@ def compare(
         Rows per class to train on.
     seeds : int, default=5
         Draws.
-    metric, test_size, cv, split, n_folds
+    metric, test_size, cv, splitter, n_folds
         See `EvalProtocol`.
     n_jobs : int, default=None
         Processes; -1: one per core; None: one per core when there is work for more than a few seconds. The numbers do
@@ -105,7 +105,7 @@ def compare(
         metric=metric,
         test_size=test_size,
         cv=cv,
-        split=split,
+        splitter=splitter,
         n_folds=n_folds,
     )
     if n_jobs is not None and (n_jobs == 0 or not isinstance(n_jobs, int)):

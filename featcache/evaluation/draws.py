@@ -68,15 +68,15 @@ def draws_of(name: str, rows: Rows, protocol: EvalProtocol) -> Iterator[Draw]:
 
 def _with_parts(name: str, rows: Rows, protocol: EvalProtocol) -> Rows:
     """Rows whose named parts are those that the protocol tests on; none where each seed makes its own."""
-    if protocol.split == "named" and not rows.parts:
+    if protocol.splitter == "named" and not rows.parts:
         raise SplitError(f"{name}: expected train and test rows in the split column, got none; use another split")
-    if protocol.split == "hash":
+    if protocol.splitter == "hash":
         names = hash_split(rows.ids, test_size=protocol.test_size, groups=rows.groups, seed=protocol.first_seed)
         parts = named_splits(names)
         if set(parts) < {"train", "test"}:
             raise SplitError(f"{name}: expected rows for both parts of a split by hash, got too few; use 'holdout'")
         return replace(rows, parts=parts)
-    return rows if protocol.split in ("auto", "named") else replace(rows, parts={})
+    return rows if protocol.splitter in ("auto", "named") else replace(rows, parts={})
 
 
 def _draws_of_seed(name: str, rows: Rows, protocol: EvalProtocol, shots: int | str, seed: int) -> Iterator[Draw]:
@@ -112,7 +112,7 @@ def _pools(rows: Rows, protocol: EvalProtocol, shots: int | str, seed: int) -> I
     if rows.parts:
         pool, test = rows.parts["train"], rows.parts["test"]
         yield (np.concatenate([pool, rows.parts.get("val", pool[:0])]) if shots == "all" else pool), test
-    elif protocol.split == "k-fold":
+    elif protocol.splitter == "k-fold":
         yield from k_fold(rows.y, protocol.n_folds, ids=rows.ids, groups=rows.groups, seed=seed)
     else:
         yield holdout(rows.y, test_size=protocol.test_size, ids=rows.ids, groups=rows.groups, seed=seed)

@@ -106,7 +106,7 @@ def evaluate(
     metric: str = "accuracy",
     test_size: float = 0.25,
     cv: int = 3,
-    split: str = "auto",
+    splitter: str = "auto",
     n_folds: int = 5,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Evaluation:
@@ -120,8 +120,8 @@ def evaluate(
         A name of `HEADS` or a scikit-learn classifier.
     shots : int or "all", default="all"
         Rows per class to train on.
-    seeds, metric, test_size, cv, split, n_folds
-        See `EvalProtocol`. With ``split="k-fold"`` each image is tested once per seed.
+    seeds, metric, test_size, cv, splitter, n_folds
+        See `EvalProtocol`. With ``splitter="k-fold"`` each image is tested once per seed.
     progress : callable, default=None
         Called as progress(done, total, what) after each fit.
 
@@ -143,7 +143,7 @@ def evaluate(
     >>> found.confusion.sum() == len(found.ids), sorted(found.metrics)[:2]
     (np.True_, ['accuracy', 'auroc'])
     """
-    protocol = EvalProtocol((shots,), seeds, metric, test_size, cv, split=split, n_folds=n_folds)
+    protocol = EvalProtocol((shots,), seeds, metric, test_size, cv, splitter=splitter, n_folds=n_folds)
     name, rows = name_of(data), Rows.of(data)
     draws = list(draws_of(name, rows, protocol))
     said, seconds = [], []

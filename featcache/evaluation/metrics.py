@@ -15,14 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import HeadError
+from ..reporting import SMALLER_IS_BETTER
 
 __all__ = ["SMALLER_IS_BETTER", "Predicted", "check_measure", "is_bounded", "measure", "measures_for"]
 
 #: Bins of confidence, as Guo et al. (2017) have them.
 _BINS = 15
 _TOP = re.compile(r"top_([1-9]\d*)")
-
-SMALLER_IS_BETTER = frozenset({"log_loss", "ece"})
 
 
 @dataclass(frozen=True)

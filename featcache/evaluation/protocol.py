@@ -10,9 +10,9 @@ from ..heads.metrics import METRICS
 from ..splits import whole_number
 from .metrics import check_measure
 
-__all__ = ["SPLITS", "EvalProtocol"]
+__all__ = ["SPLITTERS", "EvalProtocol"]
 
-SPLITS = ("auto", "named", "holdout", "k-fold", "hash")
+SPLITTERS = ("auto", "named", "holdout", "k-fold", "hash")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EvalProtocol:
         Folds on which settings are chosen inside the training rows.
     first_seed : int, default=0
         Seeds are first_seed, first_seed + 1, …
-    split : str, default="auto"
+    splitter : str, default="auto"
         Where test rows come from. "named": the split column's test rows. "holdout": a share of the rows per seed, class
         by class. "k-fold": each row is tested once per seed. "hash": the rows whose id (or group) hashes so, always the
         same, whatever is added. "auto": "named" where the data name train and test rows, else "holdout". All keep
@@ -54,7 +54,7 @@ class EvalProtocol:
     test_size: float = 0.25
     cv: int = 3
     first_seed: int = 0
-    split: str = "auto"
+    splitter: str = "auto"
     n_folds: int = 5
 
     def __post_init__(self) -> None:
@@ -68,8 +68,8 @@ class EvalProtocol:
                 raise HeadError(f"{name}: expected a whole number of {least} or more, got {getattr(self, name)!r}")
         if not isinstance(self.test_size, (int, float)) or not 0 < self.test_size < 1:
             raise HeadError(f"test_size: expected a share between 0 and 1, got {self.test_size!r}")
-        if self.split not in SPLITS:
-            raise HeadError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.splitter not in SPLITTERS:
+            raise HeadError(f"splitter: expected one of {', '.join(SPLITTERS)}, got {self.splitter!r}")
 
     @property
     def chosen_by(self) -> str:

@@ -203,6 +203,7 @@ class Extraction:
             head = self._parent()
             entries, snapshot = self._stream_and_commit(self._look_up_known_files(), head)
         self._remember()
+        self.store.costs.add(self.tally.computed, self._stream_seconds)
         self.store.report = self._report(head, snapshot, entries)
         self._enforce_budget(entries, self.store.report)
         return self.store

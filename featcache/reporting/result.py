@@ -13,7 +13,10 @@ import numpy as np
 
 from ..errors import HeadError
 
-__all__ = ["Result"]
+__all__ = ["SMALLER_IS_BETTER", "Result"]
+
+#: Metrics of which less is better.
+SMALLER_IS_BETTER = frozenset({"log_loss", "ece"})
 
 # Okabe and Ito's palette: told apart by all common kinds of colour vision; markers and dashes carry the rest.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
@@ -30,11 +33,13 @@ class Result:
     ----------
     rows : tuple of dict
         One per data set, shots and head: dataset, head, shots, metric, mean, std (None for one draw), ci95 ([low,
-        high]), ci_method, fit_seconds (mean seconds of one fit, choice of settings included), n_train, n_test, seeds,
-        scores (one per seed).
+        high]), ci_method, metrics (means of further ones), fit_seconds (mean seconds of one fit, choice of settings
+        included), extract_seconds (of one image, or None), n_train, n_test, n_images (different ones tested), seeds,
+        scores (one per draw). Of a head that cannot give the metric mean and ci95 are None.
     comparisons : tuple of dict, default=()
-        The best head of each data set and shots against each other head: best, other, difference, ci95, ci_method,
-        distinguishable.
+        The best head of each data set and shots against each other head: best, other, difference, ci95, ci_method, p,
+        p_adjusted, distinguishable, n_images. With other_dataset: the best of all data sets of the same images against
+        the best of another one.
     notes : tuple of str, default=()
         What the reader should know.
     settings : dict, default={}
@@ -57,7 +62,7 @@ class Result:
         return self.table()
 
     def best(self, *, dataset: str | None = None, shots: int | str | None = None) -> dict[str, Any]:
-        """Return the row of the highest mean, among all or those of one data set or number of shots.
+        """Return the row of the best mean, among all or those of one data set or number of shots.
 
         Raises
         ------
@@ -68,25 +73,22 @@ class Result:
             row
             for row in self.rows
             if (dataset is None or row["dataset"] == dataset) and (shots is None or row["shots"] == shots)
+            if row["mean"] is not None
         ]
         if not rows:
             raise ValueError(f"Result: no row of dataset={dataset!r}, shots={shots!r}")
-        return max(rows, key=lambda row: row["mean"])
+        return (min if rows[0]["metric"] in SMALLER_IS_BETTER else max)(rows, key=lambda row: row["mean"])
 
     def statements(self) -> tuple[str, ...]:
-        """Return one sentence per data set and shots: which head is best, and which cannot be told from it."""
-        out = []
-        for dataset, shots in dict.fromkeys((c["dataset"], c["shots"]) for c in self.comparisons):
-            pairs = [c for c in self.comparisons if (c["dataset"], c["shots"]) == (dataset, shots)]
-            equal = [c["other"] for c in pairs if not c["distinguishable"]]
-            where = f"{dataset}, {_shots(shots)}: "
-            if not equal:
-                out.append(
-                    f"{where}{pairs[0]['best']} is better than the others (95 % interval of the paired difference)"
-                )
-            else:
-                out.append(f"{where}{pairs[0]['best']} leads, but cannot be told from {_and(equal)} on these splits")
-        return tuple(out)
+        """Return one sentence per data set and shots: which head is best, and which cannot be told from it.
+
+        Then one per number of shots over several data sets of the same images.
+        """
+        families: dict[tuple[str, Any, bool], list[dict[str, Any]]] = {}
+        for line in self.comparisons:
+            families.setdefault((line["dataset"], line["shots"], "other_dataset" in line), []).append(line)
+        own = [_statement(lines) for (_, _, across), lines in families.items() if not across]
+        return (*own, *(_statement(lines) for (_, _, across), lines in families.items() if across))
 
     def table(self) -> str:
         """Return a plain text table, followed by what can be told apart and the notes."""
@@ -166,15 +168,15 @@ class Result:
             self._draw_panel(panel, dataset, heads)
         panels[0].set_ylabel(str(self.rows[0]["metric"]).replace("_", " ") + " on test rows")
         # Labels in the order of the curves' right ends, so that the eye need not search.
-        last = {row["head"]: row["mean"] for row in self.rows if row["dataset"] == datasets[-1]}
+        last = {row["head"]: row["mean"] for row in self.rows if row["dataset"] == datasets[-1] and row["mean"]}
         handles, labels = panels[-1].get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: -last[labels[i]])
+        order = sorted(range(len(labels)), key=lambda i: -last.get(labels[i], 0.0))
         figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside right upper", frameon=False)
         figure.savefig(path)
         return Path(path)
 
     def _draw_panel(self, panel: Any, dataset: str, heads: list[str]) -> None:
-        rows = [row for row in self.rows if row["dataset"] == dataset]
+        rows = [row for row in self.rows if row["dataset"] == dataset and row["mean"] is not None]
         places = _places(rows)
         for i, head in enumerate(heads):
             own = sorted((row for row in rows if row["head"] == head), key=lambda row: places[row["shots"]])
@@ -210,14 +212,20 @@ class Result:
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         several = len({row["dataset"] for row in self.rows}) > 1
         metric = str(self.rows[0]["metric"]).replace("_", " ") if self.rows else "mean"
-        header = ["dataset"] * several + ["head", "shots", metric, "std", "95 % interval", "fit s", "train", "test"]
-        return header, [self._line(row, several) for row in self.rows]
+        costs = any(row.get("extract_seconds") is not None for row in self.rows)
+        header = ["dataset"] * several + ["head", "shots", metric, "std", "95 % interval"]
+        header += ["extract s"] * costs + ["fit s", "train", "test"]
+        return header, [self._line(row, several, costs) for row in self.rows]
 
-    def _line(self, row: Mapping[str, Any], several: bool) -> list[str]:
+    def _line(self, row: Mapping[str, Any], several: bool, costs: bool) -> list[str]:
         low, high = row["ci95"]
         cells = [str(row["dataset"])] * several
-        cells += [row["head"], str(row["shots"]), f"{row['mean']:.4f}"]
-        cells += ["-" if row["std"] is None else f"{row['std']:.4f}", f"{low:.4f}-{high:.4f}"]
+        cells += [row["head"], str(row["shots"]), "-" if row["mean"] is None else f"{row['mean']:.4f}"]
+        cells += ["-" if row["std"] is None else f"{row['std']:.4f}"]
+        cells += ["-" if low is None else f"{low:.4f}-{high:.4f}"]
+        if costs:  # of the images that this row trains on and tests
+            each = row.get("extract_seconds")
+            cells.append("-" if each is None else f"{each * (row['n_train'] + row['n_test']):.2f}")
         return cells + [f"{row['fit_seconds']:.2f}", str(row["n_train"]), str(row["n_test"])]
 
     def _tail(self, bullet: str) -> list[str]:
@@ -235,6 +243,23 @@ def _places(rows: list[dict[str, Any]]) -> dict[int | str, float]:
         per_class = float(np.mean([row["n_train"] for row in whole])) / max(math.ceil(classes), 1)
         places["all"] = max(per_class, 1.6 * max(numbers, default=0), 1.0)
     return places
+
+
+def _statement(lines: list[dict[str, Any]]) -> str:
+    """What the comparisons of one family say: the best, and who cannot be told from it."""
+    across = "other_dataset" in lines[0]
+
+    def who(head: str, dataset: str) -> str:
+        return f"{head} on {dataset}" if across else head
+
+    best = who(lines[0]["best"], lines[0]["dataset"])
+    equal = [who(line["other"], line.get("other_dataset", "")) for line in lines if not line["distinguishable"]]
+    where = f"{'best of all codes' if across else lines[0]['dataset']}, {_shots(lines[0]['shots'])}: "
+    if not equal:
+        return f"{where}{best} is better than the others (5 % level, all pairs considered)"
+    images = lines[0].get("n_images")
+    given = f"with your {images} test images" if images else "on these splits"
+    return f"{where}{best} leads, but cannot be told apart from {_and(equal)} {given}"
 
 
 def _shots(shots: int | str) -> str:

@@ -14,6 +14,7 @@ from .. import fingerprint as identity
 from ..errors import SpecMismatch, StoreError
 from ..files import DISK, Disk, make_folder, remove_stale
 from .container import Container
+from .costs import CostRecord
 from .digests import DigestCache
 from .header import FOLDERS, check_place, lay_out, read_header, require_own_folders
 from .index import RequestCache
@@ -285,6 +286,11 @@ class RowStore:
     def digests(self) -> DigestCache:
         """A fresh view of the private cache of file digests."""
         return DigestCache(self.path / "index" / "digests.bin")
+
+    @property
+    def costs(self) -> CostRecord:
+        """A fresh view of the private record of what extractions took."""
+        return CostRecord(self.path / "index" / "cost.json")
 
     @property
     def requests(self) -> RequestCache:

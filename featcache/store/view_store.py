@@ -225,6 +225,7 @@ class ViewStore(RowStore):
             fingerprint=self.fingerprint,
             columns=dict(entries.columns),
             name=self.path.name,
+            extract_seconds=self.costs.seconds_per_image,
         )
 
     def dataset(
