@@ -328,6 +328,7 @@ def test_options_have_the_names_and_defaults_of_the_library(name):
     assert len(shared) >= 3
     for parameter in shared - {"cache"}:  # the command remembers results, a call does not unless it is told to
         default = library[parameter].default
+        default = ",".join(map(str, default)) if isinstance(default, tuple) else default
         if default is not inspect.Parameter.empty and options[parameter].default is not inspect.Parameter.empty:
             assert options[parameter].default == default, parameter
 
