@@ -27,6 +27,7 @@ _WHERE = {
     "export": "exchange",
     "extract": "extraction",
     "fit": "heads",
+    "forecast": "evaluation",
     "plan": "extraction",
     "predict": "handoff",
     "read_features": "exchange",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol
     from .evaluation import compare as compare
+    from .evaluation import forecast as forecast
     from .exchange import export as export
     from .exchange import read_features as read_features
     from .extraction import extract as extract
