@@ -19,10 +19,14 @@ hold.
 
 import sys
 
+from evidence import forecasting, suggesting
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "forecast": Part(forecasting.run, 4),
+    "suggest": Part(suggesting.run, 8),
+}
 
 
 if __name__ == "__main__":

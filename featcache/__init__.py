@@ -18,10 +18,12 @@ _WHERE = {
     "FeatureSet": "features",
     "FeatureStore": "store",
     "FittedHead": "heads",
+    "Forecast": "evaluation",
     "ImageSource": "sources",
     "Preprocess": "preprocess",
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
+    "Suggestions": "labelling",
     "Verifier": "verification",
     "compare": "evaluation",
     "export": "exchange",
@@ -31,6 +33,7 @@ _WHERE = {
     "plan": "extraction",
     "predict": "handoff",
     "read_features": "exchange",
+    "suggest": "labelling",
     "to_module": "handoff",
     "verify": "verification",
 }
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol
+    from .evaluation import Forecast as Forecast
     from .evaluation import compare as compare
     from .evaluation import forecast as forecast
     from .exchange import export as export
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from .handoff import to_module as to_module
     from .heads import FittedHead as FittedHead
     from .heads import fit as fit
+    from .labelling import Suggestions as Suggestions
+    from .labelling import suggest as suggest
     from .preprocess import Preprocess as Preprocess
     from .reporting import Result as Result
     from .softmax import SoftmaxClassifier as SoftmaxClassifier

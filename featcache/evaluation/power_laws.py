@@ -28,7 +28,7 @@ _RATIOS = np.linspace(0.32, 0.98, 23)
 #: Prior of the ratio, Beta(8, 2): exponents c from 0.04 to 0.9, in the middle 0.3.
 _RATIO_PRIOR = (8.0, 2.0)
 #: How far real curves wander off a power law per doubling, in shares of the odds of an error; equally likely.
-_WANDERING = (0.03, 0.06, 0.12)
+_WANDERING = (0.04, 0.08, 0.16)
 #: Values of g.
 _GAINS = 120
 _DRAWS = 4000
@@ -75,7 +75,8 @@ def curves_through(rows: Sequence[Mapping[str, Any]]) -> Curves:
     falls = str(rows[-1]["metric"]) in FALLING
     x = np.log2([row["n_train"] / rows[-1]["n_train"] for row in rows])
     means = np.asarray([row["mean"] for row in rows], dtype=np.float64)
-    kept = means if falls else np.maximum(means, _LEAST)
+    # A few test rows without an error do not show that there is none: half a one more is thought to stand beside them.
+    kept = means if falls else np.clip(means, _LEAST, [1.0 - 0.5 / (_tested(row) + 1.0) for row in rows])
     z, slope = (-kept, np.ones(len(kept))) if falls else ((kept - 1.0) / kept, 1.0 / kept**2)
     return _posterior(x, z, _covariance(x, rows) * slope[:, None] * slope[None, :], falls)
 
@@ -107,12 +108,21 @@ def _covariance(x: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.asarray(spread[:, None] * alike * spread[None, :])
 
 
+def _tested(row: Mapping[str, Any]) -> float:
+    """How many test rows all draws saw, about: where they are held out anew each time, three draws see three times."""
+    return float(row["n_test"] * min(len(row["scores"]), 3))
+
+
 def _standard_error(row: Mapping[str, Any]) -> float:
     """From the wider side of the interval: the other one may have been cut at a bound."""
     if row["ci95"] is None:
         return 0.05
-    half, draws = max(row["mean"] - row["ci95"][0], row["ci95"][1] - row["mean"]), len(row["scores"])
-    return max(half / (float(stats.t.ppf(0.975, draws - 1)) if draws > 1 else 1.96), 1e-3)
+    # That of a normal: where few draws made the interval wide, what they leave open about their spread stays in.
+    found = max(row["mean"] - row["ci95"][0], row["ci95"][1] - row["mean"], 2e-3) / 1.96
+    if row["metric"] in FALLING:
+        return found
+    share = min(max(row["mean"], _LEAST), 1.0 - 0.5 / (_tested(row) + 1.0))
+    return max(found, float(np.sqrt(share * (1.0 - share) / _tested(row))))
 
 
 def _posterior(x: np.ndarray, z: np.ndarray, noise: np.ndarray, falls: bool) -> Curves:
