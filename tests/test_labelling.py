@@ -19,7 +19,7 @@ def clusters(per_class=40, classes=4, labelled=3, *, seed=0, width=24, **more):
     """Rows around the middles of classes; the first few of each class are labelled."""
     rng = np.random.default_rng(seed)
     y = np.repeat(np.arange(classes), per_class)
-    X = 2.0 * rng.normal(size=(classes, width))[y] + rng.normal(size=(len(y), width))
+    X = 1.5 * rng.normal(size=(classes, width))[y] + rng.normal(size=(len(y), width))
     known = np.arange(len(y)) % per_class < labelled
     labels = np.where(known, np.char.add("class ", y.astype(str)), "")
     ids = np.char.add("img", rng.permutation(len(y)).astype(str))

@@ -65,7 +65,7 @@ class Forecast:
     gain_ci95: tuple[float, float]
     asymptote: float
     points: int
-    _curves: Curves | None = field(default=None, repr=False, compare=False)
+    _curves: Curves | None = field(default=None, init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.statement()
@@ -244,7 +244,7 @@ def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _forecast(dataset: str, head: str, rows: list[dict[str, Any]], factor: float) -> Forecast:
     n, curves = int(rows[-1]["n_train"]), curves_through(rows)
     told = _at(curves, n, n * factor)
-    return Forecast(
+    found = Forecast(
         dataset,
         head,
         str(rows[-1]["metric"]),
@@ -258,8 +258,9 @@ def _forecast(dataset: str, head: str, rows: list[dict[str, Any]], factor: float
         gain_ci95=tuple(told["gain_ci95"]),
         asymptote=float(np.median(curves.ends())),
         points=len(rows),
-        _curves=curves,
     )
+    object.__setattr__(found, "_curves", curves)  # no part of what it says, so no part of its signature either
+    return found
 
 
 def _at(curves: Curves, n_now: int, n: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..heads.calibration import TemperatureClassifier
 from ..heads.labelled import as_matrix, name_of
 from ..solvers.neighbors import nearest
 from ..splits import generator_for, named_splits, whole_number
-from .picking import Batch, by_coverage, by_mix, by_uncertainty, directions, margins, reduced
+from .picking import Batch, by_coverage, by_mix, by_uncertainty, directions, margins, reduced, sameness
 from .suggestions import Suggestion, Suggestions
 
 __all__ = ["STRATEGIES", "suggest"]
@@ -21,8 +21,6 @@ __all__ = ["STRATEGIES", "suggest"]
 STRATEGIES = ("auto", "coverage", "uncertainty", "mix", "random")
 #: Labelled images per class from which "auto" goes over from coverage to the mix: benchmarks/evidence/suggesting.py.
 _FEW = 10
-#: Centred cosine from which two images are nearly the same.
-_SAME = 0.97
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,11 @@ def suggest(
 
     Notes
     -----
-    No two images of a batch are nearly the same (cosine of centred codes 0.97 or more), nor nearly the same as a
-    labelled one, and every group gives one before any gives a second. Rows are ordered by id first: their order in
-    `data` does not matter. Of more than 10,000 rows clusters and densities are made from 10,000.
+    No two images of a batch are nearly the same, nor nearly the same as a labelled one: cosine of centred codes 0.97
+    or more, or at least 0.88 and so high that they differ by less than 0.18 of what fifth neighbours in this set differ
+    by. Codes do not show every copy (grain that a stronger compression takes from an X-ray changes them more than another patient
+    does). Every group gives one image before any gives a second. Rows are ordered by id first: their order in `data`
+    does not matter. Of more than 10,000 rows clusters and densities are made from 10,000.
 
     Images chosen for training are no fair sample: measure on test rows that were drawn at random before.
 
@@ -110,14 +110,12 @@ def suggest(
             "use strategy='coverage' first"
         )
     units, known = directions(pool.X, pool.known_X)
-    batch = Batch(units, pool.groups, _SAME, known)
+    batch = Batch(units, pool.groups, sameness(units), known)
     if batch.repeats:
         notes.append(f"{batch.repeats} images are nearly the same as labelled ones and were passed over")
     _pick(chosen, batch, n, units, known, shares, seed)
     if len(batch.picked) < n:
-        notes.append(
-            f"{len(batch.picked)} of {n} images: no others are left that differ from these and labelled ones"
-        )
+        notes.append(f"{len(batch.picked)} of {n} images: no others are left that differ from these and labelled ones")
     if pool.held_out:
         notes.append(f"{pool.held_out} unlabelled images of the test or val part were left alone")
     settings = {"n": n, "strategy": strategy, "head": str(head), "seed": seed}
