@@ -143,8 +143,8 @@ def by_mix(batch: Batch, n: int, codes: np.ndarray, probabilities: np.ndarray, s
 def sameness(units: np.ndarray) -> float:
     """Return the cosine from which two of these images (n, d) are nearly the same.
 
-    Networks and sets differ: copies of a photograph saved again have cosines of 0.91 to 0.98 in one, while different
-    blood cells have 0.99 in another. So the measure is how far apart neighbours are.
+    Networks and sets differ: different blood cells may be more alike in one than copies of a photograph, saved again,
+    in another. So the measure is how far apart neighbours are.
     """
     some = _sample(units)
     k = min(_FIFTH, len(some) - 1)
