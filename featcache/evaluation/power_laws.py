@@ -139,14 +139,14 @@ def _posterior(x: np.ndarray, z: np.ndarray, noise: np.ndarray, falls: bool) -> 
         covariance = noise + share**2 * wandering
         inverse, log_det = np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
         precision = inverse.sum()
-        for ratio in _RATIOS:
+        for ratio, prior in zip(_RATIOS, stats.beta.logpdf(_RATIOS, *_RATIO_PRIOR), strict=True):
             rest = z[None, :] - gains[:, None] * _shape(ratio, x)[None, :]
             level = rest @ inverse.sum(axis=1) / precision
             rest -= level[:, None]
             room = (-gains * ratio / (1.0 - ratio) - level) * np.sqrt(precision)  # in standard deviations of L
-            weight = -0.5 * (np.einsum("gi,ij,gj->g", rest, inverse, rest) + log_det + np.log(precision))
+            weight = -0.5 * (((rest @ inverse) * rest).sum(axis=1) + log_det + np.log(precision))
             # `grid` is what a step of g is wide: its prior is flat.
-            weight += special.log_ndtr(room) + np.log(grid) + stats.beta.logpdf(ratio, *_RATIO_PRIOR)
+            weight += special.log_ndtr(room) + np.log(grid) + prior
             same = np.ones(_GAINS)
             cells.append(np.stack([weight, level, gains, ratio * same, share * same, room, precision * same]))
     return _drawn(np.concatenate(cells, axis=1), float(left[-1]), falls)
