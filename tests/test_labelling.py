@@ -112,6 +112,14 @@ def test_a_first_part_of_the_batch_is_the_smaller_batch_of_the_mix():
     assert fc.suggest(data, 12, strategy="mix").ids[:5] == fc.suggest(data, 5, strategy="mix").ids
 
 
+def test_random_rounds_go_on_in_one_order():
+    data = clusters(labelled=6)
+    both = fc.suggest(data, 12, strategy="random").ids
+    first = np.isin(data.ids, both[:5])
+    later = fc.FeatureSet(data.X, np.where(first, "class 0", data.y), ids=data.ids)
+    assert fc.suggest(later, 7, strategy="random").ids == both[5:]
+
+
 def test_faces(tmp_path):
     data = clusters(labelled=6)
     found = fc.suggest(data, 6, strategy="mix")

@@ -113,7 +113,7 @@ def by_coverage(batch: Batch, n: int, codes: np.ndarray, known: np.ndarray, seed
     batch.fill(n, best)
 
 
-def by_mix(batch: Batch, n: int, codes: np.ndarray, probabilities: np.ndarray, seed: int) -> None:
+def by_mix(batch: Batch, n: int, codes: np.ndarray, probabilities: np.ndarray, generator: np.random.Generator) -> None:
     """Uncertain images that differ: k-means++ on the gradients of a linear head's last layer (BADGE, Ash et al. 2020).
 
     The gradient of the log loss at the head's own guess is (p - e) ⊗ x, with p the probabilities, e the guess and x the
@@ -124,7 +124,6 @@ def by_mix(batch: Batch, n: int, codes: np.ndarray, probabilities: np.ndarray, s
     rest[np.arange(len(rest)), probabilities.argmax(axis=1)] -= 1.0
     squares = np.einsum("ij,ij->i", rest, rest) * np.einsum("ij,ij->i", codes, codes)
     far = squares.copy()  # the first pick is the longest, as if one at zero were there
-    generator = np.random.default_rng(seed)
 
     def best(rows: np.ndarray) -> int:
         weight = np.maximum(far[rows], 0.0)

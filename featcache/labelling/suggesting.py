@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +114,7 @@ def suggest(
     batch = Batch(units, pool.groups, sameness(units), known)
     if batch.repeats:
         notes.append(f"{batch.repeats} images are nearly the same as labelled ones and were passed over")
-    _pick(chosen, batch, n, units, known, shares, seed)
+    _pick(chosen, batch, n, pool, units, known, shares, seed)
     if len(batch.picked) < n:
         notes.append(f"{len(batch.picked)} of {n} images: no others are left that differ from these and labelled ones")
     if pool.held_out:
@@ -170,17 +171,33 @@ def _probabilities(pool: _Pool, head: Any, seed: int, notes: list[str]) -> np.nd
 
 
 def _pick(
-    chosen: str, batch: Batch, n: int, units: np.ndarray, known: np.ndarray, shares: np.ndarray | None, seed: int
+    chosen: str,
+    batch: Batch,
+    n: int,
+    pool: _Pool,
+    units: np.ndarray,
+    known: np.ndarray,
+    shares: np.ndarray | None,
+    seed: int,
 ) -> None:
     if chosen == "random":
-        rank = generator_for(seed, "suggest").permutation(len(units))
+        rank = _rank(pool.ids, seed)
         batch.fill(n, lambda rows: int(rows[rank[rows].argmin()]))
     elif chosen == "uncertainty" and shares is not None:
         by_uncertainty(batch, n, shares)
     elif chosen == "mix" and shares is not None:
-        by_mix(batch, n, units, shares, seed)
+        # Another draw in each round: the same numbers would fall on neighbours of the rows they fell on before.
+        by_mix(batch, n, units, shares, np.random.default_rng([int(seed), len(known)]))
     else:
         by_coverage(batch, n, *reduced(units, known), seed)
+
+
+def _rank(ids: np.ndarray, seed: int) -> np.ndarray:
+    """A random order that belongs to the ids: the next round goes on where this one ended."""
+    keys = [hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "surrogatepass")).digest() for name in ids.tolist()]
+    rank = np.empty(len(keys), dtype=np.intp)
+    rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    return rank
 
 
 def _rows(
