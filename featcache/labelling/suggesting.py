@@ -21,7 +21,7 @@ __all__ = ["STRATEGIES", "suggest"]
 
 STRATEGIES = ("auto", "coverage", "uncertainty", "mix", "random")
 #: Labelled images per class from which "auto" goes over from coverage to the mix: benchmarks/evidence/suggesting.py.
-_FEW = 10
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def suggest(
     strategy : {"auto", "coverage", "uncertainty", "mix", "random"}, default="auto"
         "coverage": the most typical images of the largest clusters that hold no labelled one, TypiClust [1]_; needs
         no label. "uncertainty": the smallest lead of the most probable class. "mix": uncertain images that differ,
-        k-means++ on the head's gradients, BADGE [2]_. "auto": coverage while there are fewer than 10 labelled images
+        k-means++ on the head's gradients, BADGE [2]_. "auto": coverage while there are fewer than 5 labelled images
         per class (or one class only), then the mix. "random": what the others are to be measured against.
     head : str or estimator, default="ridge"
         The head whose doubts count, calibrated on held-out labelled rows.
