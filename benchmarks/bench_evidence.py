@@ -19,13 +19,17 @@ hold.
 
 import sys
 
-from evidence import intervals
+from evidence import comparing, forecasting, intervals, suggesting
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
 PARTS: dict[str, Part] = {
     "cover": Part(intervals.cover, 20),
     "false_alarms": Part(intervals.false_alarms, 20),
+    "by_hand": Part(comparing.by_hand, 2),
+    "quick": Part(comparing.quick, 4),
+    "forecast": Part(forecasting.run, 4),
+    "suggest": Part(suggesting.run, 8),
 }
 
 

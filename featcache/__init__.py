@@ -19,19 +19,23 @@ _WHERE = {
     "FeatureSet": "features",
     "FeatureStore": "store",
     "FittedHead": "heads",
+    "Forecast": "evaluation",
     "ImageSource": "sources",
     "Preprocess": "preprocess",
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
+    "Suggestions": "labelling",
     "Verifier": "verification",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "export": "exchange",
     "extract": "extraction",
     "fit": "heads",
+    "forecast": "evaluation",
     "plan": "extraction",
     "predict": "handoff",
     "read_features": "exchange",
+    "suggest": "labelling",
     "to_module": "handoff",
     "verify": "verification",
 }
@@ -43,8 +47,10 @@ if TYPE_CHECKING:
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol
     from .evaluation import Evaluation as Evaluation
+    from .evaluation import Forecast as Forecast
     from .evaluation import compare as compare
     from .evaluation import evaluate as evaluate
+    from .evaluation import forecast as forecast
     from .exchange import export as export
     from .exchange import read_features as read_features
     from .extraction import extract as extract
@@ -54,6 +60,8 @@ if TYPE_CHECKING:
     from .handoff import to_module as to_module
     from .heads import FittedHead as FittedHead
     from .heads import fit as fit
+    from .labelling import Suggestions as Suggestions
+    from .labelling import suggest as suggest
     from .preprocess import Preprocess as Preprocess
     from .reporting import Result as Result
     from .softmax import SoftmaxClassifier as SoftmaxClassifier

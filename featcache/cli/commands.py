@@ -34,7 +34,7 @@ from .options import (
     not_empty,
 )
 
-__all__ = ["app", "comparing", "keeping", "verifying"]
+__all__ = ["app"]
 
 
 def _version(value: bool) -> None:
@@ -395,4 +395,8 @@ def _shape(shape: Any) -> str:
     return "×".join(str(n) for n in shape) if shape else ""
 
 
-from . import comparing, keeping, verifying  # noqa: E402 - register their verbs after these, in the order of the help
+# Their verbs are registered after these, in the order of the help.
+from . import comparing as comparing  # noqa: E402
+from . import keeping as keeping  # noqa: E402
+from . import suggesting as suggesting  # noqa: E402
+from . import verifying as verifying  # noqa: E402

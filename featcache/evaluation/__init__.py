@@ -2,11 +2,13 @@
 
 `protocol` (what is done, as data), `draws` (which rows train and are tested), `running` (a head on a draw), `memory`
 (results looked up), `metrics` (what is measured, and each row's part in it), `intervals` (how sure it is), `cells`
-(rows and pairs of a Result), `notes`, `comparing`, `evaluating` (one head, closely).
+(rows and pairs of a Result), `notes`, `comparing`, `evaluating` (one head, closely),
+`forecasting` (a learning curve carried on) by `power_laws`.
 """
 
 from .comparing import compare
 from .evaluating import Evaluation, evaluate
+from .forecasting import Forecast, forecast
 from .protocol import EvalProtocol
 
-__all__ = ["EvalProtocol", "Evaluation", "compare", "evaluate"]
+__all__ = ["EvalProtocol", "Evaluation", "Forecast", "compare", "evaluate", "forecast"]

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from ..errors import HeadError
+from ..features import FeatureSet
+from ..heads.labelled import Rows, name_of
 from ..heads.metrics import METRICS
 from ..splits import whole_number
 from .metrics import check_measure
@@ -75,6 +79,29 @@ class EvalProtocol:
     def chosen_by(self) -> str:
         """The metric by which settings are chosen inside the training rows."""
         return self.metric if self.metric in METRICS else "accuracy"
+
+    def split(self, data: FeatureSet) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the training and test rows of all draws, as row numbers into ``data.xy``.
+
+        Parameters
+        ----------
+        data : FeatureSet
+            Codes with labels.
+
+        Returns
+        -------
+        list of (ndarray of int, ndarray of int)
+            Shots by shots, seed by seed: what `compare` trains on and tests.
+
+        Examples
+        --------
+        >>> data = FeatureSet(np.eye(8), list("aaaabbbb"))
+        >>> [(len(train), len(test)) for train, test in EvalProtocol(shots=(1, "all"), seeds=1).split(data)]
+        [(2, 2), (6, 2)]
+        """
+        from .draws import draws_of  # which knows the protocol
+
+        return [(draw.train, draw.test) for draw in draws_of(name_of(data), Rows.of(data), self)]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings in JSON types."""
