@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Audit": "hygiene",
     "Backbone": "backbone",
     "CodesDataset": "store",
     "EvalProtocol": "evaluation",
@@ -23,6 +24,7 @@ _WHERE = {
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
     "Verifier": "verification",
+    "audit": "hygiene",
     "compare": "evaluation",
     "export": "exchange",
     "extract": "extraction",
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from .handoff import to_module as to_module
     from .heads import FittedHead as FittedHead
     from .heads import fit as fit
+    from .hygiene import Audit as Audit
+    from .hygiene import audit as audit
     from .preprocess import Preprocess as Preprocess
     from .reporting import Result as Result
     from .softmax import SoftmaxClassifier as SoftmaxClassifier
