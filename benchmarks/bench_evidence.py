@@ -19,10 +19,13 @@ hold.
 
 import sys
 
+from evidence import auditing
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "audit": Part(auditing.run, 4),
+}
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def test_planted_label_noise_is_found_with_the_right_label(seed):
     rng = np.random.default_rng(seed)
     wrong = rng.choice(400, 20, replace=False)
     noisy = y.copy()
-    noisy[wrong] = np.char.add("class ", ((np.arange(400) + 1) % 4).astype(str))[wrong]
+    noisy[wrong] = np.char.add("class ", ((np.arange(400) + rng.integers(1, 4, 400)) % 4).astype(str))[wrong]
     found = fc.audit(FeatureSet(X, noisy, ids=ids_of(400)))
     rows = {int(row["ids"][0]): row for row in found.of("label suspect")}
     hits = set(rows) & set(wrong.tolist())
@@ -246,7 +246,7 @@ def test_excess_takes_nothing_from_noise_and_all_that_stands_out():
         assert excess(draw(size=2000)).found.sum() <= 1
     mixed = np.concatenate([rng.normal(size=700), rng.normal(12, 1, size=300)])
     found = excess(mixed).found
-    assert found[700:].all() and found[:700].sum() <= 15  # the share that was accepted
+    assert found[700:].all() and found[:700].sum() <= 25  # 5 % are accepted, more or less
     assert not excess(np.zeros(100)).found.any() and not excess(np.arange(5.0)).found.any()
     assert not standardised(np.zeros(30)).any()
 

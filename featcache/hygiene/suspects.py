@@ -35,7 +35,7 @@ class Suspects:
     label : ndarray of str of shape (n,)
         What the heads would say instead.
     share : float
-        Estimated share of wrong labels among all.
+        Estimated share of wrong labels that were found among all.
     notes : tuple of str
         What could not be examined.
     """
@@ -80,12 +80,14 @@ def doubted(
 
     Notes
     -----
-    As in confident learning (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 1911.00068) labels are compared with held-out
-    probabilities. But which rows it counts also depends on how often classes are confused: of two classes that look
-    alike it doubts many. Here the likelihood decides: a label is drawn from softmax(scores / T) with chance 1 - e, and
-    from the classes that this one is not with chance e; T and e are those of the greatest likelihood over all rows,
-    and the chance that a given label is a wrong one follows by Bayes' rule. So a row between two classes
-    that are often confused is not in doubt, and a set without wrong labels has e near 0.
+    As in confident learning (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 1911.00068) labels are compared with
+    held-out probabilities. But which rows it counts also depends on how often classes are confused: of two classes
+    that look alike it doubts many. Here the likelihood decides: a label is drawn from softmax(scores / T) with
+    chance 1 - e, and from the classes that this one is not with chance e; T and e are those of the greatest
+    likelihood over all rows, and the chance that a given label is a wrong one follows by Bayes' rule. So a row
+    between two classes that are often confused is not in doubt, and a set without wrong labels has e near 0. Where
+    one class is always mistaken for the same other, heads learn that, and the likelihood sees confusion; so the
+    same rule is applied with the count of confident learning in the place of e, and the greater chance stands.
     """
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
@@ -117,7 +119,7 @@ def _none(*notes: str) -> Suspects:
 
 
 def wrong_labels(logits: np.ndarray, codes: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the share of wrong labels of the greatest likelihood, and the chance of each to be wrong.
+    """Return the share of labels in doubt that are wrong, and the chance of each label to be wrong.
 
     Parameters
     ----------
@@ -152,4 +154,16 @@ def wrong_labels(logits: np.ndarray, codes: np.ndarray) -> tuple[float, np.ndarr
     share, right = given(min(found, key=lambda each: float(each.fun)).x)
     wrong = share * (1.0 - right) / (c - 1)
     chance = wrong / np.maximum((1.0 - share) * right + wrong, 1e-300)
-    return share, np.where(logits.argmax(axis=1) != codes, chance, 0.0)
+    chance = np.where(logits.argmax(axis=1) != codes, np.maximum(chance, _counted(logits, codes)), 0.0)
+    return float(chance[chance >= _DOUBT].sum()) / n, chance
+
+
+def _counted(logits: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The chance of each label to be wrong when confident learning counts how many are."""
+    n, c = logits.shape
+    shares = np.exp(log_softmax(logits / fit_temperature(logits, codes)))
+    own = shares[np.arange(n), codes]
+    mean = np.bincount(codes, own, minlength=c) / np.maximum(np.bincount(codes, minlength=c), 1)
+    sure = np.where(shares >= np.maximum(mean, 1e-12), shares, -1.0)
+    elsewhere = (sure.max(axis=1) > 0) & (sure.argmax(axis=1) != codes)
+    return np.minimum(1.0, float(elsewhere.mean()) / (c - 1) / np.maximum(own, 1e-12))

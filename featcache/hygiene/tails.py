@@ -11,7 +11,7 @@ __all__ = ["Excess", "excess", "standardised"]
 #: What lies between these shares of the ordinary values says how their upper tail falls.
 _TAIL = (0.5, 0.9)
 #: Values so many deviations above the middle say nothing about the tail: they are what is looked for.
-_FAR = 4.0
+_FAR = 6.0
 
 
 @dataclass(frozen=True)
