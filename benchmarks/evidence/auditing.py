@@ -31,14 +31,14 @@ _COPIES, _BURSTS = 45, 15
 
 def run(case: Any) -> dict[str, Any]:
     """Return figures and claims; `case.tiny` takes seconds, on generated codes without images."""
-    seeds = case.repeats or (1 if case.tiny else 3)
+    seeds = case.repeats or (1 if case.tiny else 2)
     names = REAL[:1] if case.tiny else REAL
     copies, noise = [], []
     for name in names:
         data = _grouped(case, name)
         for seed in range(seeds):
             copies += _copies(case, data, name, seed)
-            noise += [_noise(data, name, seed, kind) for kind in ("random", "next class")]
+            noise += [_noise(data, name, seed, kind) for kind in ("random", "next class")[: 2 if seed == 0 else 1]]
     clean = [_clean(case, _grouped(case, name), name) for name in names]
     return {
         "seeds": seeds,
@@ -69,10 +69,8 @@ def _copies(case: Any, data: FeatureSet, name: str, seed: int) -> list[dict[str,
     n = len(data)
     splits = np.full(n + len(origins), "train")
     splits[test] = "test"
-    assert data.y is not None
-    leaky = FeatureSet(
+    leaky = FeatureSet(  # no labels: another question, and most of an audit's time
         np.concatenate([data.X, codes]),
-        np.concatenate([data.y, data.y[origins]]),
         ids=[*data.row_ids.tolist(), *(f"planted/{i:04d}" for i in range(len(origins)))],
         splits=splits,
         name=name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,7 @@ class _Questions:
             self.data.name,
         )
 
-    @property
+    @cached_property
     def parts(self) -> np.ndarray:
         """Say of each row "train", "val" or "test", "" where the split column says nothing."""
         out = np.full(len(self.data), "", dtype="<U5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +48,16 @@ def exact_copies(X: np.ndarray) -> list[np.ndarray]:
     """Return the row numbers of each set of two or more equal rows of X (n, d)."""
     seen: dict[bytes, list[int]] = {}
     for i, row in enumerate(X):
-        seen.setdefault(np.ascontiguousarray(row).tobytes(), []).append(i)
+        seen.setdefault(hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest(), []).append(i)
     return [np.asarray(rows) for rows in seen.values() if len(rows) > 1]
 
 
-def whitened(X: Any, *, directions: int = _DIRECTIONS) -> np.ndarray:
+def whitened(X: Any, *, directions: int = _DIRECTIONS, power: float = 0.5) -> np.ndarray:
     """Return codes (n, d) in their principal directions at unit length, float32 (n, at most `directions`).
 
-    Each direction is divided by the root of its variance and the mean variance. So what all images of a set share, the
-    large directions, counts less, and what tells one image from its like counts more (Jégou and Chum, ECCV 2012).
+    Each direction is divided by the sum of its variance and the mean variance, to the given power. So what all
+    images of a set share, the large directions, counts less, and what tells one image from its like counts more
+    (Jégou and Chum, ECCV 2012).
     """
     middle = X.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((X.shape[1], X.shape[1]))
@@ -68,7 +70,7 @@ def whitened(X: Any, *, directions: int = _DIRECTIONS) -> np.ndarray:
     share = max(float(values.sum()), 0.0) / max(1, min(len(X) - 1, X.shape[1]))
     if share == 0.0:
         return np.zeros((len(X), 1), dtype=np.float32)
-    scale = turn[:, largest] / np.sqrt(np.maximum(values[largest], 0.0) + share)
+    scale = turn[:, largest] / (np.maximum(values[largest], 0.0) + share) ** power
     out = np.empty((len(X), len(largest)), dtype=np.float32)
     for at in parts:
         out[at] = (X[at] - middle) @ scale

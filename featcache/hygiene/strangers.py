@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..solvers.neighbors import nearest_others, unit_rows
+from ..solvers.neighbors import nearest_others
+from .near import whitened
 from .tails import excess
 
 __all__ = ["blank_codes", "blank_images", "far_off"]
@@ -47,7 +48,7 @@ def far_off(X: np.ndarray, *, false_share: float = 0.05) -> tuple[np.ndarray, np
     """
     if len(X) < 20:
         return np.zeros(0, dtype=np.intp), np.zeros(0), 0.0
-    Z = unit_rows((X - X.mean(axis=0, dtype=np.float64)).astype(np.float32))
+    Z = whitened(X, power=0.0)
     nearness = nearest_others(Z, min(_NEIGHBOUR, len(X) - 1))[0][:, -1].astype(np.float64)
     distance = np.sqrt(np.maximum(2.0 - 2.0 * nearness, 1e-12))
     judged = excess(distance, false_share=false_share)
