@@ -152,7 +152,7 @@ class _Questions:
         rows.sort(key=lambda row: (KINDS.index(row["kind"]), not row["across"], -row["score"], row["ids"]))
         expected = {
             "near duplicate": len(near) - near.false,
-            "label suspect": float(suspects.chance.sum()),
+            "label suspect": suspects.expected,
             "outlier": len(strange) - ordinary,
         }
         return Audit(
@@ -167,7 +167,6 @@ class _Questions:
                 "false_share": self.false_share,
                 "folds": folds,
                 "seed": seed,
-                "share_of_wrong_labels": round(suspects.share, 4),
             },
             self.data.name,
         )
@@ -224,7 +223,7 @@ class _Questions:
     def _labels(self, found: Suspects) -> list[dict[str, Any]]:
         out = []
         for i, chance, other in zip(found.rows, found.chance.tolist(), found.label.tolist(), strict=True):
-            said = f"heads that never saw it say {other}: wrong with chance {chance:.2f}"
+            said = f"heads that never saw it say {other}"
             out.append({**self._row("label suspect", [i], chance, said), "suggested": other})
         return out
 

@@ -31,11 +31,11 @@ class Suspects:
     rows : ndarray of int of shape (n,)
         Row numbers, the most doubtful first.
     chance : ndarray of shape (n,)
-        That the label is wrong.
+        That the label is wrong, by the likelihood or by the count of confident learning: the greater of both.
     label : ndarray of str of shape (n,)
         What the heads would say instead.
-    share : float
-        Estimated share of wrong labels that were found among all.
+    expected : float, default=0.0
+        How many of them are wrong by the likelihood alone: none, where the doubts fit how the classes are confused.
     notes : tuple of str
         What could not be examined.
     """
@@ -43,7 +43,7 @@ class Suspects:
     rows: np.ndarray
     chance: np.ndarray
     label: np.ndarray
-    share: float
+    expected: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -106,12 +106,16 @@ def doubted(
     if len(rows) < 20:
         return _none("labels not examined: fewer than 20 rows could be held out")
     logits = total[rows]
-    share, chance = wrong_labels(logits, codes[rows])
+    likely = wrong_labels(logits, codes[rows])[1]
+    disputed = logits.argmax(axis=1) != codes[rows]
+    chance = np.where(disputed, np.maximum(likely, _counted(logits, codes[rows])), 0.0)
     order = np.lexsort((ids[rows], -chance))
     order = order[chance[order] >= _DOUBT]
     left = len(y) - len(rows)
     notes = (f"{left} labels not examined: no other row (or group) of their class",) if left else ()
-    return Suspects(rows[order], chance[order], classes[logits[order].argmax(axis=1)], share, notes)
+    return Suspects(
+        rows[order], chance[order], classes[logits[order].argmax(axis=1)], float(likely[order].sum()), notes
+    )
 
 
 def _none(*notes: str) -> Suspects:
@@ -119,7 +123,7 @@ def _none(*notes: str) -> Suspects:
 
 
 def wrong_labels(logits: np.ndarray, codes: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the share of labels in doubt that are wrong, and the chance of each label to be wrong.
+    """Return the share of wrong labels of the greatest likelihood, and the chance of each to be wrong.
 
     Parameters
     ----------
@@ -154,8 +158,7 @@ def wrong_labels(logits: np.ndarray, codes: np.ndarray) -> tuple[float, np.ndarr
     share, right = given(min(found, key=lambda each: float(each.fun)).x)
     wrong = share * (1.0 - right) / (c - 1)
     chance = wrong / np.maximum((1.0 - share) * right + wrong, 1e-300)
-    chance = np.where(logits.argmax(axis=1) != codes, np.maximum(chance, _counted(logits, codes)), 0.0)
-    return float(chance[chance >= _DOUBT].sum()) / n, chance
+    return share, np.where(logits.argmax(axis=1) != codes, chance, 0.0)
 
 
 def _counted(logits: np.ndarray, codes: np.ndarray) -> np.ndarray:
