@@ -9,7 +9,7 @@ import numpy as np
 __all__ = ["Excess", "excess", "standardised"]
 
 #: What lies between these shares of the ordinary values says how their upper tail falls.
-_TAIL = (0.5, 0.9)
+_TAIL = (0.6, 0.93)
 #: Values so many deviations above the middle say nothing about the tail: they are what is looked for.
 _FAR = 6.0
 
@@ -42,14 +42,14 @@ def standardised(values: np.ndarray) -> np.ndarray:
     return (values - middle) / (middle - low) if middle > low else np.zeros(len(values))
 
 
-def excess(values: np.ndarray, *, false_share: float = 0.1) -> Excess:
+def excess(values: np.ndarray, *, false_share: float = 0.05) -> Excess:
     """Find the values that an exponential tail does not explain.
 
     Parameters
     ----------
     values : ndarray of shape (n,)
         Evidence, larger is more suspicious; mostly of ordinary cases.
-    false_share : float, default=0.1
+    false_share : float, default=0.05
         Share of ordinary ones that is accepted among those found.
 
     Returns
@@ -59,10 +59,10 @@ def excess(values: np.ndarray, *, false_share: float = 0.1) -> Excess:
 
     Notes
     -----
-    Peaks over a threshold: above its median the evidence of ordinary cases is taken to fall exponentially, at the rate
-    at which it falls between the median and the 90th percentile; the tails of Gaussians fall faster, so the chances
-    are too large rather than too small. Values far from the bulk are left out of the fit. How many
-    of them are reported follows from Benjamini and Hochberg, "Controlling the false discovery rate", 1995.
+    Peaks over a threshold: above its 60th percentile the evidence of ordinary cases is taken to fall exponentially,
+    at the rate at which it falls from there to the 93rd; the tails of Gaussians fall faster, so the chances are too
+    large rather than too small. Values far from the bulk are left out of the fit. How many of them are reported
+    follows from Benjamini and Hochberg, "Controlling the false discovery rate", 1995.
 
     Examples
     --------
