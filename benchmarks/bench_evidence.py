@@ -19,7 +19,7 @@ hold.
 
 import sys
 
-from evidence import comparing, forecasting, intervals, suggesting
+from evidence import auditing, comparing, forecasting, intervals, suggesting
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Part] = {
     "quick": Part(comparing.quick, 4),
     "forecast": Part(forecasting.run, 4),
     "suggest": Part(suggesting.run, 8),
+    "audit": Part(auditing.run, 4),
 }
 
 

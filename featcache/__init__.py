@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Audit": "hygiene",
     "Backbone": "backbone",
     "CodesDataset": "store",
     "EvalProtocol": "evaluation",
@@ -26,6 +27,7 @@ _WHERE = {
     "SoftmaxClassifier": "softmax",
     "Suggestions": "labelling",
     "Verifier": "verification",
+    "audit": "hygiene",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "export": "exchange",
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from .handoff import to_module as to_module
     from .heads import FittedHead as FittedHead
     from .heads import fit as fit
+    from .hygiene import Audit as Audit
+    from .hygiene import audit as audit
     from .labelling import Suggestions as Suggestions
     from .labelling import suggest as suggest
     from .preprocess import Preprocess as Preprocess
