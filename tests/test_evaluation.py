@@ -165,3 +165,42 @@ def test_errors_are_one_clear_line(call, reason):
     with pytest.raises(HeadError, match=reason) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_copies_on_both_sides_are_told():
+    """Row 3 of training stands among the test rows, with noise that the eye would not see."""
+    rng = np.random.default_rng(0)
+    x, test = X.copy(), np.flatnonzero(SPLITS == "test")
+    x[test[5]] = x[3] + 0.01 * rng.normal(size=x.shape[1])
+    notes = compare(digits(X=x, splits=SPLITS), ["centroid"], shots=["all"]).notes
+    (note,) = (note for note in notes if "copy" in note)
+    assert f"{test[5]:04d}" in note and "'0003'" in note and "audit" in note
+    assert not any("copy" in note for note in compare(digits(splits=SPLITS), ["centroid"]).notes)
+
+
+def test_copies_in_one_group_never_straddle():
+    x = np.repeat(X[:120], 2, axis=0)
+    data = FeatureSet(x, np.repeat(Y[:120], 2), groups=np.arange(240) // 2)
+    assert not any("copy" in note for note in compare(data, ["centroid"], seeds=2).notes)
+    alone = compare(FeatureSet(x, np.repeat(Y[:120], 2)), ["centroid"], seeds=2).notes
+    assert any("copy" in note for note in alone)
+
+
+def test_sets_of_the_same_images_are_compared_with_each_other():
+    rng = np.random.default_rng(0)
+    noisy = digits(X=X + 8.0 * rng.normal(size=X.shape).astype("float32"), name="noisy")
+    result = compare([digits(), noisy], ["centroid", "lda"], shots=[5], seeds=3)
+    (line,) = (c for c in result.comparisons if "other_dataset" in c)
+    assert line["dataset"] == "digits" and line["other_dataset"] == "noisy" and line["distinguishable"]
+    assert any(s.startswith("best of all codes, 5 shots: ") for s in result.statements())
+    others = digits(X=X, y=np.roll(Y, 1), name="other labels")
+    assert not any("other_dataset" in c for c in compare([digits(), others], ["lda"], shots=[5], seeds=2).comparisons)
+
+
+def test_more_metrics_and_less_is_better_for_some():
+    result = compare(digits(), ["logreg", "lda", "ridge"], shots=[5], seeds=2, metric="log_loss")
+    rows = {row["head"]: row for row in result.rows}
+    assert rows["ridge"]["mean"] is None and any("ridge gives no log loss" in note for note in result.notes)
+    assert result.best()["mean"] == min(rows[h]["mean"] for h in ("logreg", "lda"))
+    assert result.comparisons[0]["best"] == result.best()["head"] and "-" in result.table()
+    assert {"accuracy", "balanced_accuracy", "macro_f1", "top_2", "auroc", "ece"} <= set(rows["lda"]["metrics"])

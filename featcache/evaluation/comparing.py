@@ -19,6 +19,7 @@ from ..reporting import Result
 from ..splits import whole_number
 from .cells import Scored, comparisons, row_of, scored
 from .draws import Draw, draws_of
+from .leaking import note_of_leaks
 from .memory import Memory, cache_folder, digest_of_rows, key_of, name_of_draw
 from .notes import drawn, gains_of_views, notes_of_cell
 from .protocol import EvalProtocol
@@ -261,6 +262,10 @@ def _result(
         for same in _of_the_same_draws(sets, families, shots):
             pairs += comparisons(same, protocol.metric, across=True)
     notes += gains_of_views(sets, families)
+    for dataset, rows_of_set in sets.items():
+        draws = [draw for (name, _), family in families.items() if name == dataset for draw in family[0].draws]
+        if leak := note_of_leaks(dataset, rows_of_set, draws):
+            notes.append(leak)
     return Result(tuple(rows), tuple(pairs), tuple(dict.fromkeys(notes)), protocol.as_dict())
 
 
