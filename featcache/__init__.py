@@ -20,6 +20,7 @@ _WHERE = {
     "FittedHead": "heads",
     "ImageSource": "sources",
     "Preprocess": "preprocess",
+    "Ranking": "ranking",
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
     "Verifier": "verification",
@@ -29,6 +30,7 @@ _WHERE = {
     "fit": "heads",
     "plan": "extraction",
     "predict": "handoff",
+    "rank": "ranking",
     "read_features": "exchange",
     "to_module": "handoff",
     "verify": "verification",
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from .heads import FittedHead as FittedHead
     from .heads import fit as fit
     from .preprocess import Preprocess as Preprocess
+    from .ranking import Ranking as Ranking
+    from .ranking import rank as rank
     from .reporting import Result as Result
     from .softmax import SoftmaxClassifier as SoftmaxClassifier
     from .sources import ImageSource as ImageSource
