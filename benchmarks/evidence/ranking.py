@@ -4,7 +4,7 @@ Each draw parts a real set into halves (by source image where cells were cut fro
 images per class of it; the truth is the accuracy on the second half of a head tuned and trained on the same rows (the
 better of logreg and ridge), averaged over the draws. Candidates are all nodes of four networks. Per score: Kendall's
 tau, its weighted form (errors at the top count more) and Spearman's correlation with the truth, and the regret: points
-of accuracy that are lost by taking the first. Then the scores that need source logits, between the networks' last nodes.
+of accuracy that are lost by taking the first.
 """
 
 import re
@@ -116,7 +116,7 @@ def _agreement(scores: list[float], truth: np.ndarray) -> tuple[float, ...]:
 
 
 def _false(ranking: Any, truth: np.ndarray, names: list[str]) -> tuple[int, int]:
-    """How many of the comparisons that `rank` calls distinguishable are the other way round in truth, and of how many."""
+    """How many of the comparisons that `rank` tells apart are the other way round in truth, and of how many."""
     by_name = dict(zip(names, truth, strict=True))
     told = [each for each in ranking.comparisons if each["distinguishable"]]
     return sum(bool(by_name[each["best"]] < by_name[each["other"]]) for each in told), len(told)

@@ -70,7 +70,8 @@ def rank(
     metric : {"accuracy", "balanced_accuracy"}, default="accuracy"
         "balanced_accuracy" gives each class the same weight in all three.
     logits : str or None, default="auto"
-        Node that holds the source classifier's outputs, for LEEP; such codes are not ranked while there are others. "auto": 1000 numbers per image from the layer that torchvision's classifiers end in. None: there is none.
+        Node that holds the source classifier's outputs, for LEEP; such codes are not ranked while there are others.
+        "auto": 1000 numbers per image from the layer that torchvision's classifiers end in. None: there is none.
     max_rows : int, default=10_000
         Of more rows so many are drawn, class by class.
     seed : int, default=0
