@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Advice": "advice",
     "Backbone": "backbone",
     "CodesDataset": "store",
     "EvalProtocol": "evaluation",
@@ -24,6 +25,7 @@ _WHERE = {
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
     "Verifier": "verification",
+    "advise": "advice",
     "compare": "evaluation",
     "export": "exchange",
     "extract": "extraction",
@@ -39,6 +41,8 @@ _WHERE = {
 __all__ = sorted([*_WHERE, "__version__"])
 
 if TYPE_CHECKING:
+    from .advice import Advice as Advice
+    from .advice import advise as advise
     from .backbone import Backbone as Backbone
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol

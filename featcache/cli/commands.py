@@ -481,4 +481,4 @@ def _shape(shape: Any) -> str:
     return "×".join(str(n) for n in shape) if shape else ""
 
 
-from . import keeping, verifying  # noqa: E402 - register their verbs after these, in the order of the help
+from . import advising, keeping, ranking, verifying  # noqa: E402, F401 - register their verbs after these
