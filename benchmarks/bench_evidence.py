@@ -19,12 +19,13 @@ hold.
 
 import sys
 
-from evidence import ranking
+from evidence import advising, ranking
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
 PARTS: dict[str, Part] = {
     "rank": Part(ranking.run, 5),
+    "advise": Part(advising.run, 7),
 }
 
 

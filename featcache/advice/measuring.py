@@ -20,6 +20,7 @@ from ..reporting import Result
 __all__ = ["Curve", "Profile", "learning_curve", "next_doubling", "profile_of", "source_of", "training_part"]
 
 _DOUBLINGS = 4
+_MOST_ROWS = 10_000  # beyond, a curve takes minutes and is flat
 _HEAD = "ridge"  # tuned in a fraction of a second, exact leave-one-out
 
 
@@ -75,14 +76,11 @@ def profile_of(nodes: dict[str, FeatureSet], step: Callable[[str], None]) -> Pro
 
 
 def _profile_row(row: dict[str, Any], best: bool) -> dict[str, Any]:
-    accuracy, n = max(row["ridge"], row["knn"]), row["n_images"]
-    # Agresti and Coull's interval; see rank for one that minds groups.
-    middle, size = (accuracy * n + 2.0) / (n + 4.0), n + 4.0
-    half = 1.96 * float(np.sqrt(middle * (1.0 - middle) / size))
+    better = max(("ridge", "knn"), key=lambda who: float(row[who]))
     return {
         "node": row["codes"],
-        "accuracy": accuracy,
-        "ci95": [max(0.0, middle - half), min(1.0, middle + half)],
+        "accuracy": row[better],
+        "ci95": row[f"{better}_ci95"],
         "explained": row["explained"],
         "ci_explained": row["ci95"],
         "best": best,
@@ -108,7 +106,7 @@ def _difference(nodes: dict[str, FeatureSet], ranking: Ranking, best: str, last:
 def learning_curve(data: FeatureSet, *, seeds: int) -> Curve:
     """Accuracy of ridge at numbers of images per class that double, up to what the smallest class allows."""
     counts = np.unique(data.y if data.y is not None else np.empty(0), return_counts=True)[1]
-    most = int(0.75 * counts.min())  # a quarter of each class is held out
+    most = min(int(0.75 * counts.min()), _MOST_ROWS // len(counts))  # a quarter of each class is held out
     shots = sorted({most // 2**i for i in range(_DOUBLINGS + 1)} - {0})
     if len(shots) < 2:
         return Curve((), None)

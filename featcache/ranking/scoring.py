@@ -288,6 +288,9 @@ def _table(
         low, high, _ = _interval(contributions[name][by], common, by)
         row = {"codes": name, "rank": place, "score": found[name][by]}
         row["ci95"] = [low, min(1.0, high)] if by == "explained" else [max(0.0, low), min(1.0, high)]
+        for who in ("ridge", "knn"):
+            low, high, _ = _interval(contributions[name][who], common, who)
+            row[f"{who}_ci95"] = [max(0.0, low), min(1.0, high)]
         table.append({**row, **found[name], "n_images": len(common.ids)})
     return table
 
