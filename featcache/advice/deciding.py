@@ -25,6 +25,8 @@ NOTHING = 0.1
 #: Passes over the images that fine-tuning is reckoned with; a backward pass costs two forward passes.
 EPOCHS, BACKWARD = 30, 2
 
+_LAST, _HEAD = "the last node", "the best head"
+
 SETTINGS = {
     "headroom_points": HEADROOM,
     "many_per_class": MANY_PER_CLASS,
@@ -109,21 +111,21 @@ def _gain(name: str, found: Found) -> dict[str, Any]:
         best, difference = found.profile.rows[found.profile.best]["node"], found.profile.difference
         if difference is None:
             text = "none over a head on the last node, which is this one"
-            return {"points": 0.0, "low": 0.0, "high": 0.0, "basis": "measured", "text": text}
+            return {"points": 0.0, "over": _LAST, "low": 0.0, "high": 0.0, "basis": "measured", "text": text}
         text = "{points:+.1f} points over a head on the last node (95 % interval {low:+.1f} to {high:+.1f}, measured)"
-        return {**difference, "basis": "measured", "text": f"{best}: " + text.format(**difference)}
+        return {**difference, "over": _LAST, "basis": "measured", "text": f"{best}: " + text.format(**difference)}
     scenario = scenario_of(found)
     seen = _SEEN.get((name, scenario["labels"], scenario["domain"]))
     most = found.headroom
     if seen is None:
         text = f"unknown, at most the {most:.1f} points that a head misses; fine-tune once and compare"
-        return {"points": None, "low": None, "high": most, "basis": "unknown", "text": text}
+        return {"points": None, "over": _HEAD, "low": None, "high": most, "basis": "unknown", "text": text}
     points, low, high = (min(value, most) for value in seen)
     text = (
         f"about {points:+.1f} points over the best head, as a rule of thumb: {low:+.1f} to {high:+.1f} is what our "
         f"benchmark saw on small sets in this scenario; at most the {most:.1f} points that a head misses"
     )
-    return {"points": points, "low": low, "high": high, "basis": "rule of thumb", "text": text}
+    return {"points": points, "over": _HEAD, "low": low, "high": high, "basis": "rule of thumb", "text": text}
 
 
 def _cost(name: str, found: Found, trained: float, images_per_second: float | None) -> dict[str, Any]:

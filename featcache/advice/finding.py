@@ -27,8 +27,8 @@ class Advice:
     reasons : tuple of dict
         text (a sentence with the measured number) and check (a command that measures it again).
     gain : dict
-        points of accuracy over a head on the last node, low and high (95 % interval, or the range seen), basis
-        ("measured", "rule of thumb" or "unknown") and text.
+        points of accuracy, over ("the last node" for a head, "the best head" for training the network), low and high
+        (95 % interval, or the range seen), basis ("measured", "rule of thumb" or "unknown") and text.
     cost : dict
         seconds (None where the network's speed is not known), passes (in extractions of the same images), text.
     options : tuple of dict
