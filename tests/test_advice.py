@@ -52,9 +52,14 @@ def test_few_labels_mean_a_head_on_the_best_node():
     advice = advise(nodes_of(LATE, n=45))
     assert (advice.recommendation, advice.node, advice.k) == ("head", "late", None)
     assert advice.scenario == {"labels": "few", "domain": "unclear"}
-    early = advise(nodes_of(EARLY, n=45))
+    early = advise(nodes_of({"early": 0.7, "middle": 5.0, "late": 9.0}, n=27))
     assert (early.recommendation, early.node) == ("head", "early") and early.scenario["domain"] == "dissimilar"
     assert early.gain["basis"] == "measured" and 0 < early.gain["low"] < early.gain["points"] < early.gain["high"]
+
+
+def test_few_labels_unlike_the_source_mean_the_last_blocks():
+    advice = advise(nodes_of(EARLY, n=45))
+    assert (advice.recommendation, advice.node, advice.k) == ("last blocks", "early", 2)
 
 
 def test_many_labels_like_the_source_mean_the_last_blocks():

@@ -11,8 +11,11 @@ __all__ = ["SETTINGS", "Found", "Option", "choose", "options_of", "scenario_of"]
 
 #: Points of accuracy: where a head misses no more, training the network cannot win more than the measurement's noise.
 HEADROOM = 2.0
-#: Images per class from which labels are "many": where the benchmark's part "advise" found fine-tuning to pay.
+#: Images per class from which labels are "many": in the benchmark's part "advise" fine-tuning lost to a head on
+#: product photos at 10 per class, and won at 40.
 MANY_PER_CLASS = 30
+#: Images per class from which few labels of unlike images are worth training the last blocks: the least that was tried.
+SOME_PER_CLASS = 10
 #: Share of the labels' information that the source's classes carry, from which images are like the source's: in the
 #: benchmark product photos lie above, X-rays, cells and hands (with 20 images per class) below.
 SIMILAR = 0.25
@@ -30,6 +33,7 @@ _LAST, _HEAD = "the last node", "the best head"
 SETTINGS = {
     "headroom_points": HEADROOM,
     "many_per_class": MANY_PER_CLASS,
+    "some_per_class": SOME_PER_CLASS,
     "similar_told": SIMILAR,
     "from_scratch_images": FROM_SCRATCH,
     "nothing_explained": NOTHING,
@@ -79,12 +83,13 @@ def choose(found: Found) -> str:
     scenario, best = scenario_of(found), found.profile.rows[found.profile.best]
     if found.n_images >= FROM_SCRATCH and best["explained"] < NOTHING:
         return "from scratch"
-    if scenario["labels"] == "few" or found.headroom <= HEADROOM:
+    several, unlike = len(found.profile.rows) > 1, scenario["domain"] == "dissimilar"
+    if found.headroom <= HEADROOM:
         return "head"
-    if scenario["domain"] == "dissimilar":
-        return "all"
+    if scenario["labels"] == "few":
+        return "last blocks" if unlike and several and found.per_class >= SOME_PER_CLASS else "head"
     # One node cannot say what the blocks below it are worth; the whole network needs no cut.
-    return "last blocks" if len(found.profile.rows) > 1 else "all"
+    return "last blocks" if several and not unlike else "all"
 
 
 def options_of(found: Found, images_per_second: float | None) -> dict[str, Option]:
