@@ -67,8 +67,8 @@ def advise(
     classes carry less than a quarter of the labels' information.
 
     A head alone where it misses 2 points or less, or labels are few; of dissimilar images the last blocks from 10
-    images per class on (the usual advice, a head on an earlier node, lost in our benchmark). Many and dissimilar: all. Many
-    otherwise: the last blocks. From scratch only with 10,000 images and more, of which codes say next to nothing.
+    images per class on (the usual advice, a head on an earlier node, lost in our benchmark). Many and dissimilar: all.
+    Many otherwise: the last blocks. From scratch only with 10,000 images and more, of which codes say next to nothing.
     Each training of the network should begin with the trained head (A. Kumar et al., "Fine-tuning can distort
     pretrained features and underperform out-of-distribution", ICLR 2022).
 
