@@ -25,7 +25,7 @@ from parts import Part, bench_on_codes
 
 PARTS: dict[str, Part] = {
     "rank": Part(ranking.run, 5),
-    "advise": Part(advising.run, 7),
+    "advise": Part(advising.run, 8),
 }
 
 
