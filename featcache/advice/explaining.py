@@ -44,7 +44,7 @@ def reasons_of(found: Found, store: str) -> list[dict[str, str]]:
                 "text": f"The source classifier gives its first class {s['confidence']:.0%} on average, its entropy is "
                 f"{s['entropy']:.0%} of the largest, {s['classes']:.0f} of its classes are in use, and they carry "
                 f"{s['told']:.0%} of the labels' information: under {SIMILAR:.0%} the images are unlike the source's.",
-                "check": f"{rank} --nodes all --logits auto",
+                "check": f'featcache advise {store} --json (under "source"; the LEEP of {rank} is of the same table)',
             }
         )
     return out
