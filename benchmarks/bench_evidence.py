@@ -19,7 +19,7 @@ hold.
 
 import sys
 
-from evidence import auditing, comparing, forecasting, intervals, suggesting
+from evidence import advising, auditing, comparing, forecasting, intervals, ranking, suggesting
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
@@ -31,6 +31,8 @@ PARTS: dict[str, Part] = {
     "forecast": Part(forecasting.run, 4),
     "suggest": Part(suggesting.run, 8),
     "audit": Part(auditing.run, 4),
+    "rank": Part(ranking.run, 5),
+    "advise": Part(advising.run, 8),
 }
 
 

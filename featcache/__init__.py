@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Audit": "hygiene",
+    "Advice": "advice",
     "Backbone": "backbone",
     "CodesDataset": "store",
     "EvalProtocol": "evaluation",
@@ -23,11 +24,13 @@ _WHERE = {
     "Forecast": "evaluation",
     "ImageSource": "sources",
     "Preprocess": "preprocess",
+    "Ranking": "ranking",
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
     "Suggestions": "labelling",
     "Verifier": "verification",
     "audit": "hygiene",
+    "advise": "advice",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "export": "exchange",
@@ -36,6 +39,7 @@ _WHERE = {
     "forecast": "evaluation",
     "plan": "extraction",
     "predict": "handoff",
+    "rank": "ranking",
     "read_features": "exchange",
     "suggest": "labelling",
     "to_module": "handoff",
@@ -45,6 +49,8 @@ _WHERE = {
 __all__ = sorted([*_WHERE, "__version__"])
 
 if TYPE_CHECKING:
+    from .advice import Advice as Advice
+    from .advice import advise as advise
     from .backbone import Backbone as Backbone
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol
@@ -67,6 +73,8 @@ if TYPE_CHECKING:
     from .labelling import Suggestions as Suggestions
     from .labelling import suggest as suggest
     from .preprocess import Preprocess as Preprocess
+    from .ranking import Ranking as Ranking
+    from .ranking import rank as rank
     from .reporting import Result as Result
     from .softmax import SoftmaxClassifier as SoftmaxClassifier
     from .sources import ImageSource as ImageSource

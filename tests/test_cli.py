@@ -320,7 +320,9 @@ def test_help_and_usage_import_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("name", ["audit", "compare", "extract", "fit", "predict", "suggest", "verify"])
+@pytest.mark.parametrize(
+    "name", ["advise", "audit", "compare", "extract", "fit", "predict", "rank", "suggest", "verify"]
+)
 def test_options_have_the_names_and_defaults_of_the_library(name):
     command = next(c.callback for c in app.registered_commands if c.callback.__name__ == name)
     options, library = inspect.signature(command).parameters, inspect.signature(getattr(fc, name)).parameters

@@ -39,4 +39,6 @@ class Case(HeadsCase):
             weights = "DEFAULT" if file is None else str(self.data / "weights" / file)
             backbone = Backbone(arch, weights=weights, nodes=NODES[arch])
             extract(str(self.data / "datasets" / name), backbone, path, precision="fp32", progress=False)
-        return FeatureStore.open(path).load(node=node)
+        store = FeatureStore.open(path)
+        order = store.spec["backbone"]["nodes"]  # as they resolved: penultimate → flatten
+        return store.load(node=order[NODES[arch].split(",").index(node)])

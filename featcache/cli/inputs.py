@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["features"]
+__all__ = ["features", "features_by_node"]
 
 
 def features(
@@ -71,3 +71,23 @@ def _joined(store: Any, node: str | None, nodes: str | None, views: str | None, 
     if nodes is None:
         return join_views(store, numbers, rows=True, node=node, **choice)
     return join_views([join_layers(store, wanted, view_number=n, **choice) for n in numbers], rows=True)
+
+
+def features_by_node(path: Path, nodes: str = "all", **choice: Any) -> list[Any]:
+    """Return a FeatureSet per node of a store, in the network's order; of a plain file the one that it holds.
+
+    `nodes` is "all" or names with commas between them; `choice` as in `features`.
+    """
+    from ..exchange import is_plain_file
+
+    if is_plain_file(path):
+        return [features(path, **choice)]
+    from ..store import FeatureStore
+
+    store = FeatureStore.open(path)
+    order = (store.spec or {}).get("backbone", {}).get("nodes", [])
+    there = sorted(store.nodes, key=lambda node: order.index(node) if node in order else len(order))
+    wanted = there if nodes == "all" else [word.strip() for word in nodes.split(",") if word.strip()]
+    if not wanted and there:
+        raise typer.BadParameter("expected names of nodes, or all", param_hint="--nodes")
+    return [features(path, node=node, **choice) for node in wanted] or [features(path, **choice)]
