@@ -71,7 +71,8 @@ def _covered(
             rows.append(
                 {
                     "population": name, "data sets": repeats, "images": n, "split": split,
-                    "draws": len(lines[0]["scores"]), "head": head, "shots": k, "expected": round(truth, 4), "bias": round(float(means.mean()) - truth, 4),
+                    "draws": len(lines[0]["scores"]), "head": head, "shots": k, "expected": round(truth, 4),
+                    "bias": round(float(means.mean()) - truth, 4),
                     "spread": round(float(means.std()), 4),
                     "half width": round(float(np.mean([np.diff(line["ci95"])[0] / 2 for line in lines])), 4),
                     "covers": within[0], "textbook": within[1], "corrected": within[2],

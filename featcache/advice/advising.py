@@ -45,7 +45,8 @@ def advise(
     seeds : int, default=5
         Draws of the learning curve.
     images_per_second : float, default=None
-        What `extract` reached on your machine; turns passes over the images into seconds.
+        What `extract` reached on your machine; turns passes over the images into seconds. None: as the store
+        remembers it, if it does.
     progress : callable, default=None
         Called as progress(done, total, what) after each step.
 
@@ -93,6 +94,8 @@ def advise(
     counts = np.unique(best.y if best.y is not None else np.empty(0), return_counts=True)[1]
     curve = learning_curve(best, seeds=seeds)
     made = None if source is None else source_of(training_part(source))
+    if images_per_second is None and best.extract_seconds:
+        images_per_second = round(1.0 / best.extract_seconds, 1)
     found = Found(profile, curve, made, len(best), int(counts.min()))
     options = options_of(found, images_per_second)
     chosen = options[choose(found)]

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import softmax
 
 from ..errors import FeatcacheError
-from ..evaluation import compare
+from ..evaluation import compare, forecast
 from ..features import FeatureSet
 from ..heads.labelled import Rows
 from ..ranking import Ranking, rank
@@ -119,25 +119,12 @@ def learning_curve(data: FeatureSet, *, seeds: int) -> Curve:
 
 
 def next_doubling(result: Result) -> dict[str, float] | None:
-    """Return what twice the images per class would add, in points, with a 95 % interval over the draws.
-
-    The gain of the last doubling times the ratio of the last two gains, at most 1: under a power law each doubling
-    multiplies the distance from the limit by the same factor.
-    """
-    rows = sorted(result.rows, key=lambda row: row["shots"])[-3:]
-    if len(rows) < 2:
+    """Return what twice the images per class would add, in points, with a 95 % interval; None for under three sizes."""
+    if len(result.rows) < 3:
         return None
-    scores = np.asarray([row["scores"] for row in rows])  # (shots, draws)
-    gains = np.diff(scores, axis=0)
-    mean = gains.mean(axis=1)
-    ratio = 1.0 if len(mean) < 2 or mean[0] <= 0 else float(np.clip(mean[1] / mean[0], 0.0, 1.0))
-    n = gains.shape[1]
-    points = 100.0 * max(0.0, float(mean[-1])) * ratio
-    if n < 2:
-        return {"points": points, "low": 0.0, "high": 100.0 * max(0.0, float(mean[-1]))}
-    # Draws share rows: Nadeau and Bengio's allowance, at a quarter of the rows held out.
-    half = 100.0 * float(stats.t.ppf(0.975, n - 1) * gains[-1].std(ddof=1) * np.sqrt(1.0 / n + 1.0 / 3.0))
-    return {"points": points, "low": max(0.0, points - half), "high": points + half}
+    (found,) = forecast(result)
+    low, high = found.gain_ci95
+    return {"points": 100.0 * found.gain, "low": 100.0 * low, "high": 100.0 * high}
 
 
 def source_of(logits: FeatureSet) -> dict[str, float]:

@@ -250,7 +250,8 @@ def _matrix(rows: Rows, common: _Common, name: str) -> np.ndarray:
 
 def _about(data: FeatureSet) -> dict[str, Any]:
     spec = (data.spec or {}).get("backbone", {})
-    return {"backbone": str(spec.get("arch", "")), "node": data.node, "features": int(np.prod(data.X.shape[1:]))}
+    about = {"backbone": str(spec.get("arch", "")), "node": data.node, "features": int(np.prod(data.X.shape[1:]))}
+    return {**about, "extract_seconds": data.extract_seconds}
 
 
 def _scored(X: np.ndarray, common: _Common, metric: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
