@@ -30,6 +30,7 @@ _WHERE = {
     "plan": "extraction",
     "predict": "handoff",
     "read_features": "exchange",
+    "report": "evidence",
     "to_module": "handoff",
     "verify": "verification",
 }
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .errors import FeatcacheError as FeatcacheError
     from .evaluation import EvalProtocol as EvalProtocol
     from .evaluation import compare as compare
+    from .evidence import report as report
     from .exchange import export as export
     from .exchange import read_features as read_features
     from .extraction import extract as extract

@@ -153,11 +153,11 @@ def reliability(bins: Sequence[Mapping[str, float]], error: float) -> Figure:
         n = np.asarray([b["count"] for b in some], dtype=float)
         middle, half = (y + 1.92 / n) / (1 + 3.84 / n), 1.96 * np.sqrt(y * (1 - y) / n + 0.96 / n**2) / (1 + 3.84 / n)
         bars = np.abs([middle - half - y, middle + half - y])
-        panel.errorbar(x, y, yerr=bars, color=COLOURS[0], marker="o", markersize=4.5, linewidth=1.4, elinewidth=0.8,
-                       capsize=2, label="predictions")  # fmt: skip
+        panel.errorbar(x, y, yerr=bars, color=COLOURS[0], marker="o", markersize=5, linestyle="none", elinewidth=1,
+                       capsize=2, label="predictions, with 95 % interval")  # fmt: skip
         panel.set_ylabel("share that is right")
         panel.set_ylim(-0.03, 1.03)
-        panel.legend(loc="upper left", frameon=False)
+        panel.legend(loc="lower right", frameon=False)
         below.bar(
             [(b["low"] + b["high"]) / 2 for b in bins],
             [b["count"] for b in bins],

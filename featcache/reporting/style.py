@@ -43,7 +43,7 @@ margin:.4rem 0 1rem;padding:0}
 .a{font-size:1.12rem;font-weight:600;line-height:1.3;margin:.1rem 0 .25rem!important}
 .d{font-size:.88rem}
 .wide{overflow-x:auto;max-width:100%;margin:.4rem 0 1rem}
-table{border-collapse:collapse;font-size:.9rem}
+table{border-collapse:collapse;font-size:.9rem;overflow-wrap:break-word}
 caption{text-align:left;padding:0 0 .4rem;font-size:.9rem}
 th,td{padding:.28rem .6rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top;unicode-bidi:isolate}
 td,tbody th{min-width:2.6rem;max-width:22rem}
@@ -52,7 +52,7 @@ tbody th{font-weight:500}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .matrix{font-size:.84rem}
 .matrix th,.matrix td{padding:.22rem .3rem;border:0}
-.matrix td,.matrix thead th{min-width:1.85rem;text-align:center;font-variant-numeric:tabular-nums}
+.matrix td,.matrix thead th{min-width:1.75rem;white-space:nowrap;text-align:center;font-variant-numeric:tabular-nums}
 .matrix td{border:1px solid var(--paper);background:rgb(213 94 0/var(--s,0))}
 .matrix td.right{background:rgb(0 114 178/var(--s,0))}
 .matrix td.zero{color:var(--soft)}
@@ -70,7 +70,7 @@ figcaption{font-size:.9rem;margin-bottom:.3rem}
 margin:.4rem 0 1rem;padding:0;font-size:.78rem;line-height:1.3}
 .gallery li,.strip li{min-width:0}
 .gallery span,.strip span,.tip span{display:block;unicode-bidi:isolate}
-.id{color:var(--soft)}
+.id{color:var(--soft);white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .p{display:block;width:96px;height:96px;max-width:100%;background:center/contain no-repeat;border-radius:.3rem;
 margin-bottom:.2rem;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 .p.none{border:1px dashed var(--line);color:var(--soft);font-size:.7rem;padding:.3rem}
@@ -98,6 +98,8 @@ background:none;border:1px solid var(--line);border-radius:1rem;padding:.15rem .
 .legend button[aria-pressed=true]{background:var(--card);border-color:var(--accent)}
 .legend svg{width:.8rem;height:.8rem;flex:none}
 footer{padding:1rem;font-size:.85rem}
+@media (max-width:30rem){.matrix{font-size:.72rem}.matrix th,.matrix td{padding:.2rem .1rem}
+.matrix td,.matrix thead th{min-width:1.45rem}.matrix tbody th{max-width:5.4rem}th,td{padding:.28rem .4rem}}
 @media print{nav,.tip{display:none}section{break-inside:auto}figure,.strip,.gallery li,.cards li{break-inside:avoid}
 .wide,.strip{overflow:visible}.strip{flex-wrap:wrap}body{font-size:11pt}}
 """

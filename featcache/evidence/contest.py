@@ -1,0 +1,97 @@
+"""Heads and backbones compared, and how the results grow with labels: pages of a Result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..reporting.document import Block, Points, Section, Table, Text
+from ..reporting.drawing import curves, intervals
+from ..reporting.escaping import short
+from ..reporting.result import Result
+
+__all__ = ["comparison_section", "curves_section", "most_shots", "percent", "shots_for"]
+
+_ROWS = 30
+
+
+def shots_for(sizes: list[int]) -> tuple[int | str, ...]:
+    """Return rows per class for learning curves: 1, 5, 20, 80 where half of the classes have twice as many, and all.
+
+    Examples
+    --------
+    >>> shots_for([12, 40, 60])
+    (1, 5, 20, 'all')
+    """
+    middle = sorted(sizes)[len(sizes) // 2] if sizes else 0
+    return (*(k for k in (1, 5, 20, 80) if 2 * k <= middle), "all")
+
+
+def most_shots(result: Result) -> list[dict[str, Any]]:
+    """Return the rows of a Result with the most training images, of every data set."""
+    shots = {row["shots"] for row in result.rows}
+    most = "all" if "all" in shots else max(shots, key=int, default="all")
+    return [row for row in result.rows if row["shots"] == most]
+
+
+def percent(value: float, metric: str = "accuracy") -> str:
+    """Return a share as percents; what is no share of images as the number it is."""
+    return f"{value:.3f}" if metric in ("log_loss", "ece", "brier") else f"{100 * value:.1f} %"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    bounds = row.get("ci95")
+    return "–" if not bounds else f"{percent(bounds[0], row['metric'])} to {percent(bounds[1], row['metric'])}"
+
+
+def comparison_section(result: Result) -> Section:
+    """Return the section that compares heads and codes on all training images."""
+    rows = sorted(most_shots(result), key=lambda row: -row["mean"])
+    several = len({row["dataset"] for row in rows}) > 1
+    metric = str(rows[0]["metric"])
+    cells = tuple(
+        (
+            short(row["head"], 28),
+            *([short(row["dataset"], 40)] if several else []),
+            percent(row["mean"], metric),
+            _interval(row),
+            f"{row['fit_seconds']:.2f}",
+            str(row["n_train"]),
+            str(row["n_test"]),
+        )
+        for row in rows[:_ROWS]
+    )
+    measured = (metric.replace("_", " "), "95 % interval", "fit s", "train", "test")
+    header = ("head", *(["codes"] if several else []), *measured)
+    numbers = tuple(range(2 if several else 1, len(header)))
+    said = [s for s in result.statements() if "all rows" in s or len(result.statements()) == 1]
+    draws = len(rows[0].get("seeds") or [0])
+    text = Text(
+        f"Each head on the same {draws} draw{'s' if draws != 1 else ''} of training and test images; settings are "
+        f"chosen within the training images. Intervals: {rows[0].get('ci_method') or 'of 95 %'}."
+    )
+    blocks: list[Block] = [text, intervals(rows[:_ROWS], "All training images"), Points(tuple(said))]
+    blocks.append(
+        Table(header, cells, "The best first; seconds are of one fit with the choice of its settings.", numbers)
+    )
+    blocks.append(Points(result.notes))
+    return Section("comparison", "Heads and codes compared", tuple(blocks), _plain(result))
+
+
+def curves_section(result: Result, forecasts: list[str] | None = None) -> Section | None:
+    """Return the section with learning curves; None where only one number of shots was tried."""
+    if len({row["shots"] for row in result.rows}) < 2:
+        return None
+    datasets = list(dict.fromkeys(row["dataset"] for row in result.rows))
+    figures = tuple(curves(result, dataset) for dataset in datasets[:6])
+    said = tuple(s for s in result.statements() if "all rows" not in s)
+    text = "Mean over draws with 95 % intervals; the same images for all heads."
+    return Section("curves", "How much labels help", (Text(text), *figures, Points((*(forecasts or ()), *said))))
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {
+        "results": list(result.rows),
+        "comparisons": list(result.comparisons),
+        "notes": list(result.notes),
+        "settings": dict(result.settings),
+    }
