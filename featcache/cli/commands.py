@@ -36,7 +36,7 @@ from .options import (
     not_empty,
 )
 
-__all__ = ["app", "keeping", "verifying"]
+__all__ = ["app", "keeping", "reporting", "verifying"]
 
 
 def _version(value: bool) -> None:
@@ -481,4 +481,4 @@ def _shape(shape: Any) -> str:
     return "×".join(str(n) for n in shape) if shape else ""
 
 
-from . import keeping, verifying  # noqa: E402 - register their verbs after these, in the order of the help
+from . import keeping, reporting, verifying  # noqa: E402 - register their verbs after these, in the order of the help

@@ -67,6 +67,7 @@ def inline_svg(svg: str, prefix: str, alt: str) -> str:
     rest = re.sub(r'(?:xlink:)?href="#([^"]*)"', rf'href="#{prefix}\1"', rest)
     rest = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}\1)", rest)
     rest = rest.replace("stroke: #000000", "stroke: currentColor").replace("#e5e5e5", "var(--line)")
+    rest = rest.replace("#0072b2", "var(--blue)")
     rest = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", rest)
     rest = re.sub(r">\s+<", "><", rest)
     return f'<svg {box[0] if box else ""} role="img" aria-label="{alt}">{rest}'.rstrip()

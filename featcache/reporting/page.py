@@ -160,7 +160,9 @@ class _Writer:
             if name
             else '<span class="p none">no picture</span>'
         )
-        return f'{shown}{lines}<span class="id" title="{escape(picture.name)}">{escape(_tail(picture.name))}</span>'
+        return (
+            f'{shown}{lines}<span class="id" title="{escape(picture.name)}">{escape(_tail(picture.name, 120))}</span>'
+        )
 
     def cloud(self, cloud: Cloud) -> str:
         """The points as one SVG, class by class, and what the script shows of each, in the same order."""
@@ -197,9 +199,9 @@ def _shape(number: int) -> int:
     return (number + number // 9) % 9
 
 
-def _tail(name: str) -> str:
+def _tail(name: str, limit: int = 24) -> str:
     """The part of an id that tells images of one folder apart."""
-    return short(name.rsplit("/", 1)[-1] or name, 24)
+    return short(name.rsplit("/", 1)[-1] or name, limit)
 
 
 def _class(name: str, on: bool) -> str:
@@ -237,11 +239,8 @@ def _table(table: Table) -> str:
         + "</tr>"
         for row in table.rows
     )
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    inside = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.caption or "table")}">{inside}</div>'
-    )
+    inside = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return _scrolled(inside, table.caption)
 
 
 def _matrix(matrix: Matrix) -> str:
@@ -260,8 +259,11 @@ def _matrix(matrix: Matrix) -> str:
         body.append(
             f'<tr><th scope="row" title="{escape(name)}">{i + 1} {escape(short(name, 24))}</th>{"".join(cells)}</tr>'
         )
-    caption = f"<caption>{escape(matrix.caption)}</caption>" if matrix.caption else ""
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="confusion matrix"><table class="matrix">{caption}'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+    inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return _scrolled(f'<table class="matrix">{inside}</table>', matrix.caption)
+
+
+def _scrolled(table: str, caption: str) -> str:
+    """A table that scrolls within itself where it is wider than the page, by keys, too; its caption stays in sight."""
+    said = f'<p class="cap">{escape(caption)}</p>' if caption else ""
+    return f'{said}<div class="wide" tabindex="0" role="region" aria-label="{escape(caption or "table")}">{table}</div>'

@@ -11,9 +11,9 @@ _LIGHT = "".join(f".k{i}{{fill:{c};color:{c}}}" for i, c in enumerate(_COLOURS))
 CSS = (
     """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--paper:#fff;--card:#f5f7f9;--line:#dde1e6;
---accent:#005a8d;--warn:#b34700}
+--accent:#005a8d;--blue:#0072b2;--warn:#b34700}
 @media (prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#a3abb5;--paper:#14171b;--card:#1e2329;--line:#373e47;
---accent:#7cc4f0;--warn:#ffab70}}
+--accent:#7cc4f0;--blue:#4a90d9;--warn:#ffab70}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-padding-top:3.2rem}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
@@ -27,7 +27,7 @@ section+section{border-top:1px solid var(--line)}
 p{margin:.4rem 0 .8rem;max-width:46rem}
 ul.points{margin:.4rem 0 1rem;padding-left:1.2rem;max-width:46rem}
 .points li{margin:.25rem 0}
-.sub,.note,figcaption,caption,footer{color:var(--soft)}
+.sub,.note,figcaption,footer{color:var(--soft)}
 .note{border-left:3px solid var(--line);padding-left:.7rem;font-size:.92rem}
 a{color:var(--accent)}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
@@ -44,7 +44,7 @@ margin:.4rem 0 1rem;padding:0}
 .d{font-size:.88rem}
 .wide{overflow-x:auto;max-width:100%;margin:.4rem 0 1rem}
 table{border-collapse:collapse;font-size:.9rem;overflow-wrap:break-word}
-caption{text-align:left;padding:0 0 .4rem;font-size:.9rem}
+.cap{font-size:.9rem;margin-bottom:.2rem;color:var(--soft)}
 th,td{padding:.28rem .6rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top;unicode-bidi:isolate}
 td,tbody th{min-width:2.6rem;max-width:22rem}
 thead th{font-weight:600;white-space:nowrap}
@@ -80,7 +80,7 @@ border-bottom:1px solid var(--line)}
 .strip li{flex:0 0 6.1rem}
 .strip li:first-child{border-right:2px solid var(--line);margin-right:.2rem;padding-right:.3rem;flex-basis:6.6rem}
 .strips{margin:.4rem 0 1rem}
-dl.facts{display:grid;grid-template-columns:minmax(7rem,max-content) minmax(0,1fr);gap:.2rem 1rem;font-size:.9rem;
+dl.facts{display:grid;grid-template-columns:fit-content(40%) minmax(0,1fr);gap:.2rem 1rem;font-size:.9rem;
 margin:.4rem 0 1rem}
 .facts dt{color:var(--soft)}
 .facts dd{margin:0}
@@ -105,7 +105,8 @@ footer{padding:1rem;font-size:.85rem}
 """
     + _LIGHT
     + ".k6{fill:currentColor;color:inherit}"
-    + "@media (prefers-color-scheme:dark){.k0{fill:#4aa8e0;color:#4aa8e0}.k7{fill:#c7a55a;color:#c7a55a}}"
+    + "@media (prefers-color-scheme:dark){.k0{fill:#3b82d6;color:#3b82d6}.k5{fill:#8fd3ff;color:#8fd3ff}"
+    + ".k7{fill:#c7a55a;color:#c7a55a}}"
 )
 
 # The point nearest to the pointer, a tap, or the arrow keys shows its picture; a class's button dims the others.
