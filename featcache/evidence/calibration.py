@@ -71,8 +71,8 @@ def section(held: HeldOut) -> Section | None:
         f"the cases: {way}. The expected calibration error is {error:.3f}."
     )
     note = Text(
-        "Probabilities as the head gives them; `fit --calibrate` sets them right on held-out images. Bars are 95 % "
-        "intervals (Wilson).",
+        "Probabilities as the head gives them (of a head that gives none, made of its scores as fit --calibrate does). "
+        "Bars are 95 % intervals (Wilson).",
         note=True,
     )
     data = {"head": held.head, "error": error, "mean_confidence": mean, "accuracy": float(right.mean()), "bins": bins}

@@ -85,7 +85,7 @@ def curves_section(result: Result, forecasts: list[str] | None = None) -> Sectio
     figures = tuple(curves(result, dataset) for dataset in datasets[:6])
     said = tuple(s for s in result.statements() if "all rows" not in s)
     text = "Mean over draws with 95 % intervals; the same images for all heads."
-    return Section("curves", "How much labels help", (Text(text), *figures, Points((*(forecasts or ()), *said))))
+    return Section("curves", "How much labels help", (Text(text), *figures, Points((*(forecasts or ()), *said[:8]))))
 
 
 def _plain(result: Result) -> dict[str, Any]:

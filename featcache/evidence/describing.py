@@ -65,8 +65,8 @@ def _notes(data: FeatureSet, counts: dict[str, int]) -> list[str]:
     return notes
 
 
-def section(data: FeatureSet, *, seed: int = 0) -> Section:
-    """Return the section on the data (images only, see `plain_images`)."""
+def section(data: FeatureSet, *, seed: int = 0, pictures: bool = True) -> Section:
+    """Return the section on the data (images only, see `plain_images`), with or without examples."""
     counts = class_counts(data)
     values = list(counts.values())
     pairs = [("images", f"{len(data):,}"), ("classes", f"{len(counts):,}")]
@@ -81,14 +81,18 @@ def section(data: FeatureSet, *, seed: int = 0) -> Section:
     pairs.append(("features", f"{int(np.prod(data.X.shape[1:])):,} per image, node {data.node or 'not recorded'}"))
     rows = tuple((short(name, 48), f"{n:,}", f"{100 * n / sum(values):.1f} %") for name, n in counts.items())
     caption = f"The {_ROWS} largest of {len(rows)} classes" if len(rows) > _ROWS else "Images per class"
-    some = examples(data, max(_EXAMPLES, min(2 * len(counts), 30)), seed=seed)
-    labels = np.full(len(data), "") if data.y is None else data.y
-    pictures = tuple(
-        Picture(str(data.row_ids[i]), str(data.row_ids[i]), (short(labels[i], 24) or "(no label)",))
-        for i in some.tolist()
-    )
     blocks: list[Block] = [Facts(tuple(pairs)), Points(tuple(_notes(data, counts)))]
-    blocks.append(Gallery(pictures, f"{len(pictures)} images drawn by seed {seed}, class after class:"))
+    if pictures:
+        blocks.append(_gallery(data, max(_EXAMPLES, min(2 * len(counts), 30)), seed))
     if rows:
         blocks.append(Table(("class", "images", "share"), rows[:_ROWS], caption, (1, 2)))
     return Section("data", "The data", tuple(blocks), {"images": len(data), "classes": counts})
+
+
+def _gallery(data: FeatureSet, n: int, seed: int) -> Gallery:
+    labels = np.full(len(data), "") if data.y is None else data.y
+    pictures = tuple(
+        Picture(str(data.row_ids[i]), str(data.row_ids[i]), (short(labels[i], 24) or "(no label)",))
+        for i in examples(data, n, seed=seed).tolist()
+    )
+    return Gallery(pictures, f"{len(pictures)} images drawn by seed {seed}, class after class:")

@@ -119,8 +119,8 @@ def _found(known: Known) -> list[Card]:
         counts[row["kind"]] = counts.get(row["kind"], 0) + 1
     if not counts:
         return [Card("Are the data clean?", "Nothing was found", "No near copies, no labels that look wrong.")]
-    words = {"duplicate": "near copies", "label": "labels to look at"}
-    said = ", ".join(f"{n} {words.get(kind, kind)}" for kind, n in counts.items())
+    words = {"duplicate": ("near copy", "near copies"), "label": ("label to look at", "labels to look at")}
+    said = ", ".join(f"{n} {words.get(kind, (kind, kind))[n > 1]}" for kind, n in counts.items())
     return [Card("Are the data clean?", said, "Look at them below before you believe the figures to the last point.")]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..features import FeatureSet
+from ..heads.calibration import fit_temperature
 from ..heads.choosing import head_name, train, tuning_folds
-from ..heads.held_out import class_logits, log_softmax
+from ..heads.held_out import class_logits, held_out_logits, log_softmax
 from ..heads.labelled import Rows
 from ..splits import k_fold
 
@@ -30,7 +31,8 @@ class HeldOut:
     ids, y, predicted : ndarray of str of shape (n,)
         The images that were tested, their labels, and what the head says.
     scores : ndarray of shape (n, n_classes) or None
-        Probabilities as the head gives them; None for a head that has none.
+        Probabilities as the head gives them. Of a head that gives scores, their softmax at the temperature that suits
+        held-out training images; None for a head without scores.
     how : str
         How images were held out.
     notes : tuple of str, default=()
@@ -131,28 +133,22 @@ def _predicted(
     kept = kept[np.argsort(rows.ids[kept], kind="stable")]
     viewed = rows.with_views(kept)
     groups = None if rows.groups is None else rows.groups[kept]
-    dealt = tuning_folds(rows.y[kept], rows.X.shape[1], cv=cv, ids=rows.ids[kept], groups=groups, seed=seed)
+    folds = tuning_folds(rows.y[kept], rows.X.shape[1], cv=cv, ids=rows.ids[kept], groups=groups, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of, a comparison notes
-        trained = train(
-            head,
-            rows.X[viewed],
-            rows.y[viewed],
-            rows.over_views(dealt, kept, viewed),
-            seed=seed,
-            groups=None if rows.groups is None else rows.groups[viewed],
-        ).estimator
+        X, y, folds = rows.X[viewed], rows.y[viewed], rows.over_views(folds, kept, viewed)
+        groups = None if rows.groups is None else rows.groups[viewed]
+        trained = train(head, X, y, folds, seed=seed, groups=groups).estimator
         predicted = np.asarray(trained.predict(rows.X[held]))
-        return predicted, _probabilities(trained, rows.X[held], classes)
-
-
-def _probabilities(estimator: Any, X: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
-    if hasattr(estimator, "predict_proba"):
-        own = np.asarray(estimator.predict_proba(X), dtype=np.float64)
-    elif hasattr(estimator, "decision_function"):
-        own = np.exp(log_softmax(class_logits(estimator, X)))
-    else:
-        return None
-    scores = np.zeros((len(X), len(classes)))
-    scores[:, np.searchsorted(classes, np.asarray(estimator.classes_).astype(classes.dtype))] = own
-    return scores
+        own = np.asarray(trained.classes_).astype(classes.dtype)
+        if hasattr(trained, "predict_proba"):
+            found = np.asarray(trained.predict_proba(rows.X[held]), dtype=np.float64)
+        elif hasattr(trained, "decision_function"):
+            at, logits = held_out_logits(trained, X, y, own, folds, groups)
+            temperature = fit_temperature(logits, np.searchsorted(own, y[at])) if len(at) else 1.0
+            found = np.exp(log_softmax(class_logits(trained, rows.X[held]) / temperature))
+        else:
+            return predicted, None
+    scores = np.zeros((len(held), len(classes)))
+    scores[:, np.searchsorted(classes, own)] = found
+    return predicted, scores

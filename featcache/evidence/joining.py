@@ -122,7 +122,7 @@ def report(
     ['In short', 'What is mixed up']
     """
     wanted = _checked(sections, max_rows, max_bytes)
-    sets = evaluation.comparing._named_sets(data)
+    sets = _named(data) if result is None else evaluation.comparing._named_sets(data)
     if out is not None:
         Document.check_target(os.fspath(out))  # before the work, not after it
     if projection not in METHODS:
@@ -132,9 +132,7 @@ def report(
     with progress_for(progress) as bar:
         made = _Made(plan, sets, source is not None, result, found, bar)
         parts = made.sections()
-        document = Document(
-            title or short(made.name.removesuffix(".features"), 80), made.subtitle(), tuple(parts), about=made.about()
-        )
+        document = Document(title or short(made.name, 80), made.subtitle(), tuple(parts), about=made.about())
         if source is not None:
             document = with_pictures(document, source, max_bytes, bar)
     if out is not None:
@@ -143,6 +141,13 @@ def report(
 
 
 METHODS = projection.METHODS
+
+
+def _named(data: Any) -> dict[str, FeatureSet]:
+    """Sets by name; a store's folder without its ending, where that is a name of its own."""
+    named = evaluation.comparing._named_sets(data)
+    bare = [name.removesuffix(".features") or name for name in named]
+    return dict(zip(bare, named.values(), strict=True)) if len(set(bare)) == len(bare) else named
 
 
 def _checked(sections: Sequence[str] | None, max_rows: int, max_bytes: int) -> tuple[str, ...]:
@@ -251,7 +256,7 @@ class _Made:
     def sections(self) -> list[Section]:
         makers: dict[str, Callable[[], Section | None]] = {
             "summary": self._summary,
-            "data": lambda: describing.section(self.data, seed=self.plan.seed),
+            "data": lambda: describing.section(self.data, seed=self.plan.seed, pictures=self.pictures),
             "comparison": lambda: None if self.result is None else comparison_section(self.result),
             "curves": lambda: None if self.result is None else curves_section(self.result, self.forecasts()),
             "errors": lambda: None if self.held is None else confusion.section(self.held),

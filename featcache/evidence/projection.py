@@ -69,10 +69,10 @@ def project(X: np.ndarray, method: str = "auto", *, seed: int = 0) -> tuple[np.n
     # One thread: the sums, and so the places, do not depend on how many cores there are.
     with threadpool_limits(1):
         wanted = min(2 if method == "pca" else 50, *X.shape)
-        main = PCA(wanted, random_state=seed, svd_solver="auto").fit_transform(X) if min(X.shape) > 1 else X
-        if method == "tsne" and len(X) >= 4:
+        main = PCA(wanted, random_state=seed).fit_transform(X) if min(X.shape) > 1 and X.any() else X[:, :2]
+        if method == "tsne" and len(X) >= 4 and X.any():
             places, said = _tsne(main, seed), "t-SNE of the first 50 principal components"
-        elif method == "umap" and len(X) >= 4:
+        elif method == "umap" and len(X) >= 4 and X.any():
             places, said = _umap(main, seed), "UMAP of the first 50 principal components"
         else:
             places, said = main, "PCA"

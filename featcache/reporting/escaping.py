@@ -12,7 +12,7 @@ __all__ = ["escape", "json_for_script", "json_text", "markdown_text", "short", "
 #: Not printable by Python's rule, but part of how some languages and emoji are written.
 _KEPT = frozenset("\u00a0\u200c\u200d\u3000\ufe0f")
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~$]|^[-+#>=]|(?<=^\d)[.)])")
 
 
 def visible(text: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote
 
 from .document import (
     Block,
@@ -100,8 +101,7 @@ class _Writer:
         return f"![{safe(picture.name)}]({self._place(file)}) {text}"
 
     def _place(self, name: str) -> str:
-        # Angle brackets let a folder's name have spaces and brackets; what would end them cannot be in a link.
-        return f"<{self.folder}/{name}>"
+        return f"{quote(self.folder or '')}/{name}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int], caption: str) -> str:

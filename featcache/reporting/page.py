@@ -159,6 +159,8 @@ class _Writer:
             f'<span class="p {name}" role="img" aria-label="{said}"></span>'
             if name
             else '<span class="p none">no picture</span>'
+            if self.names
+            else ""
         )
         return (
             f'{shown}{lines}<span class="id" title="{escape(picture.name)}">{escape(_tail(picture.name, 120))}</span>'
