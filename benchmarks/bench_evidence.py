@@ -19,10 +19,13 @@ hold.
 
 import sys
 
+from evidence import reporting
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "report": Part(reporting.run, 3),
+}
 
 
 if __name__ == "__main__":

@@ -264,6 +264,36 @@ def test_sections_alone_results_and_findings_that_are_at_hand():
         report(data, images="/no/such/folder")
 
 
+def test_results_of_others_and_forecasts_have_their_place(monkeypatch):
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Ranking:
+        rows: tuple
+        trust: str = "not too far"
+        notes: tuple = ("mind the gap",)
+
+    @dataclass(frozen=True)
+    class Forecast:
+        dataset: str = "d"
+        head: str = "lda"
+        factor: float = 2.0
+        gain: float = 0.018
+        gain_sd: float = 0.006
+
+        def statement(self):
+            return "doubling adds 1.8 points"
+
+    monkeypatch.setattr(fc.evaluation, "forecast", lambda result: (Forecast(),), raising=False)
+    more = [Ranking(({"codes": "a<b", "score": 0.51239, "ci95": [0.4, 0.6], "ok": True},))]
+    data, wanted = codes(name="d"), ["summary", "curves", "protocol"]
+    page = report(data, heads=["lda"], seeds=2, sections=wanted, more=more, progress=False)
+    assert [s.title for s in page.sections[-2:]] == ["Backbones and layers ranked", "Protocol and fingerprints"]
+    text = page.to_html()
+    for said in ("a&lt;b", "0.5124", "0.4 to 0.6", "mind the gap", "not too far", "Doubling them: +1.8 ± 0.6 points"):
+        assert said in text
+
+
 def test_data_of_which_little_can_be_said():
     rng = np.random.default_rng(0)
     unlabelled = report(fc.FeatureSet(rng.normal(size=(9, 4))), projection="pca", progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..solvers.neighbors import nearest_others
 from ..splits import has_named_splits, named_splits
 from .held import HeldOut
 
-__all__ = ["duplicates", "quick_look", "section", "suspects"]
+__all__ = ["audited", "duplicates", "quick_look", "section", "sentences", "suspects"]
 
 #: Cosine of centred codes above which two images are taken for copies of one another.
 _COPY = 0.97
@@ -33,7 +34,7 @@ def duplicates(data: FeatureSet) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        kind ("duplicate"), ids (two), score (cosine of centred codes), detail.
+        kind ("near duplicate"), ids (two), score (cosine of centred codes), detail.
 
     Examples
     --------
@@ -58,7 +59,7 @@ def duplicates(data: FeatureSet) -> list[dict[str, Any]]:
         if part.get(i) != part.get(j):
             said.append(f"{part.get(i, 'no part')} and {part.get(j, 'no part')}")
         ids = [str(data.row_ids[i]), str(data.row_ids[j])]
-        out.append({"kind": "duplicate", "ids": ids, "score": round(value, 4), "detail": ", ".join(said)})
+        out.append({"kind": "near duplicate", "ids": ids, "score": round(value, 4), "detail": ", ".join(said)})
     return out
 
 
@@ -82,7 +83,7 @@ def suspects(held: HeldOut, most: int = 50) -> list[dict[str, Any]]:
     rows = rows[np.argsort(held.of_label[rows], kind="stable")][:most]
     return [
         {
-            "kind": "label",
+            "kind": "label suspect",
             "ids": [str(held.ids[i])],
             "score": round(float(held.confidence[i]), 4),
             "detail": f"labelled {held.y[i]}, looks like {held.predicted[i]}",
@@ -96,6 +97,21 @@ def quick_look(data: FeatureSet, held: HeldOut | None = None) -> list[dict[str, 
     return [*duplicates(data), *([] if held is None else suspects(held))]
 
 
+def audited(data: FeatureSet, images: Any, seed: int) -> Any:
+    """Return what `featcache.audit` finds, None where there is none."""
+    try:
+        room = importlib.import_module("featcache.hygiene")
+    except ModuleNotFoundError:
+        return None
+    return room.audit(data, images=images, seed=seed, progress=False)
+
+
+def sentences(found: Any) -> tuple[str, ...]:
+    """Return what an audit says of its findings, and its notes."""
+    said = getattr(found, "statements", None)
+    return (*(map(str, said()) if callable(said) else ()), *map(str, getattr(found, "notes", ())))
+
+
 def section(found: Sequence[Mapping[str, Any]], data: FeatureSet, notes: Sequence[str] = ()) -> Section:
     """Return the section on findings (kind, ids, score, detail), kind by kind.
 
@@ -103,7 +119,10 @@ def section(found: Sequence[Mapping[str, Any]], data: FeatureSet, notes: Sequenc
     """
     labels = dict(zip(data.row_ids.tolist(), [""] * len(data) if data.y is None else data.y.tolist(), strict=True))
     kinds = list(dict.fromkeys(str(row["kind"]) for row in found))
-    blocks: list[Block] = [] if found else [Text("Nothing was found: no near copies, no labels that look wrong.")]
+    blocks: list[Block] = (
+        [] if found or notes else [Text("Nothing was found: no near copies, no labels that look wrong.")]
+    )
+    blocks.append(Points(tuple(notes)))
     for kind in kinds:
         rows = [row for row in found if row["kind"] == kind]
         shown = rows[:_SHOWN]
@@ -126,13 +145,16 @@ def section(found: Sequence[Mapping[str, Any]], data: FeatureSet, notes: Sequenc
                 if row["ids"]
             )
             blocks.append(Gallery(tuple(pictures), caption + "."))
-    blocks.append(Points(tuple(notes)))
     return Section("findings", "Duplicates and suspects", tuple(blocks), {"findings": [dict(row) for row in found]})
 
 
 _NAMES = {
-    "duplicate": "Nearly equal codes, most likely copies of one image",
-    "label": "Labels that look wrong to a head that never saw the image",
+    "exact duplicate": "Copies of one image",
+    "near duplicate": "Nearly equal, most likely copies of one image",
+    "group straddles": "Groups on both sides of a split",
+    "label suspect": "Labels that look wrong to heads that never saw the image",
+    "outlier": "Unlike all others",
+    "constant": "Images that show nothing",
 }
 
 

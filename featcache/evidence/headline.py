@@ -19,6 +19,17 @@ from .held import HeldOut
 __all__ = ["Known", "best_row", "next_steps", "section"]
 
 
+#: What to call one finding of a kind, and several.
+_FOUND = {
+    "exact duplicate": ("copy", "copies"),
+    "near duplicate": ("near copy", "near copies"),
+    "group straddles": ("group on both sides", "groups on both sides"),
+    "label suspect": ("label to look at", "labels to look at"),
+    "outlier": ("outlier", "outliers"),
+    "constant": ("blank image", "blank images"),
+}
+
+
 @dataclass(frozen=True)
 class Known:
     """What the other sections found; None or empty where they were left out."""
@@ -27,7 +38,7 @@ class Known:
     result: Result | None = None
     held: HeldOut | None = None
     found: Sequence[Mapping[str, Any]] | None = None
-    forecasts: Sequence[str] = ()
+    forecasts: Sequence[Any] = ()
     pictures: bool = True
 
 
@@ -72,11 +83,14 @@ def _best(known: Known) -> list[Card]:
 
 
 def _labels(known: Known) -> list[Card]:
-    if known.forecasts:
-        return [Card("Would more labels help?", "See the forecast", short(known.forecasts[0], 240))]
     if known.result is None:
         return []
     best = best_row(known.result)
+    for each in known.forecasts:
+        if (each.dataset, each.head) == (best["dataset"], best["head"]):
+            many = "Doubling them" if each.factor == 2 else f"{each.factor:g} times as many"
+            answer = f"{many}: {100 * each.gain:+.1f} ± {100 * each.gain_sd:.1f} points"
+            return [Card("Would more labels help?", answer, f"{short(each.statement(), 240)}")]
     mine = [r for r in known.result.rows if (r["dataset"], r["head"]) == (best["dataset"], best["head"])]
     numbers = sorted((r for r in mine if r["n_train"] < best["n_train"]), key=lambda r: r["n_train"])
     if not numbers:
@@ -119,8 +133,7 @@ def _found(known: Known) -> list[Card]:
         counts[row["kind"]] = counts.get(row["kind"], 0) + 1
     if not counts:
         return [Card("Are the data clean?", "Nothing was found", "No near copies, no labels that look wrong.")]
-    words = {"duplicate": ("near copy", "near copies"), "label": ("label to look at", "labels to look at")}
-    said = ", ".join(f"{n} {words.get(kind, (kind, kind))[n > 1]}" for kind, n in counts.items())
+    said = ", ".join(f"{n} {_FOUND.get(kind, (kind, kind))[n > 1]}" for kind, n in counts.items())
     return [Card("Are the data clean?", said, "Look at them below before you believe the figures to the last point.")]
 
 
@@ -128,12 +141,12 @@ def next_steps(known: Known) -> list[str]:
     """Return what the findings suggest, the most useful first."""
     steps = []
     kinds = {str(row["kind"]) for row in known.found or ()}
-    if "duplicate" in kinds:
+    if any(kind.endswith("duplicate") for kind in kinds):
         steps.append(
             "Look at the near copies: give those of one object the same group (--group), or remove them; copies in "
             "training and test make figures too good."
         )
-    if "label" in kinds:
+    if "label suspect" in kinds:
         steps.append(
             "Look at the labels that seem wrong, correct them in the source, and extract again (only what changed)."
         )

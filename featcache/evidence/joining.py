@@ -19,6 +19,7 @@ from ..splits import whole_number
 from . import calibration, confusion, describing, findings, headline, neighbours, projection, protocol
 from .contest import comparison_section, curves_section, shots_for
 from .held import HeldOut, held_out
+from .others import sections_of
 from .picturing import with_pictures
 from .subjects import plain_images, sampled
 
@@ -54,6 +55,7 @@ def report(
     title: str | None = None,
     result: Result | None = None,
     found: Any = None,
+    more: Sequence[Any] = (),
     max_rows: int = 20_000,
     max_bytes: int = 2_950_000,
     seed: int = 0,
@@ -91,7 +93,9 @@ def report(
     result : Result, default=None
         What `compare` found of the same data; None: it is compared here.
     found : object with rows, or sequence of mapping, default=None
-        What an audit found (kind, ids, score, detail of each); None: a quick look for near copies and odd labels.
+        What an audit found (kind, ids, score, detail of each); None: audited here.
+    more : sequence of dataclass, default=()
+        Further results, such as what `rank`, `advise` and `suggest` return: a section each.
     max_rows : int, default=20_000
         Of larger sets a sample of so many images is used, drawn by seed; the page says so.
     max_bytes : int, default=2_950_000
@@ -130,8 +134,8 @@ def report(
     source = None if images is None else ImageSource.open(images)
     plan = _Plan(wanted, tuple(heads), shots, seeds, metric, projection, seed, max_rows)
     with progress_for(progress) as bar:
-        made = _Made(plan, sets, source is not None, result, found, bar)
-        parts = made.sections()
+        made = _Made(plan, sets, source, result, found, bar)
+        parts = made.sections(sections_of(more))
         document = Document(title or short(made.name, 80), made.subtitle(), tuple(parts), about=made.about())
         if source is not None:
             document = with_pictures(document, source, max_bytes, bar)
@@ -184,7 +188,7 @@ class _Made:
 
     plan: _Plan
     given: Mapping[str, FeatureSet]
-    pictures: bool
+    source: ImageSource | None
     result: Result | None
     found: Any
     bar: Progress
@@ -207,6 +211,7 @@ class _Made:
         self.data = plain_images(self.sets[self.name])
         self.held = self._held()
         self.rows = self._findings()
+        self.forecasts = self._forecasts()
         wrong = [] if self.held is None else self.held.ids[self.held.y != self.held.predicted].tolist()
         self.wrong = frozenset(map(str, wrong))
 
@@ -245,27 +250,40 @@ class _Made:
     def _findings(self) -> list[Mapping[str, Any]] | None:
         if not self.plan.needs("findings"):
             return None
-        if self.found is not None:
-            return [dict(row) for row in getattr(self.found, "rows", self.found)]
         self.bar.start("looking for copies", None)
-        return list(findings.quick_look(self.data, self.held))
+        if self.found is None:
+            self.found = findings.audited(self.data, self.source, self.plan.seed)
+        if self.found is None:
+            return list(findings.quick_look(self.data, self.held))
+        return [dict(row) for row in getattr(self.found, "rows", self.found)]
 
-    def forecasts(self) -> list[str]:
-        return []
+    def _forecasts(self) -> list[Any]:
+        """Curves carried on, where there are three points or more."""
+        forecast = getattr(evaluation, "forecast", None)
+        if forecast is None or self.result is None:
+            return []
+        try:
+            return list(forecast(self.result))
+        except HeadError:
+            return []
 
-    def sections(self) -> list[Section]:
+    def sections(self, more: list[Section]) -> list[Section]:
         makers: dict[str, Callable[[], Section | None]] = {
             "summary": self._summary,
-            "data": lambda: describing.section(self.data, seed=self.plan.seed, pictures=self.pictures),
+            "data": lambda: describing.section(self.data, seed=self.plan.seed, pictures=self.source is not None),
             "comparison": lambda: None if self.result is None else comparison_section(self.result),
-            "curves": lambda: None if self.result is None else curves_section(self.result, self.forecasts()),
+            "curves": lambda: (
+                None
+                if self.result is None
+                else curves_section(self.result, [each.statement() for each in self.forecasts])
+            ),
             "errors": lambda: None if self.held is None else confusion.section(self.held),
             "calibration": lambda: None if self.held is None else calibration.section(self.held),
             "map": self._map,
             "neighbours": lambda: (
                 neighbours.section(self.data, seed=self.plan.seed, wrong=self.wrong) if len(self.data) > 1 else None
             ),
-            "findings": lambda: findings.section(self.rows or [], self.data),
+            "findings": lambda: findings.section(self.rows or [], self.data, findings.sentences(self.found)),
             "protocol": lambda: protocol.section(self.given, self.settings(), tuple(self.notes)),
         }
         self.bar.start("writing", len(self.plan.sections))
@@ -273,14 +291,16 @@ class _Made:
         for name in self.plan.sections:
             section = makers[name]()
             self.bar.advance(1, name)
+            if name == "protocol":
+                made += more
             if section is not None:
                 made.append(section)
-        return made
+        return made if "protocol" in self.plan.sections else [*made, *more]
 
     def _summary(self) -> Section:
-        known = headline.Known(self.data, self.result, self.held, self.rows, self.forecasts(), self.pictures)
+        known = headline.Known(self.data, self.result, self.held, self.rows, self.forecasts, self.source is not None)
         made = headline.section(known)
-        if not self.pictures:
+        if not self.source is not None:
             note = Text("No pictures: a store keeps codes, not images. Give them with --images (images=).", note=True)
             made = replace(made, blocks=(*made.blocks, note))
         return made
