@@ -303,6 +303,10 @@ def test_data_of_which_little_can_be_said():
     assert one.to_html()
     pairs = fc.FeatureSet(rng.normal(size=(4, 4)), list("aabb"))
     assert "In short" in report(pairs, heads=["centroid"], shots=["all"], progress=False).to_html()
+    lonely = report(fc.FeatureSet(np.eye(4), list("abcd")), projection="pca", progress=False)
+    assert "heads could not be compared" in lonely.to_html() and "errors" not in {s.key for s in lonely.sections}
+    with pytest.raises(HeadError, match="NaN"):
+        report(fc.FeatureSet(np.full((5, 3), np.nan)), progress=False)
     grid = fc.FeatureSet(rng.normal(size=(8, 2, 3, 3)))
     assert report(grid, progress=False).to_html()
 

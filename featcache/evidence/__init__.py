@@ -2,7 +2,8 @@
 
 ``subjects`` (which images), ``held`` (predictions of images held out), ``describing``, ``contest``, ``confusion``,
 ``calibration``, ``projection``, ``neighbours``, ``findings`` and ``protocol`` compute and make one section each,
-``headline`` the summary, ``thumbnails`` the pictures, ``joining`` the page.
+``headline`` the summary, ``others`` sections of other rooms' results, ``thumbnails`` and ``picturing`` the pictures;
+``making`` takes the steps and ``joining`` writes the page.
 """
 
 from .joining import SECTIONS, report

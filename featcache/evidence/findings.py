@@ -162,6 +162,8 @@ def _lines(row: Mapping[str, Any], label: str, number: int) -> tuple[str, ...]:
     own = short(label, 24) or "(no label)"
     if number:
         return (own,)
+    if row.get("suggested"):
+        return (f"labelled {own}", f"looks like {short(row['suggested'], 24)}")
     score = "" if row.get("score") is None else f"score {row['score']:.2f}"
     detail = short(row.get("detail") or "", 60)
     return tuple(filter(None, ("" if detail.startswith("labelled ") else own, detail, score)))

@@ -101,7 +101,7 @@ class _Writer:
         return f"![{safe(picture.name)}]({self._place(file)}) {text}"
 
     def _place(self, name: str) -> str:
-        return f"{quote(self.folder or '')}/{name}"
+        return f"{quote(self.folder or '', errors='surrogateescape')}/{name}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int], caption: str) -> str:

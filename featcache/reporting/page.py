@@ -177,7 +177,7 @@ class _Writer:
             x = round(_EDGE + cloud.x[i] * (_WIDTH - 2 * _EDGE))
             y = round(_EDGE + cloud.y[i] * (_HEIGHT - 2 * _EDGE))
             groups[cloud.of[i]] += f'<use href="#m{_shape(cloud.of[i])}" x="{x}" y="{y}"/>'
-        shapes = "".join(f'<path id="m{i}" d="{path}"/>' for i, path in enumerate(_SHAPES))
+        shapes = "".join(f'<path id="m{i}" class="mark" d="{path}"/>' for i, path in enumerate(_SHAPES))
         legend = _items(
             f'<button type="button" aria-pressed="false"><svg viewBox="-7 -7 14 14" class="k{c % 9}" '
             f'aria-hidden="true"><path d="{_SHAPES[_shape(c)]}"/></svg>{escape(short(name, 28))}</button>'

@@ -100,7 +100,7 @@ background:none;border:1px solid var(--line);border-radius:1rem;padding:.15rem .
 footer{padding:1rem;font-size:.85rem}
 @media (max-width:30rem){.matrix{font-size:.72rem}.matrix th,.matrix td{padding:.2rem .1rem}
 .matrix td,.matrix thead th{min-width:1.45rem}.matrix tbody th{max-width:5.4rem}th,td{padding:.28rem .4rem}
-.cloud defs path{transform:scale(1.7)}}
+.mark{transform:scale(1.7)}}
 @media print{nav,.tip{display:none}section{break-inside:auto}figure,.strip,.gallery li,.cards li{break-inside:avoid}
 .wide,.strip{overflow:visible}.strip{flex-wrap:wrap}body{font-size:11pt}}
 """
