@@ -12,6 +12,8 @@ from ..reporting.result import Result
 __all__ = ["comparison_section", "curves_section", "most_shots", "percent", "shots_for"]
 
 _ROWS = 30
+#: Metrics of which less is better; they are no shares of images.
+_SMALL = frozenset(("log_loss", "ece", "brier"))
 
 
 def shots_for(sizes: list[int]) -> tuple[int | str, ...]:
@@ -27,25 +29,42 @@ def shots_for(sizes: list[int]) -> tuple[int | str, ...]:
 
 
 def most_shots(result: Result) -> list[dict[str, Any]]:
-    """Return the rows of a Result with the most training images, of every data set."""
+    """Return the rows of a Result with the most training images, of every data set, the best first.
+
+    Rows without a value (heads that give no probabilities, where these are measured) are left out.
+    """
     shots = {row["shots"] for row in result.rows}
     most = "all" if "all" in shots else max(shots, key=int, default="all")
-    return [row for row in result.rows if row["shots"] == most]
+    rows = [row for row in result.rows if row["shots"] == most and row["mean"] is not None]
+    return sorted(rows, key=lambda row: row["mean"] if row["metric"] in _SMALL else -row["mean"])
 
 
 def percent(value: float, metric: str = "accuracy") -> str:
     """Return a share as percents; what is no share of images as the number it is."""
-    return f"{value:.3f}" if metric in ("log_loss", "ece", "brier") else f"{100 * value:.1f} %"
+    return f"{value:.3f}" if metric in _SMALL else f"{100 * value:.1f} %"
 
 
 def _interval(row: dict[str, Any]) -> str:
     bounds = row.get("ci95")
-    return "–" if not bounds else f"{percent(bounds[0], row['metric'])} to {percent(bounds[1], row['metric'])}"
+    return (
+        "–"
+        if not bounds or None in bounds
+        else f"{percent(bounds[0], row['metric'])} to {percent(bounds[1], row['metric'])}"
+    )
 
 
-def comparison_section(result: Result) -> Section:
-    """Return the section that compares heads and codes on all training images."""
-    rows = sorted(most_shots(result), key=lambda row: -row["mean"])
+def _extraction(row: dict[str, Any]) -> str:
+    """Seconds to extract the images of a row once, where the store knows."""
+    each = row.get("extract_seconds")
+    return "–" if each is None else f"{each * (row['n_train'] + row['n_test']):.0f}"
+
+
+def comparison_section(result: Result) -> Section | None:
+    """Return the section that compares heads and codes on all training images; None where nothing was measured."""
+    rows = most_shots(result)
+    if not rows:
+        return None
+    costs = any(row.get("extract_seconds") is not None for row in rows)
     several = len({row["dataset"] for row in rows}) > 1
     metric = str(rows[0]["metric"])
     cells = tuple(
@@ -54,13 +73,14 @@ def comparison_section(result: Result) -> Section:
             *([short(row["dataset"], 40)] if several else []),
             percent(row["mean"], metric),
             _interval(row),
+            *([_extraction(row)] if costs else []),
             f"{row['fit_seconds']:.2f}",
             str(row["n_train"]),
             str(row["n_test"]),
         )
         for row in rows[:_ROWS]
     )
-    measured = (metric.replace("_", " "), "95 % interval", "fit s", "train", "test")
+    measured = (metric.replace("_", " "), "95 % interval", *(["extract s"] if costs else []), "fit s", "train", "test")
     header = ("head", *(["codes"] if several else []), *measured)
     numbers = tuple(range(2 if several else 1, len(header)))
     said = [s for s in result.statements() if "all rows" in s or len(result.statements()) == 1]
@@ -70,9 +90,7 @@ def comparison_section(result: Result) -> Section:
         f"chosen within the training images. Intervals: {rows[0].get('ci_method') or 'of 95 %'}."
     )
     blocks: list[Block] = [text, intervals(rows[:_ROWS], "All training images"), Points(tuple(said))]
-    blocks.append(
-        Table(header, cells, "The best first; seconds are of one fit with the choice of its settings.", numbers)
-    )
+    blocks.append(Table(header, cells, "The best first; fit s: one fit with the choice of its settings.", numbers))
     blocks.append(Points(result.notes))
     return Section("comparison", "Heads and codes compared", tuple(blocks), _plain(result))
 

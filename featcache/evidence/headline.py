@@ -44,7 +44,7 @@ class Known:
 
 def best_row(result: Result) -> dict[str, Any]:
     """Return the best row among those with the most training images."""
-    return max(most_shots(result), key=lambda row: row["mean"])
+    return most_shots(result)[0]
 
 
 def section(known: Known) -> Section:
@@ -62,7 +62,7 @@ def _best(known: Known) -> list[Card]:
     if known.result is None:
         return []
     best, codes = best_row(known.result), {row["dataset"] for row in known.result.rows}
-    low, high = best["ci95"] or (best["mean"], best["mean"])
+    low, high = (best["mean"] if bound is None else bound for bound in best["ci95"] or (None, None))
     name = f"{short(best['head'], 24)}: {percent(best['mean'], best['metric'])}"
     on = f" on {short(best['dataset'], 32)}" if len(codes) > 1 else ""
     detail = (
@@ -70,16 +70,19 @@ def _best(known: Known) -> list[Card]:
         f"{percent(low, best['metric'])} to {percent(high, best['metric'])}."
     )
     cards = [Card("Which head?", name, detail)]
-    others = [c for c in known.result.comparisons if (c["dataset"], c["shots"]) == (best["dataset"], best["shots"])]
-    if not others:
-        return cards
-    equal = [c["other"] for c in others if not c["distinguishable"]]
-    if equal:
-        told = f"It cannot be told from {_and(equal)}"
-        detail = f"With these {best['n_test']} test images the differences may be chance."
-    else:
-        told, detail = "Yes, better than the others", "The 95 % intervals of all paired differences exclude 0."
-    return [*cards, Card("Is it really the best?", told, detail)]
+    here = (best["dataset"], best["shots"], best["head"])
+    own = [c for c in known.result.comparisons if (c["dataset"], c["shots"], c["best"]) == here]
+    heads = [(c["other"], c) for c in own if "other_dataset" not in c]
+    across = [(f"{c['other']} on {c['other_dataset']}", c) for c in own if "other_dataset" in c]
+    for question, others in (("Is it really the best head?", heads), ("And the best codes?", across)):
+        equal = [name for name, c in others if not c["distinguishable"]]
+        images = next((c["n_images"] for _, c in others if c.get("n_images")), best["n_test"])
+        if equal:
+            told = f"It cannot be told from {_and(equal)}"
+            cards.append(Card(question, told, f"With these {images} test images the differences may be chance."))
+        elif others:
+            cards.append(Card(question, "Yes, better than the others", "By paired differences on the same images."))
+    return cards
 
 
 def _labels(known: Known) -> list[Card]:
@@ -92,13 +95,16 @@ def _labels(known: Known) -> list[Card]:
             answer = f"{many}: {100 * each.gain:+.1f} ± {100 * each.gain_sd:.1f} points"
             return [Card("Would more labels help?", answer, f"{short(each.statement(), 240)}")]
     mine = [r for r in known.result.rows if (r["dataset"], r["head"]) == (best["dataset"], best["head"])]
-    numbers = sorted((r for r in mine if r["n_train"] < best["n_train"]), key=lambda r: r["n_train"])
+    numbers = sorted(
+        (r for r in mine if r["n_train"] < best["n_train"] and r["mean"] is not None), key=lambda r: r["n_train"]
+    )
     if not numbers:
         return []
     before, times = numbers[-1], best["n_train"] / max(numbers[-1]["n_train"], 1)
-    gain = 100 * (best["mean"] - before["mean"])
+    gain = best["mean"] - before["mean"]
+    points = f"{100 * gain:+.1f} points" if str(best["metric"]) not in ("log_loss", "ece") else f"{gain:+.3f}"
     detail = f"{short(best['head'], 24)}, measured: from {before['n_train']} to {best['n_train']} training images."
-    return [Card("Would more labels help?", f"{times:.1f} times as many brought {gain:+.1f} points", detail)]
+    return [Card("Would more labels help?", f"{times:.1f} times as many brought {points}", detail)]
 
 
 def _mixed(known: Known) -> list[Card]:

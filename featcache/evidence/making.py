@@ -17,7 +17,7 @@ from ..reporting.escaping import short
 from ..reporting.result import Result
 from ..sources import ImageSource
 from . import calibration, confusion, describing, findings, headline, neighbours, projection, protocol
-from .contest import comparison_section, curves_section, shots_for
+from .contest import comparison_section, curves_section, most_shots, shots_for
 from .held import HeldOut, held_out
 from .subjects import plain_images, sampled
 
@@ -87,6 +87,8 @@ class Made:
             _check_finite(name, item)
         self.labelled = all(len(item.classes) > 1 for item in self.sets.values())
         self._compare()
+        if self.result is not None and not most_shots(self.result):
+            self.result = None  # a metric that none of the heads can give
         self.name = next(iter(self.sets)) if self.result is None else headline.best_row(self.result)["dataset"]
         if self.name not in self.sets:  # a result of other data, or of the same under another name
             self.name = next(iter(self.sets))

@@ -84,7 +84,7 @@ def curves(result: Result, dataset: str, more: Mapping[str, Any] | None = None) 
     rows = [row for row in result.rows if row["dataset"] == dataset]
     heads = list(dict.fromkeys(row["head"] for row in result.rows))
     metric = str(rows[0]["metric"]).replace("_", " ")
-    last = {row["head"]: row["mean"] for row in rows}
+    last = {row["head"]: row["mean"] for row in rows if row["mean"] is not None}
 
     def draw(figure: Any) -> None:
         panel = figure.subplots()
@@ -94,26 +94,26 @@ def curves(result: Result, dataset: str, more: Mapping[str, Any] | None = None) 
         panel.set_xlabel("training images per class")
         _bare(panel, grid="y")
         handles, labels = panel.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: -last[labels[i]])
+        order = sorted(range(len(labels)), key=lambda i: -last.get(labels[i], 0.0))
         panel.legend(
             [handles[i] for i in order], [short(labels[i], 20) for i in order], loc="lower right", frameon=False
         )
 
-    ends = ", ".join(f"{head} {100 * value:.1f} %" for head, value in sorted(last.items(), key=lambda item: -item[1]))
+    ends = ", ".join(f"{head} {value:.3f}" for head, value in sorted(last.items(), key=lambda item: -item[1]))
     return _drawn(f"Learning curves of {short(dataset)}", f"{metric} at the most training images: {ends}", 3.5, draw)
 
 
 def intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draw means with 95 % intervals, one line per row of a Result, the best on top; colour and marker by data set."""
+    """Draw means with 95 % intervals, one line per row of a Result, the first on top; colour and marker by data set."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    ordered = sorted(rows, key=lambda row: row["mean"])
+    ordered = list(reversed(rows))
     metric = str(rows[0]["metric"]).replace("_", " ")
 
     def draw(figure: Any) -> None:
         panel = figure.subplots()
         for place, row in enumerate(ordered):
             i = datasets.index(row["dataset"])
-            low, high = row["ci95"] or (row["mean"], row["mean"])
+            low, high = (row["mean"] if bound is None else bound for bound in row["ci95"] or (None, None))
             panel.plot([low, high], [place, place], color=COLOURS[i % 9], linewidth=2, alpha=0.55)
             panel.plot([row["mean"]], [place], marker=MARKERS[i % 9], color=COLOURS[i % 9], linestyle="none")
         names = [short(row["head"], 16) for row in ordered]
@@ -130,7 +130,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         panel.set_xlabel(f"{metric}, 95 % interval")
         _bare(panel, grid="x")
 
-    said = ", ".join(f"{row['head']} {100 * row['mean']:.1f} %" for row in reversed(ordered[-6:]))
+    said = ", ".join(f"{row['head']} {row['mean']:.3f}" for row in rows[:6])
     return _drawn(title, f"best first: {said}", 0.9 + 0.26 * len(ordered) + 0.22 * (len(datasets) - 1), draw)
 
 
