@@ -280,6 +280,8 @@ def test_results_of_others_and_forecasts_have_their_place(monkeypatch):
         factor: float = 2.0
         gain: float = 0.018
         gain_sd: float = 0.006
+        gain_ci95: tuple = (-0.001, 0.04)
+        metric: str = "accuracy"
 
         def statement(self):
             return "doubling adds 1.8 points"
@@ -290,7 +292,15 @@ def test_results_of_others_and_forecasts_have_their_place(monkeypatch):
     page = report(data, heads=["lda"], seeds=2, sections=wanted, more=more, progress=False)
     assert [s.title for s in page.sections[-2:]] == ["Backbones and layers ranked", "Protocol and fingerprints"]
     text = page.to_html()
-    for said in ("a&lt;b", "0.5124", "0.4 to 0.6", "mind the gap", "not too far", "Doubling them: +1.8 ± 0.6 points"):
+    for said in (
+        "a&lt;b",
+        "0.5124",
+        "0.4 to 0.6",
+        "mind the gap",
+        "not too far",
+        "Doubling them: +1.8 ± 0.6 points",
+        "-0.1 to +4.0",
+    ):
         assert said in text
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Group, Json, Key, Label, Labels, Metric, Node, Nodes, Quiet, Split, View, app, not_empty
+from .options import Group, Json, Key, Label, Labels, Node, Nodes, Quiet, Split, View, app, not_empty
 
 __all__: list[str] = []
 
@@ -29,7 +29,7 @@ def report(
         str | None, typer.Option("--shots", help="Images per class to train on: numbers, all (default: 1,5,20,80,all).")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many draws of each.")] = 3,
-    metric: Metric = "accuracy",
+    metric: Annotated[str, typer.Option("--metric", help="As for compare.")] = "accuracy",
     sections: Annotated[
         str | None,
         typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..reporting.document import Block, Points, Section, Table, Text
@@ -9,7 +10,7 @@ from ..reporting.drawing import curves, intervals
 from ..reporting.escaping import short
 from ..reporting.result import Result
 
-__all__ = ["comparison_section", "curves_section", "most_shots", "percent", "shots_for"]
+__all__ = ["comparison_section", "curves_section", "gained", "most_shots", "percent", "shots_for"]
 
 _ROWS = 30
 #: Metrics of which less is better; they are no shares of images.
@@ -95,15 +96,52 @@ def comparison_section(result: Result) -> Section | None:
     return Section("comparison", "Heads and codes compared", tuple(blocks), _plain(result))
 
 
-def curves_section(result: Result, forecasts: list[str] | None = None) -> Section | None:
-    """Return the section with learning curves; None where only one number of shots was tried."""
+def curves_section(result: Result, forecasts: Sequence[Any] = ()) -> Section | None:
+    """Return the section with learning curves, and what carries them on; None where one number of shots was tried.
+
+    Parameters
+    ----------
+    result : Result
+        Of `compare`.
+    forecasts : sequence of Forecast, default=()
+        Of `featcache.evaluation.forecast`.
+    """
     if len({row["shots"] for row in result.rows}) < 2:
         return None
     datasets = list(dict.fromkeys(row["dataset"] for row in result.rows))
-    figures = tuple(curves(result, dataset) for dataset in datasets[:6])
-    said = tuple(s for s in result.statements() if "all rows" not in s)
-    text = "Mean over draws with 95 % intervals; the same images for all heads."
-    return Section("curves", "How much labels help", (Text(text), *figures, Points((*(forecasts or ()), *said[:8]))))
+    blocks: list[Block] = [Text("Mean over draws with 95 % intervals; the same images for all heads.")]
+    blocks += [curves(result, dataset) for dataset in datasets[:6]]
+    if forecasts:
+        blocks.append(_forecasts(forecasts, len(datasets) > 1))
+    said = [statement for statement in result.statements() if "all rows" not in statement]
+    blocks.append(Points(tuple(said[:6])))
+    data = {"forecasts": [each.statement() for each in forecasts]}
+    return Section("curves", "How much labels help", tuple(blocks), data)
+
+
+def _forecasts(forecasts: Sequence[Any], several: bool) -> Table:
+    """What more labels of the same kind would bring, the largest gain first."""
+    ordered = sorted(forecasts, key=lambda each: -abs(each.gain))[:_ROWS]
+    rows = tuple(
+        (short(each.head, 28), *([short(each.dataset, 40)] if several else []), gained(each), _bounds(each))
+        for each in ordered
+    )
+    factor = "twice" if ordered[0].factor == 2 else f"{ordered[0].factor:g} times"
+    header = ("head", *(["codes"] if several else []), f"with {factor} the labels", "95 % interval")
+    caption = "Curves carried on by power laws: what more labels of the same kind would bring."
+    return Table(header, rows, caption, tuple(range(len(header) - 2, len(header))))
+
+
+def gained(forecast: Any) -> str:
+    """Return the gain of a forecast with its standard deviation, in points where the metric is a share."""
+    if forecast.metric in _SMALL:
+        return f"{forecast.gain:+.3f} ± {forecast.gain_sd:.3f}"
+    return f"{100 * forecast.gain:+.1f} ± {100 * forecast.gain_sd:.1f} points"
+
+
+def _bounds(forecast: Any) -> str:
+    scale, digits = (1, 3) if forecast.metric in _SMALL else (100, 1)
+    return " to ".join(f"{scale * bound:+.{digits}f}" for bound in forecast.gain_ci95)
 
 
 def _plain(result: Result) -> dict[str, Any]:

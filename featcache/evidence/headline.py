@@ -12,7 +12,7 @@ from ..reporting.escaping import short
 from ..reporting.result import Result
 from .calibration import calibration_error, reliability_bins
 from .confusion import class_scores, confused_pairs
-from .contest import most_shots, percent
+from .contest import gained, most_shots, percent
 from .describing import class_counts
 from .held import HeldOut
 
@@ -92,7 +92,7 @@ def _labels(known: Known) -> list[Card]:
     for each in known.forecasts:
         if (each.dataset, each.head) == (best["dataset"], best["head"]):
             many = "Doubling them" if each.factor == 2 else f"{each.factor:g} times as many"
-            answer = f"{many}: {100 * each.gain:+.1f} ± {100 * each.gain_sd:.1f} points"
+            answer = f"{many}: {gained(each)}"
             return [Card("Would more labels help?", answer, f"{short(each.statement(), 240)}")]
     mine = [r for r in known.result.rows if (r["dataset"], r["head"]) == (best["dataset"], best["head"])]
     numbers = sorted(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import evaluation
-from ..errors import HeadError, SplitError
+from ..errors import FeatcacheError, HeadError, SplitError
 from ..features import FeatureSet
 from ..progress import Progress
 from ..reporting.document import Section, Text
@@ -139,7 +139,10 @@ class Made:
             return None
         self.bar.start("looking for copies", None)
         if self.found is None:
-            self.found = findings.audited(self.data, self.source, self.plan.seed)
+            try:
+                self.found = findings.audited(self.data, self.source, self.plan.seed)
+            except FeatcacheError as error:  # one image, images of other ids
+                self.notes.append(f"not audited: {error}")
         if self.found is None:
             return list(findings.quick_look(self.data, self.held))
         return [dict(row) for row in getattr(self.found, "rows", self.found)]
@@ -160,11 +163,7 @@ class Made:
             "summary": self._summary,
             "data": lambda: describing.section(self.data, seed=self.plan.seed, pictures=self.source is not None),
             "comparison": lambda: None if self.result is None else comparison_section(self.result),
-            "curves": lambda: (
-                None
-                if self.result is None
-                else curves_section(self.result, [each.statement() for each in self.forecasts])
-            ),
+            "curves": lambda: None if self.result is None else curves_section(self.result, self.forecasts),
             "errors": lambda: None if self.held is None else confusion.section(self.held),
             "calibration": lambda: None if self.held is None else calibration.section(self.held),
             "map": self._map,
