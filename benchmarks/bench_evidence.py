@@ -19,7 +19,7 @@ hold.
 
 import sys
 
-from evidence import advising, auditing, comparing, forecasting, intervals, ranking, suggesting
+from evidence import advising, auditing, comparing, forecasting, intervals, ranking, reporting, suggesting
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
@@ -33,6 +33,7 @@ PARTS: dict[str, Part] = {
     "audit": Part(auditing.run, 4),
     "rank": Part(ranking.run, 5),
     "advise": Part(advising.run, 8),
+    "report": Part(reporting.run, 3),
 }
 
 

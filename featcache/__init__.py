@@ -42,6 +42,7 @@ _WHERE = {
     "rank": "ranking",
     "read_features": "exchange",
     "suggest": "labelling",
+    "report": "evidence",
     "to_module": "handoff",
     "verify": "verification",
 }
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .evaluation import compare as compare
     from .evaluation import evaluate as evaluate
     from .evaluation import forecast as forecast
+    from .evidence import report as report
     from .exchange import export as export
     from .exchange import read_features as read_features
     from .extraction import extract as extract

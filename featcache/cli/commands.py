@@ -396,10 +396,12 @@ def _shape(shape: Any) -> str:
 
 
 # Their verbs are registered after these, in the order of the help.
-from . import advising as advising  # noqa: E402
-from . import auditing as auditing  # noqa: E402
+# isort: off
 from . import comparing as comparing  # noqa: E402
-from . import keeping as keeping  # noqa: E402
+from . import reporting as reporting  # noqa: E402
+from . import auditing as auditing  # noqa: E402
 from . import ranking as ranking  # noqa: E402
+from . import advising as advising  # noqa: E402
 from . import suggesting as suggesting  # noqa: E402
 from . import verifying as verifying  # noqa: E402
+from . import keeping as keeping  # noqa: E402
