@@ -204,3 +204,9 @@ def test_more_metrics_and_less_is_better_for_some():
     assert result.best()["mean"] == min(rows[h]["mean"] for h in ("logreg", "lda"))
     assert result.comparisons[0]["best"] == result.best()["head"] and "-" in result.table()
     assert {"accuracy", "balanced_accuracy", "macro_f1", "top_2", "auroc", "ece"} <= set(rows["lda"]["metrics"])
+
+
+def test_one_row_per_class_is_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare(digits(), ["lda", "logreg", "knn", "ridge", "centroid"], shots=[1], seeds=1)
