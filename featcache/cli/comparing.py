@@ -88,27 +88,30 @@ def compare(
             cache=cache,
             progress=steps(bar, "comparing"),
         )
-    if plot is not None:
-        result.plot(plot)
     forecasts = _forecasts(result)
     if as_json:
         show.as_json({**json.loads(result.to_json()), "forecasts": [each.as_dict() for each in forecasts]})
+        if plot is not None:
+            result.plot(plot)
         return
     show.say(result.table())
     for each in forecasts:
         if each.head == result.best(dataset=each.dataset)["head"]:
             show.say(show.plain(each.statement()))
     if plot is not None:
+        result.plot(plot)
         show.note(f"learning curves: {plot}")
 
 
 def _forecasts(result: Any) -> tuple[Any, ...]:
-    """What twice the labels would bring to each head; nothing where there are fewer than three numbers of shots."""
+    """What twice the labels would bring to each head; nothing where a curve has fewer than three points."""
+    from ..errors import HeadError
     from ..evaluation import forecast
 
-    points = {(row["dataset"], row["head"], row["shots"]) for row in result.rows if row["mean"] is not None}
-    curves = [cell[:2] for cell in points]
-    return forecast(result) if any(curves.count(curve) >= 3 for curve in set(curves)) else ()
+    try:
+        return forecast(result)
+    except HeadError:
+        return ()
 
 
 def steps(bar: Any, what: str) -> Any:

@@ -15,7 +15,7 @@ from .metrics import SMALLER_IS_BETTER, is_bounded
 from .protocol import EvalProtocol
 from .running import Run
 
-__all__ = ["Scored", "cell_of", "comparisons", "row_of", "scored"]
+__all__ = ["Scored", "cell_of", "comparisons", "row_of", "scored", "units_of"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,17 @@ def scored(rows: Rows, draws: list[Draw], runs: list[Run], head: str, metric: st
     return Scored(first.dataset, head, first.shots, draws, runs, cell)
 
 
+def units_of(rows: Rows) -> np.ndarray:
+    """Return what rows are resampled by: their group, or themselves where each image is alone (with its views)."""
+    if rows.groups is None:
+        return rows.ids
+    own = rows.groups[rows.standing(np.arange(len(rows.y)))]
+    return rows.ids if len(np.unique(own)) == len(own) else rows.groups
+
+
 def cell_of(rows: Rows, draws: Sequence[Draw], scores: Sequence[float], parts: Sequence[np.ndarray]) -> Cell:
     """Return what intervals are made of: the draws' scores, and of each draw its test rows' contributions."""
-    names = rows.ids if rows.groups is None else rows.groups
+    names = units_of(rows)
     tested = np.unique(np.concatenate([names[draw.test] for draw in draws]))
     gains, within = np.zeros((len(draws), len(tested))), np.zeros((len(draws), len(tested)))
     for i, (draw, part) in enumerate(zip(draws, parts, strict=True)):
@@ -97,7 +105,7 @@ def row_of(some: Scored, protocol: EvalProtocol, *, extract_seconds: float | Non
         "extract_seconds": extract_seconds,
         "n_train": n_train,
         "n_test": n_test,
-        "n_images": 0 if cell is None else len(cell.tested),
+        "n_images": _images(some),
         "seeds": [draw.seed for draw in some.draws],
         "scores": scores,
     }
@@ -129,6 +137,11 @@ def comparisons(cells: Sequence[Scored], metric: str, *, across: bool) -> list[d
     return [_line(cells, best, other, pairs, across) for other in others]
 
 
+def _images(some: Scored) -> int:
+    """How many different images were tested."""
+    return len(np.unique(np.concatenate([draw.test for draw in some.draws])))
+
+
 def _line(
     cells: Sequence[Scored], best: int, other: int, pairs: Mapping[tuple[int, int], Difference], across: bool
 ) -> dict[str, Any]:
@@ -147,5 +160,5 @@ def _line(
         "p": found.p,
         "p_adjusted": found.p_adjusted,
         "distinguishable": found.distinguishable,
-        "n_images": 0 if a.cell is None else len(a.cell.tested),
+        "n_images": _images(a),
     }

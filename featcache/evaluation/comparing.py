@@ -182,17 +182,21 @@ class _Work:
 
     def done(self, draws: list[Draw], n_jobs: int | None, progress: Any) -> dict[Any, Run]:
         """Return the runs by (draw, head)."""
-        found, todo = self._remembered(draws), []
+        digests = {} if self.memory.folder is None else {n: digest_of_rows(rows) for n, rows in self.sets.items()}
+        found, todo = self._remembered(draws, digests), []
         for draw in draws:
             todo += [(draw, head) for head in self.heads if (_which(draw), head) not in found]
         said = _Said(progress, len(draws) * len(self.heads))
         for (_, shots, _, _), head in found:
             said(head, shots)
-        for (draw, head), each in zip(todo, self._computed(todo, n_jobs), strict=True):
-            found[_which(draw), head] = each
-            said(f"{draw.dataset} {head}", draw.shots)
-        self._keep(draws, {head for _, head in todo}, found)
-        return found
+        fresh: dict[Any, Run] = {}
+        try:
+            for (draw, head), each in zip(todo, self._computed(todo, n_jobs), strict=True):
+                fresh[_which(draw), head] = each
+                said(f"{draw.dataset} {head}", draw.shots)
+        finally:  # a head that refuses the data, or Ctrl-C, costs nothing that was computed before
+            self._keep(draws, fresh, digests)
+        return found | fresh
 
     def _computed(self, todo: list[tuple[Draw, str]], n_jobs: int | None) -> Iterator[Run]:
         """One by one; with `n_jobs` None in processes as soon as that pays."""
@@ -211,27 +215,20 @@ class _Work:
     def _key(self, digest: str, shots: int | str, head: str) -> str | None:
         return key_of(digest, self.heads[head], shots, self.protocol, self.exact)
 
-    def _digests(self) -> dict[str, str]:
-        return {} if self.memory.folder is None else {name: digest_of_rows(rows) for name, rows in self.sets.items()}
-
-    def _remembered(self, draws: list[Draw]) -> dict[Any, Run]:
-        digests, found = self._digests(), {}
+    def _remembered(self, draws: list[Draw], digests: Mapping[str, str]) -> dict[Any, Run]:
+        found = {}
         for some in _by_cell(draws) if digests else ():
             for head in self.heads:
-                known = self.memory.known(self._key(digests[some[0].dataset], some[0].shots, head))
+                key = self._key(digests[some[0].dataset], some[0].shots, head)
+                known = self.memory.known(key, some, self.protocol.metric)
                 found.update({(_which(d), head): known[name_of_draw(d)] for d in some if name_of_draw(d) in known})
         return found
 
-    def _keep(self, draws: list[Draw], heads: set[str], found: Mapping[Any, Run]) -> None:
-        """Remember what was computed, beside what other calls with other seeds left."""
-        digests = self._digests() if heads else {}
+    def _keep(self, draws: list[Draw], fresh: Mapping[Any, Run], digests: Mapping[str, str]) -> None:
         for some in _by_cell(draws) if digests else ():
-            for head in heads:
-                key = self._key(digests[some[0].dataset], some[0].shots, head)
-                known = self.memory.known(key)
-                runs = {name_of_draw(d): found[_which(d), head] for d in some}
-                if not runs.keys() <= known.keys():
-                    self.memory.keep(key, {**known, **runs})
+            for head in self.heads:
+                runs = {name_of_draw(d): fresh[_which(d), head] for d in some if (_which(d), head) in fresh}
+                self.memory.keep(self._key(digests[some[0].dataset], some[0].shots, head), runs)
 
 
 class _Said:

@@ -36,6 +36,8 @@ class Draw:
         Expected share of a draw's training rows that another draw of the cell trains on, too.
     reused : bool
         Whether rows that one draw trains on are tested in another.
+    notes : tuple of str, default=()
+        What is odd about the split.
     """
 
     dataset: str
@@ -47,6 +49,7 @@ class Draw:
     folds: Folds | None
     overlap: float
     reused: bool
+    notes: tuple[str, ...] = ()
 
 
 def draws_of(name: str, rows: Rows, protocol: EvalProtocol) -> Iterator[Draw]:
@@ -81,7 +84,8 @@ def _with_parts(name: str, rows: Rows, protocol: EvalProtocol) -> Rows:
 
 def _draws_of_seed(name: str, rows: Rows, protocol: EvalProtocol, shots: int | str, seed: int) -> Iterator[Draw]:
     order = np.argsort(rows.ids, kind="stable")
-    for fold, (pool, test) in enumerate(_pools(rows, protocol, shots, seed)):
+    pools, notes = _pools(rows, protocol, shots, seed)
+    for fold, (pool, test) in enumerate(pools):
         chosen = pool
         if shots != "all":
             # Another fold trains on other rows: its own part of the seed's order.
@@ -104,18 +108,26 @@ def _draws_of_seed(name: str, rows: Rows, protocol: EvalProtocol, shots: int | s
             _tuning(rows, chosen, protocol, shots, seed),
             len(chosen) / reach,
             not rows.parts,
+            notes,
         )
 
 
-def _pools(rows: Rows, protocol: EvalProtocol, shots: int | str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows to draw training rows from, and test rows."""
+def _pools(
+    rows: Rows, protocol: EvalProtocol, shots: int | str, seed: int
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
+    """Rows to draw training rows from, and test rows, per fold; and what is odd about them."""
     if rows.parts:
         pool, test = rows.parts["train"], rows.parts["test"]
-        yield (np.concatenate([pool, rows.parts.get("val", pool[:0])]) if shots == "all" else pool), test
-    elif protocol.splitter == "k-fold":
-        yield from k_fold(rows.y, protocol.n_folds, ids=rows.ids, groups=rows.groups, seed=seed)
-    else:
-        yield holdout(rows.y, test_size=protocol.test_size, ids=rows.ids, groups=rows.groups, seed=seed)
+        pool = np.concatenate([pool, rows.parts.get("val", pool[:0])]) if shots == "all" else pool
+        both = 0 if rows.groups is None else len(np.intersect1d(rows.groups[pool], rows.groups[test]))
+        told = (
+            f"{both} groups stand in train and test of the split column: scores may be too good; see `featcache audit`"
+        )
+        return [(pool, test)], (told,) if both else ()
+    if protocol.splitter == "k-fold":
+        folds = k_fold(rows.y, protocol.n_folds, ids=rows.ids, groups=rows.groups, seed=seed)
+        return list(folds), folds.notes
+    return [holdout(rows.y, test_size=protocol.test_size, ids=rows.ids, groups=rows.groups, seed=seed)], ()
 
 
 def _check_apart(rows: Rows, train: np.ndarray, test: np.ndarray) -> None:

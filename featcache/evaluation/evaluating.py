@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..heads.labelled import Rows, name_of
 from .cells import cell_of
 from .draws import Draw, draws_of
 from .intervals import interval
+from .leaking import note_of_leaks
 from .metrics import Predicted, is_bounded, measure, measures_for
 from .notes import notes_of_draws
 from .protocol import EvalProtocol
@@ -37,8 +38,7 @@ class Evaluation:
     classes : list of str
         Ascending.
     ids, y, predicted : ndarray of str of shape (n_tested,)
-        Tested images, by id; their labels; what most draws said (the most probable class on average, where the head
-        gives probabilities).
+        Tested images, by id; their labels; what most draws said (of equal votes the more probable).
     scores : ndarray of shape (n_tested, n_classes) or None
         Mean probabilities over the draws that tested an image; None for a head that gives none.
     tested : ndarray of int of shape (n_tested,)
@@ -128,7 +128,7 @@ def evaluate(
     Returns
     -------
     Evaluation
-        Predictions are of heads that never saw the image, nor its group.
+        Predictions are of heads that never saw the image, nor its group (but where a split column parts a group).
 
     Raises
     ------
@@ -146,14 +146,18 @@ def evaluate(
     protocol = EvalProtocol((shots,), seeds, metric, test_size, cv, splitter=splitter, n_folds=n_folds)
     name, rows = name_of(data), Rows.of(data)
     draws = list(draws_of(name, rows, protocol))
-    said, seconds = [], []
+    said, seconds, stopped = [], [], 0
     for draw in draws:
-        predicted, took, _ = predictions(rows, draw, head, protocol, rows.images is None)
+        predicted, took, early = predictions(rows, draw, head, protocol, rows.images is None)
         said.append(predicted)
         seconds.append(took)
+        stopped += early
         if progress is not None:
             progress(len(said), len(draws), f"{name} {head_name(head)} at {shots}")
-    return _evaluation(rows, draws, said, head_name(head), float(np.mean(seconds)), protocol)
+    notes = [note_of_leaks(name, rows, draws)]
+    notes += [f"{head_name(head)} stopped {stopped} times before convergence; read with care"] if stopped else []
+    found = _evaluation(rows, draws, said, head_name(head), float(np.mean(seconds)), protocol)
+    return replace(found, notes=(*found.notes, *(note for note in notes if note)))
 
 
 def _evaluation(
@@ -165,7 +169,8 @@ def _evaluation(
     order = np.argsort(rows.ids, kind="stable")
     seen = order[tested[order] > 0]
     scores = None if proba is None else proba[seen] / tested[seen, None]
-    codes = (votes[seen] if scores is None else scores).argmax(axis=1)
+    # What the head said, not what is most probable (heads may have a threshold); of equal votes the more probable.
+    codes = (votes[seen] + (0.0 if scores is None else 0.4 * scores)).argmax(axis=1)
     true = np.searchsorted(classes, rows.y[seen])
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (true, codes), 1)

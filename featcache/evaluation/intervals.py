@@ -76,6 +76,8 @@ class Cell:
 
     def __sub__(self, other: Cell) -> Cell:
         """Return the cell of the paired difference; both must have the same draws."""
+        if not np.array_equal(self.tested, other.tested):
+            raise ValueError("cells: expected the same images in both, got others; compare what was drawn alike")
         return Cell(
             self.scores - other.scores,
             self.tested,

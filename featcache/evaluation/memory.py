@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ from ..errors import HeadError
 from ..files import cache_folder as user_cache
 from ..heads.labelled import Rows
 from .draws import Draw
+from .metrics import is_bounded
 from .protocol import EvalProtocol
 from .running import Run
 
 __all__ = ["Memory", "digest_of_rows"]
 
+#: Bytes of a file that is believed to be one of results.
+_LARGEST = 1 << 30
 _SOURCES = ("errors.py", "splits.py", "solvers", "softmax", "heads", "evaluation")
 
 
@@ -48,26 +51,24 @@ class Memory:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def known(self, key: str | None) -> dict[str, Run]:
-        """Return the runs that are remembered under a key, by draw."""
+    def known(self, key: str | None, draws: Sequence[Draw], metric: str) -> dict[str, Run]:
+        """Return those runs of some draws that are remembered under a key, by the name of the draw."""
         if self.folder is None or key is None:
             return {}
         try:
-            with np.load(self.folder / f"{key}.npz", allow_pickle=False) as file:
-                about = json.loads(bytes(file["about"]).decode())
-                ends = np.cumsum([line["n"] for line in about])
-                gains = np.split(file["gains"], ends[:-1])
-            return {
-                line["draw"]: Run(line["values"], gain, line["seconds"], line["unconverged"])
-                for line, gain in zip(about, gains, strict=True)
-            }
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            found = _read(self.folder / f"{key}.npz")
+        except Exception:  # whatever a damaged file makes of the reader: it is as good as none
             return {}
+        rows = {name_of_draw(draw): len(draw.test) for draw in draws if name_of_draw(draw) in found}
+        fits = {name: len(found[name].gains) == n * (metric in found[name].values) for name, n in rows.items()}
+        return {name: found[name] for name, fit in fits.items() if fit}
 
     def keep(self, key: str | None, runs: Mapping[str, Run]) -> None:
-        """Remember runs under a key, in place of what was there."""
+        """Remember runs under a key, beside those that are there."""
         if self.folder is None or key is None or not runs:
             return
+        with contextlib.suppress(Exception):
+            runs = {**_read(self.folder / f"{key}.npz"), **runs}
         about = [
             {"draw": name, "values": r.values, "seconds": r.seconds, "unconverged": r.unconverged, "n": len(r.gains)}
             for name, r in runs.items()
@@ -83,6 +84,30 @@ class Memory:
             except BaseException:
                 Path(path).unlink(missing_ok=True)
                 raise
+
+
+def _read(path: Path) -> dict[str, Run]:
+    """Read a file of results; anything may be raised for one that is not what `keep` wrote."""
+    if path.stat().st_size > _LARGEST:
+        raise ValueError("too large")
+    with np.load(path, allow_pickle=False) as file:
+        about = json.loads(bytes(file["about"]).decode())
+        gains = np.asarray(file["gains"], dtype=np.float64)
+    ends = np.cumsum([int(line["n"]) for line in about])
+    if gains.ndim != 1 or not np.isfinite(gains).all() or ends[-1] != len(gains):
+        raise ValueError("contributions")
+    parts = np.split(gains, ends[:-1])
+    return {str(line["draw"]): _run(line, part) for line, part in zip(about, parts, strict=True)}
+
+
+def _run(line: Mapping[str, Any], gains: np.ndarray) -> Run:
+    values = {str(name): float(value) for name, value in line["values"].items()}
+    seconds = float(line["seconds"])
+    if not np.isfinite([*values.values(), seconds]).all() or any(
+        is_bounded(name) and not 0.0 <= value <= 1.0 for name, value in values.items()
+    ):
+        raise ValueError("values")
+    return Run(values, gains, seconds, int(line["unconverged"]))
 
 
 def digest_of_rows(rows: Rows) -> str:
@@ -137,11 +162,13 @@ def _in_words(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_in_words(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _in_words(item) for key, item in value.items()}
+        return ["dict", *([_in_words(key), _in_words(item)] for key, item in value.items())]
     if hasattr(value, "get_params") and not isinstance(value, type):
         kind = type(value)
         if kind.__module__.split(".")[0] not in ("sklearn", "featcache"):
             raise _Unknown  # its code may change without its name
+        if any(name.endswith("_") and not name.startswith("_") for name in vars(value)):
+            raise _Unknown  # fitted: a frozen one keeps what it learned, and does not say it among its settings
         return [f"{kind.__module__}.{kind.__qualname__}", _in_words(value.get_params(deep=False))]
     raise _Unknown  # a function, a random generator, …: another one may look the same
 
@@ -154,6 +181,8 @@ def _environment() -> list[str]:
         place = package / name
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             total.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    with contextlib.suppress(metadata.PackageNotFoundError):  # asked by name: importing torch takes seconds
+        total.update(metadata.version("torch").encode())
     return [np.__version__, scipy.__version__, sklearn.__version__, total.hexdigest()]
 
 
@@ -169,9 +198,13 @@ def cache_folder(cache: str | Path | bool | None) -> Path | None:
         return None
     if cache is True:
         return user_cache() / "results"
-    if not isinstance(cache, (str, os.PathLike)) or not os.fspath(cache):
+    if not isinstance(cache, (str, os.PathLike)) or not os.fspath(cache) or "\0" in os.fspath(cache):
         raise HeadError(f"cache: expected a folder, True or None, got {cache!r}")
-    folder = Path(cache)
-    if folder.exists() and not folder.is_dir():
+    folder = Path(cache).expanduser()
+    try:
+        taken = folder.exists() and not folder.is_dir()
+    except OSError as error:
+        raise HeadError(f"cache: expected the name of a folder, got one that the system refuses: {error}") from error
+    if taken:
         raise HeadError(f"cache {str(folder)!r}: expected a folder, got a file; name another place")
     return folder

@@ -21,6 +21,7 @@ __all__ = ["SMALLER_IS_BETTER", "Predicted", "check_measure", "is_bounded", "mea
 
 #: Bins of confidence, as Guo et al. (2017) have them.
 _BINS = 15
+_MOST_CURVES = 200
 _TOP = re.compile(r"top_([1-9]\d*)")
 
 
@@ -36,12 +37,15 @@ class Predicted:
         One score per class, larger for more likely; -inf for classes that the head does not know.
     proba : ndarray of shape (n, n_classes) or None, default=None
         Probabilities, of heads that give them.
+    n_classes : int, default=2
+        Of the data.
     """
 
     true: np.ndarray
     codes: np.ndarray
     scores: np.ndarray | None = None
     proba: np.ndarray | None = None
+    n_classes: int = 2
 
 
 def _accuracy(p: Predicted) -> tuple[float, np.ndarray]:
@@ -77,11 +81,12 @@ def _macro_f1(p: Predicted) -> tuple[float, np.ndarray]:
 
 def _top(k: int) -> Callable[[Predicted], tuple[float, np.ndarray] | None]:
     def top(p: Predicted) -> tuple[float, np.ndarray] | None:
-        """Share of rows whose class is among the k best scores; as scikit-learn's, ties count for the row."""
+        """Share of rows whose class is among the k best scores; of classes that tie for a place, each by its chance."""
         if p.scores is None or p.scores.shape[1] <= k:
             return None
         own = p.scores[np.arange(len(p.true)), p.true][:, None]
-        return _mean_of(((p.scores > own).sum(axis=1) < k) & np.isfinite(own[:, 0]))
+        above, tied = (p.scores > own).sum(axis=1), (p.scores == own).sum(axis=1)
+        return _mean_of(np.clip((k - above) / np.maximum(tied, 1), 0.0, 1.0) * np.isfinite(own[:, 0]))
 
     return top
 
@@ -180,9 +185,13 @@ def measure(name: str, predicted: Predicted) -> tuple[float, np.ndarray] | None:
 
 
 def measures_for(n_classes: int) -> tuple[str, ...]:
-    """Return the metrics that are always reported, where a head gives enough for them."""
+    """Return the metrics that are always reported, where a head gives enough for them.
+
+    With hundreds of classes the areas under as many ROC curves take longer than a fit: then only where they are asked.
+    """
+    area = ("auroc",) if n_classes <= _MOST_CURVES else ()
     top = ("top_5",) if n_classes > 10 else ("top_2",) if n_classes > 2 else ()
-    return ("accuracy", "balanced_accuracy", "macro_f1", *top, "auroc", "log_loss", "ece")
+    return ("accuracy", "balanced_accuracy", "macro_f1", *top, *area, "log_loss", "ece")
 
 
 def is_bounded(name: str) -> bool:

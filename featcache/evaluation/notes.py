@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..heads.labelled import Rows
-from .cells import Scored
+from .cells import Scored, units_of
 from .draws import Draw
 from .intervals import differences
 
@@ -16,11 +16,12 @@ __all__ = ["drawn", "gains_of_views", "notes_of_cell", "notes_of_draws"]
 
 
 def drawn(rows: Rows, draws: Sequence[Draw]) -> str:
-    """Return a digest of the ids and labels of all draws: equal where two sets of codes were drawn alike."""
+    """Return a digest of ids, labels and groups of all draws: equal where two sets of codes were drawn alike."""
     total = hashlib.sha256()
+    columns = (rows.ids, rows.y, units_of(rows))
     for draw in draws:
         for part in (draw.train, draw.test):
-            total.update(repr((rows.ids[part].tolist(), rows.y[part].tolist())).encode("utf-8", "surrogatepass"))
+            total.update(repr([names[part].tolist() for names in columns]).encode("utf-8", "surrogatepass"))
     return total.hexdigest()
 
 
@@ -54,7 +55,8 @@ def notes_of_cell(rows: Rows, family: Sequence[Scored], metric: str) -> list[str
 
 def notes_of_draws(rows: Rows, draws: Sequence[Draw]) -> list[str]:
     """Return what is odd about the draws of one number of shots."""
-    notes = list(dict.fromkeys(note for draw in draws for note in (draw.folds.notes if draw.folds else ())))
+    told = (note for draw in draws for note in (*draw.notes, *(draw.folds.notes if draw.folds else ())))
+    notes = list(dict.fromkeys(told))
     if any(draw.folds is None for draw in draws):
         unit = "row" if rows.plain().groups is None else "group"
         notes.append(f"fixed settings, one {unit} per class leaves nothing to choose on")

@@ -40,9 +40,9 @@ class EvalProtocol:
         Seeds are first_seed, first_seed + 1, …
     splitter : str, default="auto"
         Where test rows come from. "named": the split column's test rows. "holdout": a share of the rows per seed, class
-        by class. "k-fold": each row is tested once per seed. "hash": the rows whose id (or group) hashes so, always the
-        same, whatever is added. "auto": "named" where the data name train and test rows, else "holdout". All keep
-        groups together; "named" takes the parts as they are.
+        by class. "k-fold": each row is tested once per seed (a class of one row, or group, always trains). "hash": the
+        rows whose id (or group) hashes so, always the same, whatever is added. "auto": "named" where the data name
+        train and test rows, else "holdout". All keep groups together; "named" takes the parts as they are.
     n_folds : int, default=5
         Folds of "k-fold".
 
@@ -62,6 +62,7 @@ class EvalProtocol:
     n_folds: int = 5
 
     def __post_init__(self) -> None:
+        set_ = object.__setattr__  # NumPy's numbers become Python's: they are written as JSON
         check_measure(self.metric)
         if not self.shots or any(s != "all" and not whole_number(s, 1) for s in self.shots):
             raise HeadError(f"shots: expected numbers of rows per class or 'all', got {list(self.shots)!r}")
@@ -72,6 +73,10 @@ class EvalProtocol:
                 raise HeadError(f"{name}: expected a whole number of {least} or more, got {getattr(self, name)!r}")
         if not isinstance(self.test_size, (int, float)) or not 0 < self.test_size < 1:
             raise HeadError(f"test_size: expected a share between 0 and 1, got {self.test_size!r}")
+        set_(self, "test_size", float(self.test_size))
+        set_(self, "shots", tuple(s if s == "all" else int(s) for s in self.shots))
+        for name in ("seeds", "cv", "first_seed", "n_folds"):
+            set_(self, name, int(getattr(self, name)))
         if self.splitter not in SPLITTERS:
             raise HeadError(f"splitter: expected one of {', '.join(SPLITTERS)}, got {self.splitter!r}")
 

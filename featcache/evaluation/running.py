@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from ..heads.choosing import train
+from ..heads.choosing import few_threads, refusals, train
 from ..heads.held_out import class_logits
 from ..heads.labelled import Rows
 from .draws import Draw
@@ -18,6 +18,9 @@ from .metrics import Predicted, measure, measures_for
 from .protocol import EvalProtocol
 
 __all__ = ["Run", "predictions", "run"]
+
+#: Share of rows whose largest score must be the class that a head says, for its scores to be of classes.
+_AGREES = 0.9
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,15 @@ def run(rows: Rows, draw: Draw, head: Any, protocol: EvalProtocol, exact: bool) 
         The head refused the rows, or gives no scores for the metric.
     """
     predicted, seconds, unconverged = predictions(rows, draw, head, protocol, exact)
-    return measured(predicted, len(np.unique(rows.y)), protocol.metric, seconds, unconverged)
+    return measured(predicted, protocol.metric, seconds, unconverged)
 
 
-def measured(predicted: Predicted, n_classes: int, metric: str, seconds: float, unconverged: int) -> Run:
+def measured(predicted: Predicted, metric: str, seconds: float, unconverged: int) -> Run:
     """Return all metrics of predictions, and the contributions to one of them (none where the head cannot give it)."""
     values, gains = {}, np.zeros(0)
-    for name in dict.fromkeys((metric, *measures_for(n_classes))):
+    for name in dict.fromkeys((metric, *measures_for(predicted.n_classes))):
         found = measure(name, predicted)
-        if found is not None:
+        if found is not None and np.isfinite(found[0]):  # NaN among probabilities is no value
             values[name] = found[0]
             gains = found[1] if name == metric else gains
     return Run(values, gains, seconds, unconverged)
@@ -99,7 +102,8 @@ def predictions(rows: Rows, draw: Draw, head: Any, protocol: EvalProtocol, exact
             groups=None if rows.groups is None else rows.groups[chosen],
         )
         seconds = time.perf_counter() - start
-        predicted = _said(trained.estimator, rows.X[draw.test], rows.y[draw.test], np.unique(rows.y))
+        with refusals(type(trained.estimator).__name__, X, IndexError, KeyError), few_threads(X):
+            predicted = _said(trained.estimator, rows.X[draw.test], rows.y[draw.test], np.unique(rows.y))
     unconverged = sum(issubclass(w.category, ConvergenceWarning) for w in caught)
     for other in caught:
         if not issubclass(other.category, ConvergenceWarning):
@@ -113,17 +117,20 @@ def _said(estimator: Any, X: np.ndarray, y: np.ndarray, classes: np.ndarray) -> 
     known = np.unique(np.asarray(getattr(estimator, "classes_", said)).astype(classes.dtype, copy=False))
     places = np.searchsorted(classes, known)
     scores = proba = None
-    if hasattr(estimator, "decision_function") or hasattr(estimator, "predict_proba"):
-        scores = _spread(class_logits(estimator, X), places, len(classes), -np.inf)
+    codes = np.searchsorted(classes, said)
     if hasattr(estimator, "predict_proba"):
         proba = _spread(np.asarray(estimator.predict_proba(X)), places, len(classes), 0.0)
-    codes = np.searchsorted(classes, said)
-    return Predicted(np.searchsorted(classes, y), codes, scores, proba)
+        scores = proba  # as they are: logarithms would make ties of the smallest
+    if hasattr(estimator, "decision_function"):
+        given = _spread(class_logits(estimator, X), places, len(classes), -np.inf)
+        # One against one gives as many columns for three classes, which mean something else.
+        scores = given if given is not None and np.mean(given.argmax(axis=1) == codes) >= _AGREES else proba
+    return Predicted(np.searchsorted(classes, y), codes, scores, proba, len(classes))
 
 
 def _spread(values: np.ndarray, places: np.ndarray, n_classes: int, missing: float) -> np.ndarray | None:
-    """Columns of the known classes put to their places among all; None where they are not one per class."""
-    if values.ndim != 2 or values.shape[1] != len(places):
+    """Columns of the known classes put to their places among all; None where they are not one finite one per class."""
+    if values.ndim != 2 or values.shape[1] != len(places) or not np.isfinite(values).all():
         return None
     out = np.full((len(values), n_classes), missing)
     out[:, places] = values

@@ -198,7 +198,8 @@ def _whole_groups(data: FeatureSet, images: np.ndarray | None) -> np.ndarray | N
         image = data.row_ids if data.view_of is None else np.where(data.view_of == "", data.row_ids, data.view_of)
         shared, members = np.unique(groups[np.unique(own)], return_counts=True)
         groups = np.where((groups == image) & ~np.isin(groups, shared[members > 1]), "", groups)
-    return np.where(groups == "", np.asarray([f"\0{i}" for i in own.tolist()]), groups)
+    # Named by the image: by its place among the rows, splits would depend on the order of the rows.
+    return np.where(groups == "", np.asarray([f"\0{name}" for name in data.row_ids[own].tolist()]), groups)
 
 
 def as_matrix(X: Any, name: str) -> np.ndarray:

@@ -159,8 +159,11 @@ class Result:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure  # not pyplot: no global state, nothing left open
 
-        datasets = list(dict.fromkeys(row["dataset"] for row in self.rows))
-        heads = list(dict.fromkeys(row["head"] for row in self.rows))
+        measured = [row for row in self.rows if row["mean"] is not None]
+        if not measured:
+            raise HeadError(f"plot {str(path)!r}: expected a head that gives the metric, got none; take another metric")
+        datasets = list(dict.fromkeys(row["dataset"] for row in measured))
+        heads = list(dict.fromkeys(row["head"] for row in measured))
         figure = Figure(figsize=(1.8 + 5.2 * len(datasets), 4.4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]

@@ -26,7 +26,7 @@ class CostRecord:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.images, self.seconds = 0, 0.0
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
             known = parse_json(read_small(path, _LARGEST))
             images, seconds = int(known["images"]), float(known["seconds"])
             if images > 0 and 0.0 < seconds < 1e12:
