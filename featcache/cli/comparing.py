@@ -94,7 +94,7 @@ def compare(
         if plot is not None:
             result.plot(plot)
         return
-    show.say(result.table())
+    show.say("\n".join(show.plain(line) for line in result.table().split("\n")))
     for each in forecasts:
         if each.head == result.best(dataset=each.dataset)["head"]:
             show.say(show.plain(each.statement()))

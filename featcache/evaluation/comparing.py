@@ -21,6 +21,7 @@ from .cells import Scored, comparisons, row_of, scored
 from .draws import Draw, draws_of
 from .leaking import note_of_leaks
 from .memory import Memory, cache_folder, digest_of_rows, key_of, name_of_draw
+from .metrics import check_top
 from .notes import drawn, gains_of_views, notes_of_cell
 from .protocol import EvalProtocol
 from .running import Run, run
@@ -115,6 +116,8 @@ def compare(
     named, items = _named_heads(heads), _named_sets(data)
     sets = {name: Rows.of(item) for name, item in items.items()}
     costs = {name: getattr(item, "extract_seconds", None) for name, item in items.items()}
+    for name, rows in sets.items():
+        check_top(metric, len(np.unique(rows.y)), name)
     draws = [draw for name, rows in sets.items() for draw in draws_of(name, rows, protocol)]
     work = _Work(sets, named, protocol, Memory(cache_folder(cache)))
     runs = work.done(draws, n_jobs, progress)

@@ -65,7 +65,12 @@ def draws_of(name: str, rows: Rows, protocol: EvalProtocol) -> Iterator[Draw]:
     for shots in protocol.shots:
         one = shots == "all" and bool(plain.parts)
         for seed in range(protocol.first_seed, protocol.first_seed + (1 if one else protocol.seeds)):
-            for draw in _draws_of_seed(name, plain, protocol, shots, seed):
+            try:
+                of_seed = list(_draws_of_seed(name, plain, protocol, shots, seed))
+            except SplitError as error:
+                text = str(error)
+                raise SplitError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error
+            for draw in of_seed:
                 yield replace(draw, train=images[draw.train], test=images[draw.test])
 
 

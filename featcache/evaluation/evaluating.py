@@ -17,7 +17,7 @@ from .cells import cell_of
 from .draws import Draw, draws_of
 from .intervals import interval
 from .leaking import note_of_leaks
-from .metrics import Predicted, is_bounded, measure, measures_for
+from .metrics import Predicted, check_top, is_bounded, measure, measures_for
 from .notes import notes_of_draws
 from .protocol import EvalProtocol
 from .running import predictions
@@ -145,6 +145,7 @@ def evaluate(
     """
     protocol = EvalProtocol((shots,), seeds, metric, test_size, cv, splitter=splitter, n_folds=n_folds)
     name, rows = name_of(data), Rows.of(data)
+    check_top(metric, len(np.unique(rows.y)), name)
     draws = list(draws_of(name, rows, protocol))
     said, seconds, stopped = [], [], 0
     for draw in draws:

@@ -122,13 +122,13 @@ def interval(cell: Cell, *, bounded: bool = True) -> tuple[float, float]:
     cell : Cell
         All draws.
     bounded : bool, default=True
-        Whether the metric lies between 0 and 1.
+        Whether the metric lies between 0 and 1; else it is a loss, 0 or more.
     """
     mean, (variance, df) = cell.mean, cell.variance()
     t = float(stats.t.ppf(0.5 + _LEVEL / 2, df))
-    if not bounded:
-        half = t * float(np.sqrt(variance))
-        return mean - half, mean + half
+    if not bounded:  # of a loss, which is above 0: on its logarithm
+        half = t * float(np.sqrt(variance)) / max(mean, 1e-12)
+        return float(mean * np.exp(-half)), float(mean * np.exp(half))
     inside = 0.0 < mean < 1.0 and variance > 0.0
     n = mean * (1.0 - mean) / variance if inside else float(cell.gains.shape[1])
     share = t * t / n
@@ -182,9 +182,9 @@ def differences(cells: Sequence[Cell]) -> dict[tuple[int, int], Difference]:
         For i < j: the i-th less the j-th.
     """
     pairs = [(i, j) for i in range(len(cells)) for j in range(i + 1, len(cells))]
-    found = [(cells[i] - cells[j]) for i, j in pairs]
-    errors, dfs = np.asarray([_error(cell) for cell in found]).T if found else (np.zeros(0), np.zeros(0))
-    means = np.asarray([cell.mean for cell in found])
+    # One by one: all differences at once are as large as all cells times half their number.
+    found = np.asarray([(each.mean, *_error(each)) for each in (cells[i] - cells[j] for i, j in pairs)])
+    means, errors, dfs = found.reshape(-1, 3).T
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(errors > 0, np.abs(means) / errors, 0.0)
     alone = 2.0 * stats.t.sf(t, dfs)
@@ -221,11 +221,13 @@ def _largest_of_all(cells: Sequence[Cell], pairs: Sequence[tuple[int, int]], dfs
     values, vectors = np.linalg.eigh(covariance)
     generator = np.random.default_rng(0)
     errors = generator.standard_normal((_SIMULATED, len(cells))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
-    df = float(np.median(dfs))
-    scale = np.sqrt(generator.chisquare(df, _SIMULATED) / df)
+    # Each pair's error is known with an uncertainty of its own, so that the largest |t| is often one whose error came
+    # out too small: a scale per pair, at the fewest degrees of freedom, keeps small sets to the level.
+    df = float(dfs.min())
     largest = np.zeros(_SIMULATED)
     for i, j in pairs:
         spread = covariance[i, i] + covariance[j, j] - 2.0 * covariance[i, j]
         if spread > 1e-18:  # heads that say the same differ by nothing
-            np.maximum(largest, np.abs(errors[:, i] - errors[:, j]) / np.sqrt(spread), out=largest)
-    return np.sort(largest / scale)
+            scale = np.sqrt(generator.chisquare(df, _SIMULATED) / df)
+            np.maximum(largest, np.abs(errors[:, i] - errors[:, j]) / (scale * np.sqrt(spread)), out=largest)
+    return np.sort(largest)

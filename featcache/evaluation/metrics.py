@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import HeadError
 from ..reporting import SMALLER_IS_BETTER
 
-__all__ = ["SMALLER_IS_BETTER", "Predicted", "check_measure", "is_bounded", "measure", "measures_for"]
+__all__ = ["SMALLER_IS_BETTER", "Predicted", "check_measure", "check_top", "is_bounded", "measure", "measures_for"]
 
 #: Bins of confidence, as Guo et al. (2017) have them.
 _BINS = 15
@@ -163,6 +163,12 @@ def check_measure(name: str) -> Callable[[Predicted], tuple[float, np.ndarray] |
         if found := _TOP.fullmatch(name):
             return _top(int(found[1]))
     raise HeadError(f"metric: expected one of {', '.join(_MEASURES)}, or top_5 (any number), got {name!r}")
+
+
+def check_top(name: str, n_classes: int, dataset: str) -> None:
+    """Raise HeadError for a top_k that every head would get right."""
+    if (found := _TOP.fullmatch(name)) and int(found[1]) >= n_classes:
+        raise HeadError(f"{dataset}: expected top_k with k below its {n_classes} classes, got {name}; take a smaller k")
 
 
 def measure(name: str, predicted: Predicted) -> tuple[float, np.ndarray] | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import HeadError
+from .escaping import markdown_text
 
 __all__ = ["SMALLER_IS_BETTER", "Result"]
 
@@ -107,8 +108,10 @@ class Result:
         """Return a Markdown table, followed by what can be told apart and the notes as a list."""
         header, body = self._cells()
         rule = ["---" if i < header.index("shots") else "---:" for i in range(len(header))]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, rule, *body]]
-        return "\n".join([*lines, *self._tail("- ")]) + "\n"
+        shown = [[markdown_text(cell) for cell in line] for line in (header, *body)]
+        lines = ["| " + " | ".join(line) + " |" for line in (shown[0], rule, *shown[1:])]
+        tail = ["", *(f"- {markdown_text(line)}" for line in self._tail("")[1:])] if self._tail("") else []
+        return "\n".join([*lines, *tail]) + "\n"
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return {"results": rows, "comparisons", "statements", "notes", "settings"} as JSON."""
@@ -256,8 +259,10 @@ def _statement(lines: list[dict[str, Any]]) -> str:
         return f"{head} on {dataset}" if across else head
 
     best = who(lines[0]["best"], lines[0]["dataset"])
-    equal = [who(line["other"], line.get("other_dataset", "")) for line in lines if not line["distinguishable"]]
     where = f"{'best of all codes' if across else lines[0]['dataset']}, {_shots(lines[0]['shots'])}: "
+    if all(line["difference"] == 0.0 for line in lines):
+        return f"{where}all score the same"
+    equal = [who(line["other"], line.get("other_dataset", "")) for line in lines if not line["distinguishable"]]
     if not equal:
         return f"{where}{best} is better than the others (5 % level, all pairs considered)"
     images = lines[0].get("n_images")
