@@ -421,6 +421,12 @@ def test_the_command_has_the_words_of_the_callable(capsys, tmp_path):
     assert run([*words[:3], str(tmp_path / "r.pdf")]) == 1 and "ending in" in capsys.readouterr().err
     assert run([*words[:-1], "--images", "none", "--sections", "data"]) == 0
     assert "0 pictures" in capsys.readouterr().err
+    for more, seen in (([], 12), (["--images", "none"], 0)):  # an audit finds the images where a report does
+        capsys.readouterr()
+        assert run(["audit", str(tmp_path / "s"), "-q", "--json", *more]) == 0
+        assert json.loads(capsys.readouterr().out)["settings"]["images"] == seen
+    shutil.rmtree(folder)
+    assert run(["audit", str(tmp_path / "s"), "-q"]) == 0 and "no images given" in capsys.readouterr().out
     np.save(tmp_path / "x.npy", np.eye(6))
     assert run(["report", str(tmp_path / "x.npy"), "-o", str(tmp_path / "x.md"), "-q", "--sections", "data"]) == 0
 

@@ -28,7 +28,7 @@ def class_scores(found: Evaluation) -> list[dict[str, Any]]:
     >>> X, y = load_iris(return_X_y=True)
     >>> worst = class_scores(evaluate(FeatureSet(X, y), "centroid", seeds=1, splitter="k-fold"))[0]
     >>> worst["class"], worst["taken_for"], worst["images"]
-    ('2', '1', 50)
+    ('1', '2', 50)
     """
     wrong = found.confusion - np.diag(np.diag(found.confusion))
     out = []
