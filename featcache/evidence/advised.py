@@ -31,7 +31,7 @@ def section(found: Advice) -> Section:
     words = found.scenario
     blocks: list[Block] = [
         Text(f"{found.headline()}."),
-        Text(f"{_said(found)} Expected gain: {_sentence(found.gain['text'])} Cost: {_sentence(found.cost['text'])}"),
+        Text(f"{_said(found)} Expected gain: {found.gain['text']}. Cost: {found.cost['text']}."),
         Text("Because, and how to measure it again:"),
         Points(tuple(f"{each['text']} → {each['check']}" for each in found.reasons)),
         *_figures(found),

@@ -35,7 +35,7 @@ def section(found: Ranking, sets: Mapping[str, FeatureSet]) -> Section:
         f"What ridge or the nearest neighbours say of each of {n:,} training images, from all others: quick, and "
         f"no test image is looked at. Sorted by: {measured}."
     )
-    blocks: list[Block] = [Text(text), _figure(found, sets, measured), Points(found.statements()), _table(found)]
+    blocks: list[Block] = [Text(text), _figure(found, sets, measured), Points(found.statements()), _table(found, sets)]
     blocks += [Points(found.notes)] if found.notes else []
     blocks += [Text(f"How far to trust it: {found.trust}.", note=True)] if found.trust else []
     data = {"results": list(found.rows), "comparisons": list(found.comparisons), "notes": list(found.notes)}
@@ -69,12 +69,14 @@ def _line(network: str, name: str, row: dict[str, Any], measured: str) -> dict[s
     return {"dataset": network, "head": name, "metric": measured, "mean": row["score"], "ci95": row["ci95"]}
 
 
-def _table(found: Ranking) -> Table:
+def _table(found: Ranking, sets: Mapping[str, FeatureSet]) -> Table:
+    prints = {sets[row["codes"]].fingerprint for row in found.rows}
+    said = "node" if len(prints) == 1 and all(row["node"] for row in found.rows) and "" not in prints else "codes"
     shown = {key: name for key, name in _SCORES.items() if any(row.get(key) is not None for row in found.rows)}
-    header = ("codes", "score", "95 % interval", *shown.values(), "features")
+    header = (said, "score", "95 % interval", *shown.values(), "features")
     rows = tuple(
         (
-            short(row["codes"], 48),
+            short(row[said], 48),
             f"{row['score']:.3f}",
             f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}",
             *(_number(key, row.get(key)) for key in shown),
