@@ -19,12 +19,11 @@ import featcache as fc
 from featcache.cli import run
 from featcache.errors import HeadError, SourceError
 from featcache.evidence import SECTIONS, report
-from featcache.evidence.calibration import calibration_error, reliability_bins
+from featcache.evidence.calibration import reliability_bins
 from featcache.evidence.confusion import class_scores, confused_pairs
 from featcache.evidence.contest import shots_for
 from featcache.evidence.describing import examples
-from featcache.evidence.findings import duplicates, suspects
-from featcache.evidence.held import HeldOut, held_out
+from featcache.evidence.held import held_out
 from featcache.evidence.neighbours import asked_rows, nearest_images
 from featcache.evidence.projection import project
 from featcache.evidence.protocol import section as protocol_section
@@ -82,8 +81,8 @@ def test_held_out_tests_each_image_once_and_does_not_depend_on_the_order_of_rows
     found, other = (held_out(d, "ridge") for d in (data, data.select(np.random.default_rng(3).permutation(60))))
     assert found.ids.tolist() == sorted(data.row_ids.tolist())
     assert found.predicted.tolist() == other.predicted.tolist()
-    np.testing.assert_allclose(found.scores, other.scores, atol=1e-9)
-    np.testing.assert_allclose(found.scores.sum(axis=1), 1)
+    np.testing.assert_allclose(found.evaluation.scores, other.evaluation.scores, atol=1e-9)
+    np.testing.assert_allclose(found.evaluation.scores.sum(axis=1), 1)
     own = codes(splits=np.where(np.arange(60) < 40, "train", "test"))
     assert sorted(held_out(own, "lda").ids.tolist()) == sorted(own.row_ids[40:].tolist())
 
@@ -95,34 +94,40 @@ def test_a_head_without_probabilities_gets_calibrated_ones_and_one_without_score
         predict_proba = property()  # as a classifier that names classes only
 
     found = held_out(codes(300, 3, d=20), "centroid")
-    right = found.predicted == found.y
-    assert abs(found.confidence.mean() - right.mean()) < 0.08
-    assert held_out(codes(), Mute(max_depth=2)).scores is None
+    assert found.head == "centroid" and abs(found.confidence.mean() - found.right.mean()) < 0.08
+    assert found.calibration_error < 0.1
+    mute = held_out(codes(), Mute(max_depth=2))
+    assert mute.evaluation.scores is None and mute.confidence is None and mute.calibration_error is None
 
 
 def test_scores_per_class_and_pairs_are_those_of_scikit_learn():
     from sklearn.metrics import precision_recall_fscore_support
 
-    rng = np.random.default_rng(0)
-    y, said = rng.choice(list("abcd"), 200), rng.choice(list("abcd"), 200)
-    held = HeldOut("lda", list("abcd"), np.arange(200).astype(str), y, said, None, "")
-    precision, recall, f1, support = precision_recall_fscore_support(y, said, labels=list("abcd"))
-    for line in class_scores(held):
-        i = "abcd".index(line["class"])
+    data = codes(200, 4, d=3, seed=4)
+    held = held_out(data, "centroid")
+    y, said, classes = held.y, held.predicted, held.evaluation.classes
+    precision, recall, f1, support = precision_recall_fscore_support(y, said, labels=classes)
+    scores = class_scores(held.evaluation)
+    assert (y != said).any() and [line["f1"] for line in scores] == sorted(line["f1"] for line in scores)
+    for line in scores:
+        i = classes.index(line["class"])
         assert (line["precision"], line["recall"], line["images"]) == (precision[i], recall[i], support[i])
         assert line["f1"] == pytest.approx(f1[i])
-    pairs = confused_pairs(held)
+        assert line["times"] == max(((y == line["class"]) & (said == c) & ~held.right).sum() for c in classes)
+    pairs = confused_pairs(held.evaluation)
     assert sum(p["images"] for p in pairs) == (y != said).sum()
     a, b = pairs[0]["pair"]
     assert pairs[0]["images"] == sum((t, s) in ((a, b), (b, a)) for t, s in zip(y, said, strict=True))
 
 
-def test_calibration_error_of_known_shares():
+def test_bins_of_known_shares():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.3, 1, 40_000)
-    honest, boaster = (rng.random(40_000) < confidence - shift for shift in (0.0, 0.2))
-    assert calibration_error(reliability_bins(confidence, honest)) < 0.02
-    assert calibration_error(reliability_bins(confidence, boaster)) == pytest.approx(0.2, abs=0.02)
+    for shift in (0.0, 0.2):
+        bins = reliability_bins(confidence, rng.random(40_000) < confidence - shift)
+        assert sum(line["count"] for line in bins) == 40_000
+        for line in bins[3:]:
+            assert line["confidence"] - line["accuracy"] == pytest.approx(shift, abs=0.03)
 
 
 def test_projection_keeps_groups_apart_and_is_the_same_twice():
@@ -144,13 +149,20 @@ def test_umap_says_what_to_install(monkeypatch):
         project(codes().X, "umap")
 
 
-def test_planted_copies_and_wrong_labels_are_found():
+def test_planted_copies_are_shown_and_counted():
     data = codes(120, 3, d=40, seed=2)
-    X, y = np.vstack([data.X, data.X[:2] * 1.001]), np.append(data.y, data.y[:2])
-    y[50] = data.y[51]
-    planted = fc.FeatureSet(X, y)
-    assert {tuple(sorted(row["ids"])) for row in duplicates(planted)} == {("0", "120"), ("1", "121")}
-    assert suspects(held_out(planted, "lda"))[0]["ids"] == ["50"]
+    planted = fc.FeatureSet(np.vstack([data.X, data.X[:2]]), np.append(data.y, data.y[:2]), name="d")
+    page = report(planted, sections=["summary", "findings"], heads=["lda"], shots=["all"], seeds=1, progress=False)
+    rows = page.sections[1].data["findings"]
+    assert [row["ids"] for row in rows if row["kind"] == "exact duplicate"] == [["0", "120"], ["1", "121"]]
+    assert "2 copies" in page.to_html() and "Copies of one image: 2." in page.to_html()
+
+
+def test_what_cannot_be_audited_is_said_and_not_called_clean():
+    grid = fc.FeatureSet(np.random.default_rng(0).normal(size=(8, 2, 3, 3)))
+    page = report(grid, sections=["summary", "findings", "protocol"], progress=False)
+    assert [s.key for s in page.sections] == ["summary", "protocol"]
+    assert "not audited" in page.to_html() and "Are the data clean?" not in page.to_html()
 
 
 def test_neighbours_and_examples_cover_the_classes():
@@ -208,7 +220,7 @@ def page():
 
 
 def test_all_sections_are_there_in_order_and_as_json(page):
-    assert [s.key for s in page.sections] == list(SECTIONS)
+    assert [s.key for s in page.sections] == [name for name in SECTIONS if name != "rank"]  # one set of codes
     plain = json.loads(page.to_json())
     assert plain["sections"][0]["data"]["cards"][0]["question"] == "Which head?"
     assert plain["about"]["versions"]["featcache"] == fc.__version__
@@ -219,11 +231,9 @@ def test_all_sections_are_there_in_order_and_as_json(page):
 
 def test_the_page_is_the_same_twice_and_whatever_the_order_of_the_rows():
     data, shuffled = codes(), codes().select(np.random.default_rng(0).permutation(60))
+    untimed = [name for name in SECTIONS if name not in ("comparison", "advice")]  # these tell seconds
     timeless = re.compile(r'"?fit[_ ]s\w*"?: ?[\d.]+|>\d+\.\d\d<')
-    first, second = (
-        timeless.sub("", report(d, sections=[s for s in SECTIONS if s != "comparison"], **QUICK).to_html())
-        for d in (data, shuffled)
-    )
+    first, second = (timeless.sub("", report(d, sections=untimed, **QUICK).to_html()) for d in (data, shuffled))
     assert first == second
 
 
@@ -246,6 +256,46 @@ def test_several_sets_are_compared_and_the_best_is_shown(tmp_path):
     page = report([bad, good], tmp_path / "r.html", sections=wanted, **QUICK)
     assert page.title == "good" and "2 sets of codes" in page.subtitle
     assert {row["dataset"] for row in page.sections[2].data["results"]} == {"good", "bad"}
+
+
+def nodes(n=90):
+    """Three nodes of one network, the middle one best, as a store has them."""
+    names, own = ["early", "middle", "late"], {"fingerprint": "f" * 64, "name": "net.features"}
+    spec = {"backbone": {"arch": "net", "nodes": names}}
+    best, rng = codes(n, 3, d=12, seed=3), np.random.default_rng(8)
+    X = [best.X + noise * rng.normal(size=best.X.shape).astype("f4") for noise in (4.0, 0.0, 1.0)]
+    return [
+        fc.FeatureSet(x, best.y, best.row_ids, node=node, spec=spec, **own) for x, node in zip(X, names, strict=True)
+    ]
+
+
+def test_codes_are_ranked_and_advised_on():
+    early, middle, late = nodes()
+    wanted = ["summary", "rank", "advice"]
+    page = report(late, layers=[early, middle], sections=wanted, heads=["lda"], seeds=2, progress=False)
+    assert [s.key for s in page.sections] == wanted
+    rank, advice = page.sections[1], page.sections[2]
+    assert [row["codes"] for row in rank.data["results"]][0] == "net:middle" and "Kendall" in page.to_html()
+    assert [row["node"] for row in advice.data["profile"]] == ["early", "middle", "late"]
+    assert advice.data["node"] == "middle" and len(advice.data["curve"]) > 1
+    text = page.to_html()
+    for said in ("What to train?", "featcache rank net.features", "from the first layer (top) to the last"):
+        assert said in text
+    figures = [block.title for section in page.sections for block in section.blocks if hasattr(block, "svg")]
+    assert len(figures) == 3
+    again = report([early, middle, late], sections="rank", heads=["lda"], seeds=2, progress=False)
+    order = [row["node"] for row in again.sections[0].data["results"]]
+    assert order == [row["node"] for row in rank.data["results"]]
+
+
+def test_what_cannot_be_ranked_is_a_note():
+    early, middle, _ = nodes()
+    other = fc.FeatureSet(middle.X, middle.y[::-1].copy(), middle.row_ids, name="other")
+    page = report([early, other], sections=["rank", "protocol"], heads=["lda"], seeds=2, progress=False)
+    assert [s.key for s in page.sections] == ["protocol"] and "could not be ranked" in page.to_html()
+    lonely = fc.FeatureSet(np.eye(4), list("abcd"))
+    page = report(lonely, sections=["advice", "protocol"], progress=False)
+    assert [s.key for s in page.sections] == ["protocol"] and "no advice" in page.to_html()
 
 
 def test_sections_alone_results_and_findings_that_are_at_hand():
@@ -371,6 +421,12 @@ def test_the_command_has_the_words_of_the_callable(capsys, tmp_path):
     assert run([*words[:3], str(tmp_path / "r.pdf")]) == 1 and "ending in" in capsys.readouterr().err
     assert run([*words[:-1], "--images", "none", "--sections", "data"]) == 0
     assert "0 pictures" in capsys.readouterr().err
+    for more, seen in (([], 12), (["--images", "none"], 0)):  # an audit finds the images where a report does
+        capsys.readouterr()
+        assert run(["audit", str(tmp_path / "s"), "-q", "--json", *more]) == 0
+        assert json.loads(capsys.readouterr().out)["settings"]["images"] == seen
+    shutil.rmtree(folder)
+    assert run(["audit", str(tmp_path / "s"), "-q"]) == 0 and "no images given" in capsys.readouterr().out
     np.save(tmp_path / "x.npy", np.eye(6))
     assert run(["report", str(tmp_path / "x.npy"), "-o", str(tmp_path / "x.md"), "-q", "--sections", "data"]) == 0
 

@@ -45,9 +45,9 @@ def with_examples(*rooms):
 
 @pytest.mark.parametrize(
     "name",
-    ["fingerprint", "features", "images.decoding", "preprocess.recipe", "store.feature_store", "evaluation",
+    ["fingerprint", "features", "images.decoding", "preprocess.recipe", "store.feature_store",
      "backbone.frozen", "splits", *with_examples("heads", "softmax", "solvers", "verification"),
-     *with_examples("evidence", "reporting")],
+     *with_examples("evaluation", "labelling", "hygiene", "ranking", "advice", "evidence", "reporting")],
 )  # fmt: skip
 def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(f"featcache.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -15,7 +15,8 @@ __all__: list[str] = []
 def audit(
     store: Codes,
     images: Annotated[
-        str | None, typer.Option("--images", help="Folder or list of the images: more copies are found, and surer.")
+        str | None,
+        typer.Option("--images", help="Folder or list of the images; default: where they were extracted from; none."),
     ] = None,
     false_share: Annotated[
         float, typer.Option("--false-share", help="Accepted share of false near duplicates and outliers.")
@@ -37,13 +38,13 @@ def audit(
     not_empty((images, "--images"))
     from ..hygiene import audit as run_audit
     from . import show
-    from .inputs import features
+    from .inputs import features, images_of
 
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
     data = features(store, **choice, labels=labels, key=key)
     found = run_audit(
         data,
-        images=images,
+        images=images_of(images, [store], [data], view),
         false_share=false_share,
         folds=folds,
         seed=seed,

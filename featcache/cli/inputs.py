@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-__all__ = ["features", "features_by_node"]
+__all__ = ["features", "features_by_node", "images_of"]
 
 
 def features(
@@ -91,3 +92,32 @@ def features_by_node(path: Path, nodes: str = "all", **choice: Any) -> list[Any]
     if not wanted and there:
         raise typer.BadParameter("expected names of nodes, or all", param_hint="--nodes")
     return [features(path, node=node, **choice) for node in wanted] or [features(path, **choice)]
+
+
+def images_of(images: str | None, stores: Sequence[Path], data: Sequence[Any], view: str) -> Any:
+    """Return what --images means: a place, nothing for "none", and where a store's images came from when left out.
+
+    That place is taken where it can still be opened and has some of the images.
+    """
+    if images is not None:
+        return None if images == "none" else images
+    from ..errors import SourceError
+    from ..exchange import is_plain_file
+    from ..sources import ImageSource
+    from ..store import FeatureStore
+
+    for path, item in zip(stores, data, strict=True):
+        if is_plain_file(path):
+            continue
+        known = FeatureStore.open(path).info(view)["source"]
+        name, place = str(known.get("name") or ""), Path(str(known.get("location") or ""))
+        # A folder or list is called after its place; single paths and data sets are not, and cannot be opened by it.
+        if not known.get("location") or name not in (place.name, place.stem) or not place.exists():
+            continue
+        try:
+            source = ImageSource.open(str(place))
+        except SourceError:
+            continue
+        if not set(item.row_ids.tolist()).isdisjoint(source.ids):
+            return source
+    return None

@@ -34,7 +34,8 @@ def report(
         str | None,
         typer.Option(
             "--sections",
-            help="Some of summary, data, comparison, curves, errors, calibration, map, neighbours, findings, protocol.",
+            help="Some of summary, data, rank, comparison, curves, advice, errors, calibration, map, neighbours, "
+            "findings, protocol.",
         ),
     ] = None,
     projection: Annotated[str, typer.Option("--projection", help="The map: auto, tsne, pca or umap.")] = "auto",
@@ -61,21 +62,23 @@ def report(
     from ..reporting import Document
     from . import show
     from .comparing import shots_of, words
-    from .inputs import features
+    from .inputs import features, images_of
 
     Document.check_target(out)  # before the work, not after it
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
     choice |= {"nodes": nodes, "labels": labels, "key": key}
     data = [features(store, **choice) for store in stores]
+    wanted = None if sections is None else words(sections, "--sections")
     document = run_report(
         data[0] if len(data) == 1 else data,
         out,
-        images=_remembered(stores, view) if images is None else None if images == "none" else images,
+        images=images_of(images, stores, data, view),
         heads=words(heads, "--heads"),
         shots=None if shots is None else shots_of(shots),
         seeds=seeds,
         metric=metric,
-        sections=None if sections is None else words(sections, "--sections"),
+        sections=wanted,
+        layers=_layers(stores, data, choice) if wanted is None or {"rank", "advice"} & set(wanted) else (),
         projection=projection,
         title=title,
         max_rows=max_rows,
@@ -93,17 +96,12 @@ def report(
     show.note(show.plain(f"{out}: {show.size(written)}, {len(document.images)} pictures"))
 
 
-def _remembered(stores: list[Path], view: str) -> str | None:
-    """Return the folder or list that a store's images came from, where it still is."""
-    from ..exchange import is_plain_file
-    from ..store import FeatureStore
+def _layers(stores: list[Path], data: list[Any], choice: dict[str, Any]) -> list[Any]:
+    """Return the other nodes of the stores, unless several are joined."""
+    from .inputs import features_by_node
 
-    for path in stores:
-        if is_plain_file(path):
-            continue
-        source = FeatureStore.open(path).info(view)["source"]
-        name, place = str(source.get("name") or ""), Path(str(source.get("location") or ""))
-        # A folder or list is called after its place; single paths and data sets are not, and cannot be opened by it.
-        if source.get("location") and name in (place.name, place.stem) and place.exists():
-            return str(place)
-    return None
+    if choice["nodes"]:
+        return []
+    others = {name: value for name, value in choice.items() if name not in ("node", "nodes")}
+    found = [(own, each) for store, own in zip(stores, data, strict=True) for each in features_by_node(store, **others)]
+    return [each for own, each in found if each.node != own.node]

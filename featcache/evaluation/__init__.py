@@ -6,9 +6,9 @@
 `forecasting` (a learning curve carried on) by `power_laws`.
 """
 
-from .comparing import compare
+from .comparing import compare, named_sets
 from .evaluating import Evaluation, evaluate
 from .forecasting import Forecast, forecast
 from .protocol import EvalProtocol
 
-__all__ = ["EvalProtocol", "Evaluation", "Forecast", "compare", "evaluate", "forecast"]
+__all__ = ["EvalProtocol", "Evaluation", "Forecast", "compare", "evaluate", "forecast", "named_sets"]

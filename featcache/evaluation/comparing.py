@@ -26,7 +26,7 @@ from .notes import drawn, gains_of_views, notes_of_cell
 from .protocol import EvalProtocol
 from .running import Run, run
 
-__all__ = ["compare"]
+__all__ = ["compare", "named_sets"]
 
 #: Processes are started when what is left would take so many seconds without them: starting them takes three.
 _WORTH_PROCESSES = 12.0
@@ -113,7 +113,7 @@ def compare(
     if n_jobs is not None and (n_jobs == 0 or not isinstance(n_jobs, int)):
         raise HeadError(f"n_jobs: expected a number of processes, or -1 for one per core, got {n_jobs!r}")
     heads = [heads] if isinstance(heads, str) or hasattr(heads, "fit") or heads is None else list(heads)
-    named, items = _named_heads(heads), _named_sets(data)
+    named, items = _named_heads(heads), named_sets(data)
     sets = {name: Rows.of(item) for name, item in items.items()}
     costs = {name: getattr(item, "extract_seconds", None) for name, item in items.items()}
     for name, rows in sets.items():
@@ -149,11 +149,34 @@ def _named_heads(heads: Iterable[Any]) -> dict[str, Any]:
     return named
 
 
-def _named_sets(data: Any) -> dict[str, FeatureSet]:
+def named_sets(data: FeatureSet | Mapping[str, FeatureSet] | Sequence[FeatureSet]) -> dict[str, FeatureSet]:
+    """Return sets of codes by the names that they have in a Result.
+
+    Parameters
+    ----------
+    data : FeatureSet, mapping of name to FeatureSet, or sequence of FeatureSet
+        As `compare` takes it. Sets without a name, or with one that another has, get a number.
+
+    Returns
+    -------
+    dict of str to FeatureSet
+        In the order given.
+
+    Raises
+    ------
+    HeadError
+        For none.
+
+    Examples
+    --------
+    >>> list(named_sets([FeatureSet(np.eye(2), name="a"), FeatureSet(np.eye(2), name="a")]))
+    ['a', 'a (2)']
+    """
+    named: dict[str, FeatureSet]
     if isinstance(data, Mapping):
         named = {str(name): item for name, item in data.items()}
     else:
-        items = list(data) if isinstance(data, (list, tuple)) else [data]
+        items: list[Any] = list(data) if isinstance(data, (list, tuple)) else [data]
         named = {}
         for i, item in enumerate(items):
             name = getattr(item, "name", "") or (f"data {i + 1}" if len(items) > 1 else "data")

@@ -10,7 +10,7 @@ from ..reporting.document import Section, Text
 from ..reporting.drawing import reliability
 from .held import HeldOut
 
-__all__ = ["calibration_error", "reliability_bins", "section"]
+__all__ = ["reliability_bins", "section"]
 
 
 def reliability_bins(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> list[dict[str, Any]]:
@@ -46,25 +46,12 @@ def reliability_bins(confidence: np.ndarray, right: np.ndarray, bins: int = 10) 
     return out
 
 
-def calibration_error(bins: list[dict[str, Any]]) -> float:
-    """Return the expected calibration error: mean distance between confidence and accuracy, weighted by images.
-
-    Examples
-    --------
-    >>> calibration_error(reliability_bins(np.array([1.0, 1.0]), np.array([True, False])))
-    0.5
-    """
-    total = sum(b["count"] for b in bins) or 1
-    return float(sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / total)
-
-
 def section(held: HeldOut) -> Section | None:
     """Return the section on calibration; None for a head without probabilities."""
-    if held.confidence is None:
+    error, right = held.calibration_error, held.right
+    if held.confidence is None or error is None:
         return None
-    right = held.y == held.predicted
-    bins = reliability_bins(held.confidence, right)
-    error, mean = calibration_error(bins), float(held.confidence.mean())
+    bins, mean = reliability_bins(held.confidence, right), float(held.confidence.mean())
     way = "surer than it should be" if mean > right.mean() else "less sure than it could be"
     text = (
         f"{held.head}, {held.how}: it is {100 * mean:.0f} % sure on average and right in {100 * right.mean():.0f} % of "

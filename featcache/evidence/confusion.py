@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from ..evaluation import Evaluation
 from ..reporting.document import Block, Gallery, Matrix, Picture, Points, Section, Table, Text
 from ..reporting.escaping import short
 from .held import HeldOut
@@ -18,65 +18,65 @@ MOST_CLASSES = 25
 _ROWS = 40
 
 
-def class_scores(held: HeldOut) -> list[dict[str, Any]]:
+def class_scores(found: Evaluation) -> list[dict[str, Any]]:
     """Return per class: its images, precision, recall, F1, and what it is most often taken for; the worst F1 first.
 
     Examples
     --------
-    >>> y, said = np.array(["a", "a", "b"]), np.array(["a", "b", "b"])
-    >>> class_scores(HeldOut("lda", ["a", "b"], y, y, said, None, ""))[0]["recall"]
-    0.5
+    >>> from featcache import FeatureSet, evaluate
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> worst = class_scores(evaluate(FeatureSet(X, y), "centroid", seeds=1, splitter="k-fold"))[0]
+    >>> worst["class"], worst["taken_for"], worst["images"]
+    ('1', '2', 50)
     """
-    errors = held.y != held.predicted
-    wrong = Counter(zip(held.y[errors].tolist(), held.predicted[errors].tolist(), strict=True))
-    support, said = Counter(held.y.tolist()), Counter(held.predicted.tolist())
-    right = Counter(held.y[~errors].tolist())
-    most: dict[str, tuple[str, int]] = {}
-    for (true, other), count in sorted(wrong.items(), key=lambda item: (-item[1], item[0])):
-        most.setdefault(true, (other, count))
+    wrong = found.confusion - np.diag(np.diag(found.confusion))
     out = []
-    for name in sorted(set(support) | set(said)):
-        precision = right[name] / said[name] if said[name] else 0.0
-        recall = right[name] / support[name] if support[name] else 0.0
-        f1 = 2 * right[name] / (said[name] + support[name])
-        taken, times = most.get(name, ("", 0))
-        line = {"class": name, "images": support[name], "precision": precision, "recall": recall, "f1": f1}
-        out.append(line | {"taken_for": taken, "times": times})
+    for i, line in enumerate(found.per_class):
+        if not found.confusion[i].any() and not found.confusion[:, i].any():
+            continue  # neither tested nor said
+        scores = {name: line[name] or 0.0 for name in ("precision", "recall", "f1")}
+        other = int(wrong[i].argmax())
+        times = int(wrong[i, other])
+        taken = {"taken_for": found.classes[other] if times else "", "times": times}
+        out.append({"class": line["class"], "images": line["support"], **scores, **taken})
     return sorted(out, key=lambda line: (line["f1"], line["class"]))
 
 
-def confused_pairs(held: HeldOut) -> list[dict[str, Any]]:
+def confused_pairs(found: Evaluation) -> list[dict[str, Any]]:
     """Return unordered pairs of classes by how many images of one are taken for the other, the most first."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for true, said in zip(held.y.tolist(), held.predicted.tolist(), strict=True):
-        if true != said:
-            counts[(true, said) if true < said else (said, true)] += 1
-    return [{"pair": list(pair), "images": n} for pair, n in sorted(counts.items(), key=lambda i: (-i[1], i[0]))]
+    both = np.triu(found.confusion + found.confusion.T, 1)
+    pairs = [([found.classes[i], found.classes[j]], int(both[i, j])) for i, j in np.argwhere(both).tolist()]
+    return [{"pair": pair, "images": n} for pair, n in sorted(pairs, key=lambda item: (-item[1], item[0]))]
 
 
 def section(held: HeldOut) -> Section:
     """Return the section on errors."""
-    pairs, scores = confused_pairs(held), class_scores(held)
-    wrong = int((held.y != held.predicted).sum())
+    found = held.evaluation
+    pairs, scores = confused_pairs(found), class_scores(found)
+    wrong = int((~held.right).sum())
     blocks: list[Block] = [
-        Text(f"{held.head}, {held.how}: {wrong} of {len(held.y)} images are taken for another class.")
+        Text(
+            f"{held.head}, {held.how}: {wrong} of {len(held.y)} images are taken for another class. {_accuracy(found)}"
+        )
     ]
-    if len(held.classes) <= MOST_CLASSES:
-        blocks.append(_matrix(held))
+    if len(found.classes) <= MOST_CLASSES:
+        blocks.append(_matrix(found))
     if pairs:
-        blocks.append(_pairs(pairs, len(held.classes) <= MOST_CLASSES))
-    blocks += [*_examples(held, pairs), _per_class(scores), Points(held.notes)]
+        blocks.append(_pairs(pairs, len(found.classes) <= MOST_CLASSES))
+    blocks += [*_examples(held, pairs), _per_class(scores), Points(found.notes)]
     data = {"head": held.head, "how": held.how, "images": len(held.y), "wrong": wrong}
     return Section("errors", "What is mixed up", tuple(blocks), data | {"pairs": pairs, "classes": scores})
 
 
-def _matrix(held: HeldOut) -> Matrix:
-    names = sorted({*held.classes, *held.y.tolist()})
-    place = {name: i for i, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), dtype=int)
-    np.add.at(counts, ([place[c] for c in held.y.tolist()], [place[c] for c in held.predicted.tolist()]), 1)
+def _accuracy(found: Evaluation) -> str:
+    mean, (low, high) = found.metrics["accuracy"]["mean"], found.metrics["accuracy"]["ci95"]
+    return f"Accuracy {100 * mean:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
+
+
+def _matrix(found: Evaluation) -> Matrix:
     caption = "Rows are the labels, columns what the head says, by the numbers of the rows; blue is right."
-    return Matrix(tuple(names), tuple(tuple(row) for row in counts.tolist()), caption)
+    return Matrix(tuple(found.classes), tuple(tuple(row) for row in found.confusion.tolist()), caption)
 
 
 def _pairs(pairs: list[dict[str, Any]], with_matrix: bool) -> Block:
@@ -94,7 +94,7 @@ def _examples(held: HeldOut, pairs: list[dict[str, Any]]) -> list[Block]:
     sure = np.zeros(len(held.y)) if held.confidence is None else held.confidence
     pictures: list[Picture] = []
     for pair in pairs[:6]:
-        both = np.isin(held.y, pair["pair"]) & np.isin(held.predicted, pair["pair"]) & (held.y != held.predicted)
+        both = np.isin(held.y, pair["pair"]) & np.isin(held.predicted, pair["pair"]) & ~held.right
         rows = np.flatnonzero(both)
         for i in rows[np.argsort(-sure[rows], kind="stable")][:3].tolist():
             lines = [f"{short(held.predicted[i], 22)}?", f"labelled {short(held.y[i], 22)}"]

@@ -8,13 +8,11 @@ from typing import Any
 from ..reporting.document import Block, Points, Section, Table, Text
 from ..reporting.drawing import curves, intervals
 from ..reporting.escaping import short
-from ..reporting.result import Result
+from ..reporting.result import SMALLER_IS_BETTER, Result
 
 __all__ = ["comparison_section", "curves_section", "gained", "most_shots", "percent", "shots_for"]
 
 _ROWS = 30
-#: Metrics of which less is better; they are no shares of images.
-_SMALL = frozenset(("log_loss", "ece", "brier"))
 
 
 def shots_for(sizes: list[int]) -> tuple[int | str, ...]:
@@ -37,12 +35,12 @@ def most_shots(result: Result) -> list[dict[str, Any]]:
     shots = {row["shots"] for row in result.rows}
     most = "all" if "all" in shots else max(shots, key=int, default="all")
     rows = [row for row in result.rows if row["shots"] == most and row["mean"] is not None]
-    return sorted(rows, key=lambda row: row["mean"] if row["metric"] in _SMALL else -row["mean"])
+    return sorted(rows, key=lambda row: row["mean"] if row["metric"] in SMALLER_IS_BETTER else -row["mean"])
 
 
 def percent(value: float, metric: str = "accuracy") -> str:
     """Return a share as percents; what is no share of images as the number it is."""
-    return f"{value:.3f}" if metric in _SMALL else f"{100 * value:.1f} %"
+    return f"{value:.3f}" if metric in SMALLER_IS_BETTER else f"{100 * value:.1f} %"
 
 
 def _interval(row: dict[str, Any]) -> str:
@@ -134,13 +132,13 @@ def _forecasts(forecasts: Sequence[Any], several: bool) -> Table:
 
 def gained(forecast: Any) -> str:
     """Return the gain of a forecast with its standard deviation, in points where the metric is a share."""
-    if forecast.metric in _SMALL:
+    if forecast.metric in SMALLER_IS_BETTER:
         return f"{forecast.gain:+.3f} ± {forecast.gain_sd:.3f}"
     return f"{100 * forecast.gain:+.1f} ± {100 * forecast.gain_sd:.1f} points"
 
 
 def _bounds(forecast: Any) -> str:
-    scale, digits = (1, 3) if forecast.metric in _SMALL else (100, 1)
+    scale, digits = (1, 3) if forecast.metric in SMALLER_IS_BETTER else (100, 1)
     return " to ".join(f"{scale * bound:+.{digits}f}" for bound in forecast.gain_ci95)
 
 

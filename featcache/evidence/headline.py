@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..advice import Advice
 from ..features import FeatureSet
 from ..reporting.document import Block, Card, Cards, Points, Section, Text
 from ..reporting.escaping import short
-from ..reporting.result import Result
-from .calibration import calibration_error, reliability_bins
+from ..reporting.result import SMALLER_IS_BETTER, Result
+from . import advised
 from .confusion import class_scores, confused_pairs
 from .contest import gained, most_shots, percent
 from .describing import class_counts
@@ -39,6 +40,7 @@ class Known:
     held: HeldOut | None = None
     found: Sequence[Mapping[str, Any]] | None = None
     forecasts: Sequence[Any] = ()
+    advice: Advice | None = None
     pictures: bool = True
 
 
@@ -49,7 +51,7 @@ def best_row(result: Result) -> dict[str, Any]:
 
 def section(known: Known) -> Section:
     """Return the first section."""
-    cards = [*_best(known), *_labels(known), *_mixed(known), *_trust(known), *_found(known)]
+    cards = [*_best(known), *_labels(known), *_train(known), *_mixed(known), *_trust(known), *_found(known)]
     steps = next_steps(known)
     blocks: list[Block] = [Cards(tuple(cards))]
     if steps:
@@ -102,15 +104,19 @@ def _labels(known: Known) -> list[Card]:
         return []
     before, times = numbers[-1], best["n_train"] / max(numbers[-1]["n_train"], 1)
     gain = best["mean"] - before["mean"]
-    points = f"{100 * gain:+.1f} points" if str(best["metric"]) not in ("log_loss", "ece") else f"{gain:+.3f}"
+    points = f"{gain:+.3f}" if best["metric"] in SMALLER_IS_BETTER else f"{100 * gain:+.1f} points"
     detail = f"{short(best['head'], 24)}, measured: from {before['n_train']} to {best['n_train']} training images."
     return [Card("Would more labels help?", f"{times:.1f} times as many brought {points}", detail)]
+
+
+def _train(known: Known) -> list[Card]:
+    return [] if known.advice is None else [advised.card(known.advice)]
 
 
 def _mixed(known: Known) -> list[Card]:
     if known.held is None:
         return []
-    pairs = confused_pairs(known.held)
+    pairs = confused_pairs(known.held.evaluation)
     if not pairs:
         return [Card("What is mixed up?", "Nothing", f"All {len(known.held.y)} images that were held out are right.")]
     top, wrong = pairs[0], sum(p["images"] for p in pairs)
@@ -123,9 +129,7 @@ def _mixed(known: Known) -> list[Card]:
 def _trust(known: Known) -> list[Card]:
     if known.held is None or known.held.confidence is None:
         return []
-    right = known.held.y == known.held.predicted
-    bins = reliability_bins(known.held.confidence, right)
-    error, mean = calibration_error(bins), known.held.confidence.mean()
+    right, error, mean = known.held.right, known.held.calibration_error or 0.0, known.held.confidence.mean()
     answer = "Nearly" if error <= 0.05 else "No, it is too sure" if mean > right.mean() else "It is too modest"
     detail = f"{100 * mean:.0f} % sure on average, right in {100 * right.mean():.0f} %; calibration error {error:.3f}."
     return [Card("Are its probabilities honest?", answer, detail)]
@@ -157,12 +161,16 @@ def next_steps(known: Known) -> list[str]:
             "Look at the labels that seem wrong, correct them in the source, and extract again (only what changed)."
         )
     if known.held is not None and known.held.confidence is not None:
-        right = known.held.y == known.held.predicted
-        if calibration_error(reliability_bins(known.held.confidence, right)) > 0.05:
+        right = known.held.right
+        if (known.held.calibration_error or 0.0) > 0.05:
             steps.append(
                 f"If you use the scores, fit with --calibrate: {known.held.head} is off by more than 5 points."
             )
-        worst = [line for line in class_scores(known.held) if line["recall"] < right.mean() - 0.1 and line["images"]]
+        worst = [
+            line
+            for line in class_scores(known.held.evaluation)
+            if line["recall"] < right.mean() - 0.1 and line["images"]
+        ]
         if worst:
             names = _and([f"“{short(line['class'], 24)}”" for line in worst[:3]])
             steps.append(f"Label more images of {names}: fewer of them are found than of the other classes.")

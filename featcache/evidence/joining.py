@@ -40,6 +40,7 @@ def report(
     result: Result | None = None,
     found: Any = None,
     more: Sequence[Any] = (),
+    layers: Sequence[FeatureSet] = (),
     max_rows: int = 20_000,
     max_bytes: int = 2_950_000,
     seed: int = 0,
@@ -47,9 +48,9 @@ def report(
 ) -> Document:
     """Write a report on cached codes: one HTML page that needs no network, or Markdown, or JSON.
 
-    It says which head is best and which cannot be told from it, what more labels bring, what is mixed up, whether
-    probabilities can be believed, which images look like copies or wrongly labelled, and shows a map of the codes and
-    nearest images. Every section can be had alone.
+    It says which codes and which head are best and which cannot be told from them, what more labels bring, what to
+    train, what is mixed up, whether probabilities can be believed, which images look like copies or wrongly labelled,
+    and shows a map of the codes and nearest images. Every section can be had alone.
 
     Parameters
     ----------
@@ -69,7 +70,8 @@ def report(
     metric : str, default="accuracy"
         As for `compare`.
     sections : sequence of str, default=None
-        Some of summary, data, comparison, curves, errors, calibration, map, neighbours, findings, protocol; None: all.
+        Some of summary, data, rank, comparison, curves, advice, errors, calibration, map, neighbours, findings,
+        protocol; None: all that the data allow (`rank` takes two sets of codes or more).
     projection : {"auto", "tsne", "pca", "umap"}, default="auto"
         How the map is made (of 1,500 images at most); "auto" is t-SNE. UMAP needs the extra ``featcache[umap]``.
     title : str, default=None
@@ -79,13 +81,15 @@ def report(
     found : object with rows, or sequence of mapping, default=None
         What an audit found (kind, ids, score, detail of each); None: audited here.
     more : sequence of dataclass, default=()
-        Further results, such as what `rank`, `advise` and `suggest` return: a section each.
+        Further results, such as what `suggest` returns: a section each.
+    layers : sequence of FeatureSet, default=()
+        Codes of further nodes of the same images, which are ranked and advised on, and otherwise not looked at.
     max_rows : int, default=20_000
         Of larger sets a sample of so many images is used, drawn by seed; the page says so.
     max_bytes : int, default=2_950_000
         The page's size: as many thumbnails are shown as fit.
     seed : int, default=0
-        Of all samples, folds and of the map.
+        Of all samples, the audit's folds and the map.
     progress : {"auto", True, False} or Progress, default="auto"
         A bar on standard error.
 
@@ -110,7 +114,7 @@ def report(
     ['In short', 'What is mixed up']
     """
     wanted = _checked(sections, max_rows, max_bytes)
-    sets = _named(data) if result is None else evaluation.comparing._named_sets(data)
+    sets = _named(data) if result is None else evaluation.named_sets(data)
     if out is not None:
         Document.check_target(os.fspath(out))  # before the work, not after it
     if projection not in METHODS:
@@ -118,7 +122,7 @@ def report(
     source = None if images is None else ImageSource.open(images)
     plan = Plan(wanted, tuple(heads), shots, seeds, metric, projection, seed, max_rows)
     with progress_for(progress) as bar:
-        made = Made(plan, sets, source, result, found, bar)
+        made = Made(plan, sets, layers, source, result, found, bar)
         parts = made.sections(sections_of(more))
         document = Document(title or short(made.name, 80), made.subtitle(), tuple(parts), about=made.about())
         if source is not None:
@@ -130,7 +134,7 @@ def report(
 
 def _named(data: Any) -> dict[str, FeatureSet]:
     """Sets by name; a store's folder without its ending, where that is a name of its own."""
-    named = evaluation.comparing._named_sets(data)
+    named = evaluation.named_sets(data)
     bare = [name.removesuffix(".features") or name for name in named]
     return dict(zip(bare, named.values(), strict=True)) if len(set(bare)) == len(bare) else named
 

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import evaluation
+from .. import evaluation, hygiene
+from ..advice import Advice, advise
 from ..errors import FeatcacheError, HeadError, SplitError
 from ..features import FeatureSet
 from ..progress import Progress
+from ..ranking import Ranking, rank
 from ..reporting.document import Section, Text
 from ..reporting.escaping import short
 from ..reporting.result import Result
 from ..sources import ImageSource
-from . import calibration, confusion, describing, findings, headline, neighbours, projection, protocol
+from . import advised, calibration, confusion, describing, findings, headline, neighbours, projection, protocol, ranked
 from .contest import comparison_section, curves_section, most_shots, shots_for
 from .held import HeldOut, held_out
 from .subjects import plain_images, sampled
@@ -27,8 +29,10 @@ __all__ = ["SECTIONS", "Made", "Plan"]
 SECTIONS = (
     "summary",
     "data",
+    "rank",
     "comparison",
     "curves",
+    "advice",
     "errors",
     "calibration",
     "map",
@@ -69,6 +73,7 @@ class Made:
 
     plan: Plan
     given: Mapping[str, FeatureSet]
+    layers: Sequence[FeatureSet]
     source: ImageSource | None
     result: Result | None
     found: Any
@@ -96,8 +101,21 @@ class Made:
         self.held = self._held()
         self.rows = self._findings()
         self.forecasts = self._forecasts()
-        wrong = [] if self.held is None else self.held.ids[self.held.y != self.held.predicted].tolist()
+        self.nodes = self._nodes()
+        self.ranking, self.advice = self._rank(), self._advise()
+        wrong = [] if self.held is None else self.held.ids[~self.held.right].tolist()
         self.wrong = frozenset(map(str, wrong))
+
+    def _nodes(self) -> dict[str, FeatureSet]:
+        """Return all codes that are ranked, by name: those of the page, and the further layers."""
+        further = [sampled(item, self.plan.max_rows, seed=self.plan.seed) for item in self.layers]
+        prints = {item.fingerprint for item in further}
+        named = {f"{n}:{i.node}" if i.fingerprint in prints else n: i for n, i in self.sets.items()}
+        names = {item.fingerprint: name for name, item in self.sets.items()}
+        for item in further:
+            base = names.get(item.fingerprint) or item.name.removesuffix(".features")
+            named.setdefault(f"{base}:{item.node}", item)
+        return named
 
     def _compare(self) -> None:
         plan = self.plan
@@ -129,7 +147,7 @@ class Made:
             best = headline.best_row(self.result)["head"]
             head = next((h for h in self.plan.heads if h == best or type(h).__name__ == best), best)
         try:
-            return held_out(self.sets[self.name], head, seed=self.plan.seed)
+            return held_out(self.sets[self.name], head)
         except SplitError as error:
             self.notes.append(f"no image could be held out: {error}")
             return None
@@ -140,20 +158,44 @@ class Made:
         self.bar.start("looking for copies", None)
         if self.found is None:
             try:
-                self.found = findings.audited(self.data, self.source, self.plan.seed)
-            except FeatcacheError as error:  # one image, images of other ids
+                self.found = hygiene.audit(self.data, images=self.source, seed=self.plan.seed, progress=False)
+            except FeatcacheError as error:  # codes that are no matrix, images of other ids
                 self.notes.append(f"not audited: {error}")
-        if self.found is None:
-            return list(findings.quick_look(self.data, self.held))
+                return None
         return [dict(row) for row in getattr(self.found, "rows", self.found)]
+
+    def _rank(self) -> Ranking | None:
+        """All codes at hand ranked, where there are two or more of the same images."""
+        if "rank" not in self.plan.sections or not self.labelled or len(self.nodes) < 2:
+            return None
+        self.bar.start("ranking", None)
+        try:
+            return rank(self.nodes, seed=self.plan.seed)
+        except FeatcacheError as error:  # other images, other labels
+            self.notes.append(f"codes could not be ranked: {error}")
+            return None
+
+    def _advise(self) -> Advice | None:
+        """What to train, by the nodes of the network that the page is about."""
+        if "advice" not in self.plan.sections or not self.labelled:
+            return None
+        self.bar.start("measuring what to train", None)
+        own = self.sets[self.name]
+        nodes = {own.node: own}
+        if own.fingerprint:  # without one nobody knows what belongs to one network
+            nodes |= {item.node: item for item in self.nodes.values() if item.fingerprint == own.fingerprint}
+        try:
+            return advise(list(nodes.values()), seeds=self.plan.seeds)
+        except FeatcacheError as error:
+            self.notes.append(f"no advice on what to train: {error}")
+            return None
 
     def _forecasts(self) -> list[Any]:
         """Curves carried on, where there are three points or more."""
-        forecast = getattr(evaluation, "forecast", None)
-        if forecast is None or self.result is None:
+        if self.result is None:
             return []
         try:
-            return list(forecast(self.result))
+            return list(evaluation.forecast(self.result))
         except HeadError:
             return []
 
@@ -162,15 +204,19 @@ class Made:
         makers: dict[str, Callable[[], Section | None]] = {
             "summary": self._summary,
             "data": lambda: describing.section(self.data, seed=self.plan.seed, pictures=self.source is not None),
+            "rank": lambda: None if self.ranking is None else ranked.section(self.ranking, self.nodes),
             "comparison": lambda: None if self.result is None else comparison_section(self.result),
             "curves": lambda: None if self.result is None else curves_section(self.result, self.forecasts),
+            "advice": lambda: None if self.advice is None else advised.section(self.advice),
             "errors": lambda: None if self.held is None else confusion.section(self.held),
             "calibration": lambda: None if self.held is None else calibration.section(self.held),
             "map": self._map,
             "neighbours": lambda: (
                 neighbours.section(self.data, seed=self.plan.seed, wrong=self.wrong) if len(self.data) > 1 else None
             ),
-            "findings": lambda: findings.section(self.rows or [], self.data, findings.sentences(self.found)),
+            "findings": lambda: (
+                None if self.rows is None else findings.section(self.rows, self.data, findings.sentences(self.found))
+            ),
             "protocol": lambda: protocol.section(self.given, self.settings(), tuple(self.notes)),
         }
         self.bar.start("writing", len(self.plan.sections))
@@ -185,7 +231,9 @@ class Made:
         return made if "protocol" in self.plan.sections else [*made, *more]
 
     def _summary(self) -> Section:
-        known = headline.Known(self.data, self.result, self.held, self.rows, self.forecasts, self.source is not None)
+        known = headline.Known(
+            self.data, self.result, self.held, self.rows, self.forecasts, self.advice, self.source is not None
+        )
         made = headline.section(known)
         notes = list(self.notes)
         if self.source is None:

@@ -103,8 +103,20 @@ def curves(result: Result, dataset: str, more: Mapping[str, Any] | None = None) 
     return _drawn(f"Learning curves of {short(dataset)}", f"{metric} at the most training images: {ends}", 3.5, draw)
 
 
-def intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draw means with 95 % intervals, one line per row of a Result, the first on top; colour and marker by data set."""
+def intervals(rows: Sequence[Mapping[str, Any]], title: str, *, width: int = 16, order: str = "best first") -> Figure:
+    """Draw means with 95 % intervals, one line per row of a Result, the first on top; colour and marker by data set.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        dataset, head (the line's name), metric, mean, ci95.
+    title : str
+        What it shows.
+    width : int, default=16
+        Characters that a name may have.
+    order : str, default="best first"
+        What the rows are sorted by, for those who cannot see them.
+    """
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     ordered = list(reversed(rows))
     metric = str(rows[0]["metric"]).replace("_", " ")
@@ -116,7 +128,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             low, high = (row["mean"] if bound is None else bound for bound in row["ci95"] or (None, None))
             panel.plot([low, high], [place, place], color=COLOURS[i % 9], linewidth=2, alpha=0.55)
             panel.plot([row["mean"]], [place], marker=MARKERS[i % 9], color=COLOURS[i % 9], linestyle="none")
-        names = [short(row["head"], 16) for row in ordered]
+        names = [short(row["head"], width) for row in ordered]
         if len(datasets) > 1:
             names = [
                 f"{name}, {chr(65 + datasets.index(r['dataset']))}" for name, r in zip(names, ordered, strict=True)
@@ -131,7 +143,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         _bare(panel, grid="x")
 
     said = ", ".join(f"{row['head']} {row['mean']:.3f}" for row in rows[:6])
-    return _drawn(title, f"best first: {said}", 0.9 + 0.26 * len(ordered) + 0.22 * (len(datasets) - 1), draw)
+    return _drawn(title, f"{order}: {said}", 0.9 + 0.26 * len(ordered) + 0.22 * (len(datasets) - 1), draw)
 
 
 def reliability(bins: Sequence[Mapping[str, float]], error: float) -> Figure:
