@@ -175,6 +175,8 @@ def named_sets(data: FeatureSet | Mapping[str, FeatureSet] | Sequence[FeatureSet
     named: dict[str, FeatureSet]
     if isinstance(data, Mapping):
         named = {str(name): item for name, item in data.items()}
+        if len(named) < len(data):
+            raise HeadError(f"data: expected different names, got {', '.join(map(repr, data))}; name each set once")
     else:
         items: list[Any] = list(data) if isinstance(data, (list, tuple)) else [data]
         named = {}
@@ -182,7 +184,10 @@ def named_sets(data: FeatureSet | Mapping[str, FeatureSet] | Sequence[FeatureSet
             name = getattr(item, "name", "") or (f"data {i + 1}" if len(items) > 1 else "data")
             if getattr(item, "view_of", None) is not None and (item.view_of != "").any():
                 name += " with views"
-            named[name if name not in named else f"{name} ({i + 1})"] = item
+            unique, n = name, i + 1
+            while unique in named:
+                unique, n = f"{name} ({n})", n + 1
+            named[unique] = item
     if not named:
         raise HeadError("data: expected a FeatureSet or several, got none")
     return named

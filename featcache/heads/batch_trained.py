@@ -10,11 +10,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..solvers.batches import RunningMoments
 from ..solvers.side_by_side import Layers
+from .rows import check_classes
 
 __all__ = ["BatchTrained", "weights_of"]
 
@@ -60,7 +60,7 @@ class BatchTrained(ClassifierMixin, BaseEstimator):
         """Return (X, class numbers, weights, which rows were kept), without the rows of weight 0; set `classes_`."""
         name = type(self).__name__
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
+        check_classes(y)
         weight = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64))
         if (weight < 0).any() or not weight.any():
             raise ValueError(f"{name}: expected sample_weight of 0 or more with a sum above 0")

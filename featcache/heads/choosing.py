@@ -157,7 +157,7 @@ def train(
     if isinstance(head, str) and head == "mlp":
         import torch  # noqa: F401  (before the limit, so that its threads are under it)
     with few_threads(X), warnings.catch_warnings():
-        # One row per class is no regression problem: labels are classes here, whatever scikit-learn makes of it.
+        # As in rows.check_classes: foreign estimators ask scikit-learn themselves.
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
         task = _Task(X, np.unique(y, return_inverse=True)[1], folds, metric, seed, leave_one_out, groups)
         return _train(task, head, y, dict(params or {}), always_score)

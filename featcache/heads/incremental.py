@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..errors import HeadError
 from ..solvers.blocks import row_blocks
 from ..solvers.moments import ClassMoments
+from .rows import check_classes
 
 __all__ = ["NEVER", "ClassSums", "LinearScores", "check_choice", "fit_blocks", "row_weights", "same_settings"]
 
@@ -103,7 +103,7 @@ class ClassSums(LinearScores):
         """
         self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
+        check_classes(y)
         self._begin(y)
         codes = np.searchsorted(self.classes_, y)
         weight = self._weights(y, X, sample_weight, whole=True)
@@ -156,7 +156,7 @@ class ClassSums(LinearScores):
                 "with keep_sums=True"
             )
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=not hasattr(self, "sums_"))
-        check_classification_targets(y)
+        check_classes(y)
         y = _as_text(y)
         labels = np.unique(y) if classes is None else np.union1d(np.unique(y), np.unique(_as_text(classes)))
         with self._all_or_nothing():
@@ -339,7 +339,7 @@ def fit_blocks(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> Any
     after = getattr(estimator, "_solve_with_rows", None)
     if after is None:
         estimator._check_additive()
-    check_classification_targets(y)
+    check_classes(y)
     estimator._begin(y)
     weight = estimator._weights(y, np.empty((len(y), 0)), sample_weight, whole=True)
     sums = ClassMoments(X.shape[1], len(estimator.classes_), scatter=estimator._scatter)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..solvers.blocks import row_blocks
 from ..solvers.neighbors import METRICS, nearest, nearest_others, unit_rows
 from ..splits import whole_number
 from .approximate import approximate_nearest
+from .rows import check_classes
 
 __all__ = ["NEIGHBORS_GRID", "TEMPERATURE_GRID", "CosineKNeighborsClassifier"]
 
@@ -133,7 +133,7 @@ class CosineKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         """
         self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
+        check_classes(y)
         self.classes_, self.codes_ = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__}: expected two classes or more, got 1 class: {self.classes_[0]!r}")
@@ -159,7 +159,7 @@ class CosineKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "rows_")
         self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], reset=first)
-        check_classification_targets(y)
+        check_classes(y)
         if first:
             self.classes_ = np.unique(y if classes is None else classes)
             self.codes_, self.groups_ = np.zeros(0, dtype=np.int64), None

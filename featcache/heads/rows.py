@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
-__all__ = ["fit_grouped", "labelled_rows", "quiet_newton"]
+__all__ = ["check_classes", "fit_grouped", "labelled_rows", "quiet_newton"]
 
 
 def fit_grouped(estimator: Any, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> Any:
@@ -25,10 +25,17 @@ def fit_grouped(estimator: Any, X: Any, y: Any, groups: Any = None, sample_weigh
     return estimator.fit(X, y, **{prefix + name: value for name, value in taken.items()})
 
 
+def check_classes(y: Any) -> None:
+    """Raise ValueError for labels that are no classes; one row per class is no regression problem, and no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        check_classification_targets(y)
+
+
 def labelled_rows(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """Validate X and y for a classifier, and set its `classes_`; ValueError for one class."""
     X, y = validate_data(estimator, X, y, dtype=[np.float64, np.float32])
-    check_classification_targets(y)
+    check_classes(y)
     estimator.classes_ = np.unique(y)
     if len(estimator.classes_) < 2:
         raise ValueError(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.pipeline import Pipeline
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from ..splits import Folds, whole_number
@@ -17,6 +16,7 @@ from .estimators import ShrunkScaler
 from .metrics import check_metric
 from .paths import Path, estimator_path, ridge_loo
 from .preprocessing import CodeScaler
+from .rows import check_classes
 from .zoo import HeadInfo, head_info, make_head
 
 __all__ = ["SPACE", "START", "SearchedHead"]
@@ -126,7 +126,7 @@ class SearchedHead(ChosenHead):
         """Search and fit on X (n_samples, n_features); rows of one group never stand on both sides of a fold."""
         info, space, start = self._checked()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
+        check_classes(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"SearchedHead: expected two classes or more, got 1 class: {self.classes_[0]!r}")

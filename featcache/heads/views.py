@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import HeadError
@@ -18,7 +17,7 @@ from ..features import FeatureSet
 from ..splits import Folds, has_named_splits, named_splits, whole_number
 from .choosing import train, tuning_folds
 from .metrics import check_metric
-from .rows import fit_grouped
+from .rows import check_classes, fit_grouped
 from .zoo import make_head
 
 __all__ = ["ViewsClassifier", "join_views", "view_numbers", "views_of"]
@@ -217,7 +216,7 @@ class ViewsClassifier(ClassifierMixin, BaseEstimator):
         """Fit on X (n_samples, n_views · n_features); rows of one group never stand on both sides of a fold."""
         self._check()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
+        check_classes(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise ValueError(f"ViewsClassifier: expected two classes or more, got 1 class: {self.classes_[0]!r}")
