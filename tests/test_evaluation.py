@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from featcache.errors import HeadError, SplitError
 from featcache.evaluation import EvalProtocol, compare
 from featcache.features import FeatureSet
+from featcache.reporting import Result
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:500].astype("float32"), Y[:500].astype(str)
@@ -210,3 +211,50 @@ def test_one_row_per_class_is_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compare(digits(), ["lda", "logreg", "knn", "ridge", "centroid"], shots=[1], seeds=1)
+
+
+def test_partly_filled_groups_do_not_depend_on_the_order_of_rows():
+    groups = np.where(np.arange(500) % 3 == 0, np.char.add("g", (np.arange(500) // 9).astype(str)), "")
+    order = np.random.default_rng(1).permutation(500)
+    for splitter in ("holdout", "k-fold", "hash"):
+        kwargs = {"shots": ["all"], "seeds": 2, "splitter": splitter}
+        first = compare(digits(groups=groups), ["centroid"], **kwargs)
+        other = compare(digits(X=X[order], y=Y[order], ids=IDS[order], groups=groups[order]), ["centroid"], **kwargs)
+        assert strip(first) == strip(other)
+
+
+def test_images_are_counted_where_groups_are_the_units():
+    groups = np.arange(500) // 10
+    result = compare(digits(groups=groups), ["centroid", "lda"], seeds=1)
+    assert result.comparisons[0]["n_images"] == result.rows[0]["n_test"] > 50
+    apart = compare([digits(groups=groups), digits(name="no groups")], ["lda"], seeds=1, shots=[5]).comparisons
+    assert not any("other_dataset" in line for line in apart)
+
+
+def test_a_split_column_that_parts_groups_is_told():
+    notes = compare(digits(groups=np.arange(500) // 10, splits=SPLITS), ["centroid"]).notes
+    assert any("50 groups stand in train and test" in note for note in notes)
+
+
+def test_scores_that_are_of_no_classes_are_not_used():
+    from sklearn.svm import SVC
+
+    three = np.isin(Y, ["0", "1", "2"])
+    data = FeatureSet(X[three], Y[three])
+    rows = {shape: compare(data, [SVC(decision_function_shape=shape)], seeds=2).rows[0] for shape in ("ovo", "ovr")}
+    assert rows["ovr"]["metrics"]["auroc"] > 0.99 and rows["ovo"]["metrics"].get("auroc", 1.0) > 0.9
+
+
+def test_numbers_of_numpy_are_numbers():
+    result = compare(digits(), ["centroid"], shots=[np.int64(2)], seeds=np.int64(2), cv=np.int64(3))
+    assert Result.from_json(result.to_json()) == result
+    with pytest.raises(HeadError, match="k below its 10 classes"):
+        compare(digits(), ["centroid"], metric="top_10")
+
+
+def test_names_of_sets_stay_apart():
+    other = digits(name="a (3)")
+    result = compare([digits(name="a"), other, digits(name="a")], ["centroid"], seeds=1)
+    assert len({row["dataset"] for row in result.rows}) == 3
+    with pytest.raises(HeadError, match="different names"):
+        compare({1: digits(), "1": digits()}, ["centroid"])

@@ -96,3 +96,15 @@ def test_names():
     for wrong in ("auc", "top_0", None, 3):
         with pytest.raises(HeadError, match="metric: expected"):
             check_measure(wrong)
+
+
+def test_a_tie_for_a_place_counts_by_its_chance():
+    """Constant scores know nothing: of four classes one is among the best two half of the time."""
+    flat = Predicted(np.asarray([0, 1, 2, 3]), np.zeros(4, int), np.zeros((4, 4)))
+    assert measure("top_2", flat)[0] == 0.5
+    some = Predicted(np.asarray([1, 2]), np.zeros(2, int), np.asarray([[0.5, 0.0, 0.0], [0.5, 0.0, 0.0]]))
+    assert measure("top_2", some)[0] == 0.5
+
+
+def test_hundreds_of_classes_have_no_area_unless_asked():
+    assert "auroc" not in measures_for(1000) and "top_5" in measures_for(1000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -143,3 +145,43 @@ def test_true_is_the_users_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path))
     compare(digits(), ["centroid"], shots=[2], seeds=1, cache=True)
     assert len(list((tmp_path / "results").iterdir())) == 1
+
+
+def test_a_frozen_head_is_computed_each_time(tmp_path, fits):
+    """What a frozen estimator learned is no setting of it: another one would look the same."""
+    from sklearn.frozen import FrozenEstimator
+
+    answers = []
+    for rows in (slice(0, 100), slice(0, 15)):
+        head = FrozenEstimator(KNeighborsClassifier(1).fit(X[rows], Y[rows]))
+        answers.append(compare(digits(), [head], shots=[2], seeds=1, cache=tmp_path).rows[0]["mean"])
+    assert len(fits) == 2 and answers[0] != answers[1] and not list(tmp_path.iterdir())
+
+
+def test_what_was_computed_is_kept_when_a_head_refuses_the_data(tmp_path, fits):
+    heads = ["centroid", KNeighborsClassifier(500)]
+    with pytest.raises(HeadError, match="KNeighborsClassifier"):
+        compare(digits(), heads, shots=[2], seeds=1, cache=tmp_path)
+    compare(digits(), ["centroid"], shots=[2], seeds=1, cache=tmp_path)
+    assert fits.count("centroid") == 1
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        [{"draw": "0.0", "values": None, "seconds": 1.0, "unconverged": 0, "n": 3}],
+        [{"draw": "0.0", "values": {"accuracy": 7.0}, "seconds": 1.0, "unconverged": 0, "n": 3}],
+        [{"draw": "0.0", "values": {"accuracy": 0.5}, "seconds": "x", "unconverged": 0, "n": 3}],
+        [{"draw": "0.0", "values": {"accuracy": 0.5}, "seconds": 1.0, "unconverged": 0, "n": 2}],
+        [{"draw": "0.0", "values": {"accuracy": 0.5}, "seconds": 1.0, "unconverged": 0, "n": 3}],
+        {"deep": "down"},
+    ],
+)
+def test_a_forged_file_is_not_believed(about, tmp_path, fits):
+    """Right arrays, wrong content: three contributions where the draw tests another number of rows, and worse."""
+    first = compare(digits(), ["centroid"], shots=[2], seeds=1, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    with file.open("wb") as stream:
+        np.savez(stream, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), gains=np.zeros(3))
+    assert without_times(compare(digits(), ["centroid"], shots=[2], seeds=1, cache=tmp_path)) == without_times(first)
+    assert len(fits) == 2
