@@ -170,7 +170,20 @@ class _Questions:
                 "seed": seed,
             },
             self.data.name,
+            self._examined(len(shown) - sum(len(each) - 1 for each in equal), len(shown), suspects.examined),
         )
+
+    def _examined(self, different: int, shown: int, labels: bool) -> tuple[str, ...]:
+        """Kinds that could have been found."""
+        asked = {
+            "exact duplicate": shown > 1,
+            "near duplicate": different >= 20,
+            "group straddles": shown > 1 and len({part for part in self.parts.tolist() if part}) > 1,
+            "label suspect": labels,
+            "outlier": shown >= 20,
+            "constant": True,
+        }
+        return tuple(kind for kind in KINDS if asked[kind])
 
     @cached_property
     def parts(self) -> np.ndarray:

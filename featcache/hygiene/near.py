@@ -146,9 +146,7 @@ def _usual(nearness: np.ndarray) -> np.ndarray:
 
 def _either(first: Excess, second: Excess) -> Excess:
     """What one of two judgements finds."""
-    return Excess(
-        first.found | second.found, np.minimum(first.chance, second.chance), max(first.false, second.false)
-    )
+    return Excess(first.found | second.found, np.minimum(first.chance, second.chance), max(first.false, second.false))
 
 
 def _bridged(
@@ -174,9 +172,7 @@ def _bridged(
     return (
         np.concatenate([pairs, more[kept]]),
         np.concatenate([evidence, close[kept]]),
-        Excess(
-            np.append(judged.found, np.ones(len(kept), dtype=bool)), np.append(judged.chance, worst), judged.false
-        ),
+        Excess(np.append(judged.found, np.ones(len(kept), dtype=bool)), np.append(judged.chance, worst), judged.false),
     )
 
 

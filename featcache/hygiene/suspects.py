@@ -16,6 +16,7 @@ from ..heads.calibration import fit_temperature
 from ..heads.choosing import tuning_folds
 from ..heads.held_out import fitted_member, held_out_logits, log_softmax
 from .near import whitened
+from .tails import excess
 
 __all__ = ["Suspects", "doubted", "wrong_labels"]
 
@@ -48,6 +49,8 @@ class Suspects:
         How many of them are wrong by the same model: the sum of the scores.
     notes : tuple of str
         What could not be examined.
+    examined : bool, default=False
+        Whether labels were.
     """
 
     rows: np.ndarray
@@ -55,6 +58,7 @@ class Suspects:
     label: np.ndarray
     expected: float = 0.0
     notes: tuple[str, ...] = ()
+    examined: bool = False
 
 
 def doubted(
@@ -95,6 +99,7 @@ def doubted(
     that look alike it doubts many. Here the likelihood decides (`wrong_labels`): a label is drawn from
     softmax(scores / T) with chance 1 - e, and from the classes that this one is not with chance e; T and e are those
     of the greatest likelihood over all rows. So a row between two classes that are often confused is not in doubt.
+    A few labels far from all others count too, where the classes lie apart (`tails.excess` of their margins).
     Nothing is reported where e = 0 explains the labels as well, and where the heads know so little of the labels that
     e means nothing. Where one class is always mistaken for the same other, heads learn that, and fewer are found.
     """
@@ -119,12 +124,14 @@ def doubted(
     if not _known(logits, codes[rows]):
         return _none("labels not examined: heads do not know them better than the shares of the classes do")
     score = wrong_labels(logits, codes[rows])[1]
+    if not (score >= _DOUBT).any():
+        score = _apart(logits, codes[rows])
     order = np.lexsort((ids[rows], -score))
     order = order[score[order] >= _DOUBT]
     left = len(y) - len(rows)
-    notes = (f"{left} of {len(y)} labels not examined: {_why(y, rows)}",) if left else ()
+    notes = (f"{left} label{'' if left == 1 else 's'} not examined: {_why(y, rows)}",) if left else ()
     return Suspects(
-        rows[order], score[order], classes[logits[order].argmax(axis=1)], float(score[order].sum()), notes
+        rows[order], score[order], classes[logits[order].argmax(axis=1)], float(score[order].sum()), notes, True
     )
 
 
@@ -145,11 +152,27 @@ def _settled(member: Any) -> Any:
     return clone(member).set_params(**chosen)
 
 
+def _apart(logits: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Score labels that stand far from all others: a few wrong ones, where classes lie apart.
+
+    There any few mistakes are explained by a high temperature too, since no row lies between the classes; so the
+    likelihood cannot tell. But then they have no neighbours among the margins by which other classes lead.
+    """
+    own = np.arange(len(codes)), codes
+    others = logits.copy()
+    others[own] = -np.inf
+    lead = others.max(axis=1) - logits[own]
+    lead[~np.isfinite(lead)] = lead[np.isfinite(lead)].max(initial=0.0)
+    judged = excess(lead)
+    found = judged.found & (lead > 0)
+    return np.where(found, max(0.0, 1.0 - judged.false / max(1, int(found.sum()))), 0.0)
+
+
 def _known(logits: np.ndarray, codes: np.ndarray) -> bool:
     """Say whether held-out scores have a clearly smaller log loss than the shares of the classes."""
     own = np.arange(len(codes)), codes
     shares = np.bincount(codes, minlength=logits.shape[1]) / len(codes)
-    gain = log_softmax(logits / fit_temperature(logits, codes))[own] - np.log(shares)[codes]
+    gain = log_softmax(logits / fit_temperature(logits, codes))[own] - np.log(shares[codes])
     return float(gain.mean()) > _KNOWN * max(float(gain.std()) / np.sqrt(len(gain)), 1e-9)
 
 
