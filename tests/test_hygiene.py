@@ -181,8 +181,8 @@ def test_the_expected_number_of_wrong_labels_is_the_sum_of_the_scores():
 
 def test_settings_kept_in_the_folds_of_a_large_set_find_the_same():
     X, y = blobs(1200, spread=0.7)
-    wrong = np.arange(1200) % 24 == 0
-    y[wrong] = "class 3"
+    wrong = np.arange(1200) % 25 == 0
+    y[wrong] = np.char.add("class ", ((np.arange(1200) + 1 + np.arange(1200) // 25 % 3) % 4).astype(str))[wrong]
     rows = doubted(X, y, ids_of(1200), None).rows
     assert wrong[rows].mean() >= 0.75 and wrong[rows].sum() >= 0.75 * wrong.sum()
 
@@ -209,7 +209,7 @@ def test_copies_are_found_however_common_they_are(share, each):
     source = np.concatenate([np.arange(160), origins])
     found = near_pairs(np.concatenate([X, copies]))
     right = source[found.rows[:, 0]] == source[found.rows[:, 1]]
-    assert right.sum() >= 0.95 * len(origins) and right.mean() >= 0.9
+    assert right.sum() >= 0.95 * len(origins) and (~right).sum() <= max(1, 0.05 * len(right))
     both = leaks(np.concatenate([X, copies]), np.arange(160), 160 + np.arange(len(origins)))
     assert len(both) >= 0.95 * len(origins)
 
