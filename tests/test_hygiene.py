@@ -143,10 +143,75 @@ def test_labels_that_cannot_be_examined_are_told():
     lonely = y.copy()
     lonely[0] = "alone"
     found = fc.audit(FeatureSet(X, lonely))
-    assert any("1 labels not examined" in note for note in found.notes)
+    assert any("1 label not examined: no other row" in note for note in found.notes)
     assert doubted(X, np.full(60, "one"), ids_of(60), None).rows.size == 0
     unlabelled = fc.audit(FeatureSet(X))
     assert not unlabelled.of("label suspect")
+
+
+@pytest.mark.parametrize(("n", "classes", "d"), [(100, 2, 16), (300, 5, 64)])
+@pytest.mark.parametrize("seed", range(2))
+def test_labels_that_codes_know_nothing_of_are_not_doubted(n, classes, d, seed):
+    rng = np.random.default_rng(seed)
+    data = FeatureSet(rng.normal(size=(n, d)).astype("float32"), rng.integers(classes, size=n).astype(str))
+    found = fc.audit(data)
+    assert not found.of("label suspect") and "label suspect" not in found.examined
+    assert any("not examined: heads do not know them better" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("apart", [0.5, 1.0, 1.5])
+def test_right_labels_of_classes_that_overlap_are_hardly_doubted(apart):
+    reported = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(3, size=300)
+        X = rng.normal(size=(300, 16)).astype("float32")
+        X[:, :3] += apart * np.eye(3)[codes]
+        reported.append(len(fc.audit(FeatureSet(X, codes.astype(str))).of("label suspect")))
+    assert max(reported) <= 6  # of 300
+
+
+def test_the_expected_number_of_wrong_labels_is_the_sum_of_the_scores():
+    X, y = blobs(400, spread=0.7)
+    y[::25] = "class 2"
+    found = fc.audit(FeatureSet(X, y))
+    scores = [row["score"] for row in found.of("label suspect")]
+    assert len(scores) >= 8 and abs(sum(scores) - found.expected["label suspect"]) < 0.1 and min(scores) >= 0.5
+
+
+def test_settings_kept_in_the_folds_of_a_large_set_find_the_same():
+    X, y = blobs(1200, spread=0.7)
+    wrong = np.arange(1200) % 25 == 0
+    y[wrong] = np.char.add("class ", ((np.arange(1200) + 1 + np.arange(1200) // 25 % 3) % 4).astype(str))[wrong]
+    rows = doubted(X, y, ids_of(1200), None).rows
+    assert wrong[rows].mean() >= 0.75 and wrong[rows].sum() >= 0.75 * wrong.sum()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (FeatureSet(np.eye(1, 4, dtype="f4")), "no blank images."),
+        (FeatureSet(np.eye(2, 4, dtype="f4"), ["a", "b"]), "no equal images or blank images."),
+        (FeatureSet(blobs(60)[0]), "no equal images, near copies, outliers or blank images."),
+        (FeatureSet(*blobs(60)), "no equal images, near copies, doubtful labels, outliers or blank images."),
+    ],
+)
+def test_only_what_was_looked_for_is_said_to_be_absent(data, said):
+    assert fc.audit(data).statements() == (f"Nothing was found: {said}",)
+
+
+@pytest.mark.parametrize(("share", "each"), [(0.05, 1), (0.5, 1), (1.0, 1), (1.0, 3)])
+def test_copies_are_found_however_common_they_are(share, each):
+    X, _ = blobs(160, d=48)
+    rng = np.random.default_rng(1)
+    origins = np.repeat(np.arange(round(share * 160)), each)
+    copies = X[origins] + 0.05 * rng.normal(size=(len(origins), 48)).astype("float32")
+    source = np.concatenate([np.arange(160), origins])
+    found = near_pairs(np.concatenate([X, copies]))
+    right = source[found.rows[:, 0]] == source[found.rows[:, 1]]
+    assert right.sum() >= 0.95 * len(origins) and (~right).sum() <= max(1, 0.05 * len(right))
+    both = leaks(np.concatenate([X, copies]), np.arange(160), 160 + np.arange(len(origins)))
+    assert len(both) >= 0.95 * len(origins)
 
 
 def test_outliers_and_codes_of_one_value():
@@ -240,6 +305,14 @@ def test_copies_of_copies_leak():
 # ---- the parts
 
 
+def test_excess_over_given_ordinary_values():
+    rng = np.random.default_rng(0)
+    mostly = np.concatenate([rng.normal(size=50), rng.normal(30, 1, size=950)])
+    assert not excess(mostly).found.any()
+    found = excess(mostly, ordinary=rng.normal(size=500)).found
+    assert found[50:].all() and not found[:50].any()
+
+
 def test_excess_takes_nothing_from_noise_and_all_that_stands_out():
     rng = np.random.default_rng(0)
     for draw in (rng.normal, rng.exponential, rng.gumbel):
@@ -293,6 +366,15 @@ def test_pixels_find_copies_that_codes_do_not_know(planted):
     assert [row["ids"][0] for row in found.of("constant")] == ["00000064", "00000065"]
     assert found.settings["images"] == 66
     assert not fc.audit(data).of("near duplicate")
+
+
+def test_pixels_find_copies_of_all_images():
+    pictures = [scene(i) for i in range(40)]
+    pictures += [p.crop((4, 3, 117, 88)) if i % 2 else p.resize((100, 75)) for i, p in enumerate(pictures)]
+    X = np.random.default_rng(0).normal(size=(80, 16)).astype("float32")
+    found = fc.audit(FeatureSet(X, ids=[f"{i:08d}" for i in range(80)]), images=pictures, progress=False)
+    pairs = {tuple(int(name) for name in row["ids"]) for row in found.of("near duplicate")}
+    assert len(pairs & {(i, 40 + i) for i in range(40)}) >= 36 and len(pairs) <= 42
 
 
 def test_images_may_be_a_function_and_some_may_be_missing(planted):

@@ -6,7 +6,9 @@ get two more shots each on the other side: turned by up to 5 degrees, framed and
 group that no column names). 5 % of the labels become another class, drawn at random (or always the next one, which is
 harder: heads learn it). The audit sees codes alone, or codes and images. Its recall is counted over planted copies; its
 precision over the pairs it reports, where every pair that was not planted counts as wrong, even if it shows
-one thing twice, as some pairs of these sets do.
+one thing twice, as some pairs of these sets do. Where nothing is planted, in codes of pure noise, under shuffled labels
+and where right classes overlap, no label should be doubted; and copies should be found however common they are: codes
+of half of the images, of all, and of all three times, with a little noise.
 """
 
 from dataclasses import replace
@@ -19,7 +21,7 @@ from PIL import Image
 
 import featcache as fc
 from featcache.features import FeatureSet
-from featcache.hygiene import leaks
+from featcache.hygiene import leaks, near_pairs
 from featcache.splits import holdout
 
 from .case import REAL
@@ -40,12 +42,16 @@ def run(case: Any) -> dict[str, Any]:
             copies += _copies(case, data, name, seed)
             noise += [_noise(data, name, seed, kind) for kind in ("random", "next class")[: 2 if seed == 0 else 1]]
     clean = [_clean(case, _grouped(case, name), name) for name in names]
+    null = [_doubts(data, said) for seed in range(seeds) for data, said in _nothing(case, names[0], seed)]
+    common = [_common(_grouped(case, name), name, *much) for name in names for much in ((0.5, 1), (1.0, 1), (1.0, 3))]
     return {
         "seeds": seeds,
         "copies": copies,
         "labels": noise,
         "nothing planted": clean,
-        "claims": _claims(copies, noise),
+        "labels that nothing is wrong with": null,
+        "common copies": common,
+        "claims": _claims(copies, noise, null, common),
     }
 
 
@@ -175,7 +181,53 @@ def _clean(case: Any, data: FeatureSet, name: str) -> dict[str, Any]:
     return {"data": name, "rows": len(data), **{kind: len(found.of(kind)) for kind in kinds}}
 
 
-def _claims(copies: list[dict[str, Any]], noise: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _nothing(case: Any, name: str, seed: int) -> list[tuple[FeatureSet, str]]:
+    """Sets without a wrong label, or without any label that codes know of."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for n, classes, d in ((100, 2, 16), (300, 5, 64)):
+        X, y = rng.normal(size=(n, d)).astype("float32"), rng.integers(classes, size=n).astype(str)
+        out.append((FeatureSet(X, y), f"noise, {classes} classes"))
+    for apart in (0.5, 1.0, 1.5):
+        codes = rng.integers(3, size=300)
+        X = rng.normal(size=(300, 16)).astype("float32")
+        X[:, :3] += apart * np.eye(3)[codes]
+        out.append((FeatureSet(X, codes.astype(str)), f"3 classes {apart} deviations apart"))
+    real = _grouped(case, name)
+    out.append((replace(real, y=rng.permutation(real.y)), f"{name}, labels shuffled"))
+    return [*out, (real, name)] if seed == 0 else out
+
+
+def _doubts(data: FeatureSet, said: str) -> dict[str, Any]:
+    found = fc.audit(data, progress=False)
+    count = len(found.of("label suspect"))
+    return {"data": said, "rows": len(data), "reported": count, "share": round(count / len(data), 4)}
+
+
+def _common(data: FeatureSet, name: str, share: float, each: int) -> dict[str, Any]:
+    """Codes of some images once more, or of all of them several times, with a tenth of their spread as noise."""
+    rng = np.random.default_rng(0)
+    X = data.X[np.sort(rng.permutation(len(data))[:400])]
+    origins = np.repeat(np.arange(round(share * len(X))), each)
+    near = X[origins] + 0.1 * X.std(axis=0) * rng.normal(size=(len(origins), X.shape[1])).astype("float32")
+    source = np.concatenate([np.arange(len(X)), origins])
+    rows = near_pairs(np.concatenate([X, near])).rows
+    right = source[rows[:, 0]] == source[rows[:, 1]]
+    return {
+        "data": name,
+        "planted": f"{round(100 * share)} %, {each} each",
+        "pairs reported": len(rows),
+        "precision": round(float(right.mean()), 3) if len(rows) else None,
+        "recall": round(float(right.sum() / len(origins)), 3),
+    }
+
+
+def _claims(
+    copies: list[dict[str, Any]],
+    noise: list[dict[str, Any]],
+    null: list[dict[str, Any]],
+    common: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
     best = [row for row in copies if row["seen"] == "codes and images"] or copies
     plain = [row for row in noise if row["noise"] == "random"]
     return [
@@ -186,6 +238,12 @@ def _claims(copies: list[dict[str, Any]], noise: list[dict[str, Any]]) -> list[d
                "precision", 0.6),
         _least("5 % of labels wrong at random: recall on each set, mean of the seeds, at least 0.6", plain,
                "recall", 0.6),
+        _least("copies of half of the images or more: precision on each set, mean of the amounts, at least 0.9",
+               common, "precision", 0.9),
+        _least("copies of half of the images or more: recall on each set, mean of the amounts, at least 0.9", common,
+               "recall", 0.9),
+        claim("labels of noise, of overlapping classes, and shuffled: at most 2 % of each set reported",
+              worst := max(row["share"] for row in null), worst <= 0.02),
     ]  # fmt: skip
 
 

@@ -31,7 +31,9 @@ def as_json(value: Any) -> None:
 
 def plain(text: str) -> str:
     """Return text with control characters written as escapes: a name with a tab or line break stays one cell."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    from ..reporting.escaping import visible
+
+    return visible(text)
 
 
 def say(text: str) -> None:

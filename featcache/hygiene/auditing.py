@@ -73,7 +73,8 @@ def audit(
     surroundings, against the tail of that measure over the whole set, and the same for pixels. Outliers: the distance
     from the 5th neighbour, against its tail. Labels: held-out probabilities of two heads over all labelled rows, as in
     confident learning (Northcutt, Jiang and Chuang, JAIR 2021), with the share of wrong labels by greatest likelihood;
-    copies are held out together.
+    copies are held out together. The score of a label is no measured chance; none is reported where the labels are
+    explained as well by classes that overlap, or where heads cannot tell the classes.
 
     Examples
     --------
@@ -169,7 +170,20 @@ class _Questions:
                 "seed": seed,
             },
             self.data.name,
+            self._examined(len(shown) - sum(len(each) - 1 for each in equal), len(shown), suspects.examined),
         )
+
+    def _examined(self, different: int, shown: int, labels: bool) -> tuple[str, ...]:
+        """Kinds that could have been found."""
+        asked = {
+            "exact duplicate": shown > 1,
+            "near duplicate": different >= 20,
+            "group straddles": shown > 1 and len({part for part in self.parts.tolist() if part}) > 1,
+            "label suspect": labels,
+            "outlier": shown >= 20,
+            "constant": True,
+        }
+        return tuple(kind for kind in KINDS if asked[kind])
 
     @cached_property
     def parts(self) -> np.ndarray:
@@ -222,9 +236,9 @@ class _Questions:
 
     def _labels(self, found: Suspects) -> list[dict[str, Any]]:
         out = []
-        for i, chance, other in zip(found.rows, found.chance.tolist(), found.label.tolist(), strict=True):
+        for i, score, other in zip(found.rows, found.score.tolist(), found.label.tolist(), strict=True):
             said = f"heads that never saw it say {other}"
-            out.append({**self._row("label suspect", [i], chance, said), "suggested": other})
+            out.append({**self._row("label suspect", [i], score, said), "suggested": other})
         return out
 
     def _copy(self, kind: str, rows: np.ndarray, score: float) -> dict[str, Any]:

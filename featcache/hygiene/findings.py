@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..reporting.escaping import visible
+
 __all__ = ["KINDS", "Audit"]
 
 #: What can be found, in the order in which it is told.
@@ -24,7 +26,8 @@ class Audit:
     rows : tuple of dict
         Findings, by kind (`KINDS`), the surest first: kind, ids (list of str), score (0 to 1), labels and splits (one
         per id, "" where there is none), across (whether train, val and test share it), conflict (whether labels
-        differ), suggested (a label suspect's other label, else None), detail (one sentence).
+        differ), suggested (a label suspect's other label, else None), detail (one sentence). A score orders findings of
+        one kind; the scores of label suspects add up to their `expected` number.
     ids : tuple of str
         Images that were audited, in their order.
     groups : tuple of str
@@ -40,6 +43,8 @@ class Audit:
         The audit's own settings, `images` (how many pixels were seen) among them.
     dataset : str, default=""
         What was audited.
+    examined : tuple of str, default=KINDS
+        Kinds that were looked for.
 
     Examples
     --------
@@ -57,6 +62,7 @@ class Audit:
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     dataset: str = ""
+    examined: tuple[str, ...] = KINDS
 
     def __str__(self) -> str:
         return self.table()
@@ -89,7 +95,13 @@ class Audit:
     def statements(self) -> tuple[str, ...]:
         """Return one sentence for each kind found: how much, what it does, what to do."""
         out = [_SAID[kind](found) + self._real(kind) for kind in KINDS if (found := self.of(kind))]
-        return tuple(out) or ("Nothing was found: no copies, doubtful labels, outliers or blank images.",)
+        return tuple(out) or (self._nothing(),)
+
+    def _nothing(self) -> str:
+        *most, last = [_NONE_OF[kind] for kind in KINDS if kind in self.examined] or ["kind of fault was looked for"]
+        if not self.examined:
+            return f"Nothing was found: no {last}."
+        return f"Nothing was found: no {', '.join(most)}{' or ' if most else ''}{last}."
 
     def _real(self, kind: str) -> str:
         if kind not in ("near duplicate", "label suspect", "outlier") or kind not in self.expected:
@@ -126,7 +138,8 @@ class Audit:
             tuple(document.get(name, ())) for name in ("findings", "ids", "groups", "leave_out", "notes")
         )
         expected, settings = document.get("expected", {}), document.get("settings", {})
-        return cls(rows, ids, groups, leave_out, expected, notes, settings, document.get("dataset", ""))
+        name, examined = document.get("dataset", ""), tuple(document.get("examined", KINDS))
+        return cls(rows, ids, groups, leave_out, expected, notes, settings, name, examined)
 
     def _cells(self, limit: int) -> list[tuple[str, ...]]:
         return [_line(row) for kind in KINDS for row in self.of(kind)[:limit]]
@@ -156,13 +169,8 @@ def _distinct(values: Any) -> list[str]:
 
 
 def _some(values: Sequence[str]) -> str:
-    shown = [_plain(value) for value in values[:3]]
+    shown = [visible(value) for value in values[:3]]
     return ", ".join(shown) + (f", … ({len(values)})" if len(values) > 3 else "")
-
-
-def _plain(text: str) -> str:
-    """Text without control characters: an id with a line break stays one cell."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _escaped(cell: str) -> str:
@@ -191,6 +199,15 @@ def _suspects(found: Sequence[Mapping[str, Any]]) -> str:
     return f"{_n(len(found), 'label')} in doubt{where}: look at each, and correct it where the other label is right."
 
 
+#: What there is none of, by kind.
+_NONE_OF = {
+    "exact duplicate": "equal images",
+    "near duplicate": "near copies",
+    "group straddles": "groups on two sides of a split",
+    "label suspect": "doubtful labels",
+    "outlier": "outliers",
+    "constant": "blank images",
+}
 _SAID: dict[str, Any] = {
     "exact duplicate": lambda found: f"{_n(len(found), 'set')} of equal images: {_leak(found)}",
     "near duplicate": lambda found: (

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..solvers.neighbors import nearest, nearest_others, unit_rows
 from .pixels import alike, detail, layouts
-from .tails import excess, standardised
+from .tails import Excess, excess, standardised
 
 __all__ = ["Pairs", "exact_copies", "near_copies", "whitened"]
 
@@ -18,6 +20,10 @@ __all__ = ["Pairs", "exact_copies", "near_copies", "whitened"]
 _DIRECTIONS = 256
 #: How far a row's surroundings reach, in rows.
 _AROUND = 20
+#: A copy of a row is among so many nearest ones: farther ones show what is usual.
+_COPIES = 5
+#: Pairs whose pixels show what is usual, at most.
+_USUAL = 500
 #: Pairs whose pixels are compared, at most: the most suspicious ones.
 _LOOKED_AT = 30_000
 
@@ -98,7 +104,9 @@ def near_copies(Z: np.ndarray, thumbs: np.ndarray | None = None, *, false_share:
     -----
     The evidence of a pair is how many times nearer its rows are to each other than either is to its 20th neighbour: a
     measure that dense and sparse regions share. How large it must be follows from the evidence of all pairs of nearest
-    rows (`tails.excess`), thus from the set itself.
+    rows (`tails.excess`), thus from the set itself. Where copies are common that evidence is theirs; so pairs also
+    count that stand out from the 6th to 20th neighbours, which are no copies (`_usual`; for pixels, pairs of rows with
+    their 6th and 7th candidates). Of a cluster of k copies k - 1 pairs are returned.
     """
     n = len(Z)
     if n < 20:
@@ -106,16 +114,71 @@ def near_copies(Z: np.ndarray, thumbs: np.ndarray | None = None, *, false_share:
     nearness, rows = nearest_others(Z, min(_AROUND, n - 1))
     reach = np.sqrt(np.maximum(2.0 - 2.0 * nearness[:, -1].astype(np.float64), 1e-12))
     reach = np.maximum(reach, 0.6 * np.median(reach))  # in a burst of more than 20 shots all neighbours are copies
+    usual = _usual(nearness)
     if thumbs is None:
         pairs = _unique(rows[:, :1])
         evidence = _closeness(Z, reach, pairs)
+        judged = _either(
+            excess(evidence, false_share=false_share), excess(evidence, ordinary=usual, false_share=false_share)
+        )
+        pairs, evidence, judged = _bridged(Z, reach, rows, pairs, evidence, judged)
     else:
-        pairs, evidence = _by_pixels(Z, reach, rows[:, :2], thumbs)
-    judged = excess(evidence, false_share=false_share)
+        pairs, judged = _by_pixels(Z, reach, rows, thumbs, usual, false_share)
     found = pairs[judged.found]
     score = np.maximum(0.0, 1.0 - judged.chance[judged.found] * len(pairs) / max(1, len(found)))
     order = np.lexsort((found[:, 1], found[:, 0]))
     return Pairs(found[order], score[order], judged.false)
+
+
+def _usual(nearness: np.ndarray) -> np.ndarray:
+    """Evidence that nearest rows would show if none were a copy, from farther neighbours, one value per row.
+
+    Where rows lie at random, k log(r[k + 1] / r[k]) of the distances r from the kth neighbours are independent, with
+    the same exponential law for all k (Rényi 1953; Levina and Bickel, NIPS 2004). So those of the 6th to last
+    neighbours stand in for those of the 1st to 5th, which may be copies.
+    """
+    reached = 0.5 * np.log(np.maximum(2.0 - 2.0 * nearness.astype(np.float64), 1e-12))
+    k = np.arange(1, nearness.shape[1])
+    steps = np.diff(reached, axis=1) * k
+    far = steps[:, _COPIES:]
+    return np.asarray((far[:, np.arange(len(k)) % far.shape[1]] / k).sum(axis=1))
+
+
+def _either(first: Excess, second: Excess) -> Excess:
+    """What one of two judgements finds."""
+    return Excess(first.found | second.found, np.minimum(first.chance, second.chance), max(first.false, second.false))
+
+
+def _bridged(
+    Z: np.ndarray, reach: np.ndarray, rows: np.ndarray, pairs: np.ndarray, evidence: np.ndarray, judged: Excess
+) -> tuple[np.ndarray, np.ndarray, Excess]:
+    """Add pairs that join the pairs of one cluster: four copies may be two pairs of nearest rows."""
+    if not judged.found.any():
+        return pairs, evidence, judged
+    cluster = _clusters(len(Z), pairs[judged.found])
+    named = np.zeros(len(Z), dtype=bool)
+    named[pairs[judged.found]] = True
+    more = _unique(rows[:, 1:_COPIES])
+    more = more[named[more].all(axis=1) & (cluster[more[:, 0]] != cluster[more[:, 1]])]
+    close = _closeness(Z, reach, more)
+    order = np.argsort(-close, kind="stable")
+    limit, kept = evidence[judged.found].min(), []
+    for i in order[close[order] >= limit].tolist():
+        one, other = cluster[more[i]]
+        if one != other:
+            cluster[cluster == other] = one
+            kept.append(i)
+    worst = np.full(len(kept), judged.chance[judged.found].max())
+    return (
+        np.concatenate([pairs, more[kept]]),
+        np.concatenate([evidence, close[kept]]),
+        Excess(np.append(judged.found, np.ones(len(kept), dtype=bool)), np.append(judged.chance, worst), judged.false),
+    )
+
+
+def _clusters(n: int, pairs: np.ndarray) -> np.ndarray:
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return np.asarray(connected_components(links, directed=False)[1])
 
 
 def _closeness(Z: np.ndarray, reach: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -128,23 +191,36 @@ def _closeness(Z: np.ndarray, reach: np.ndarray, pairs: np.ndarray) -> np.ndarra
     return 0.5 * np.log(reach[first] * reach[second]) - 0.5 * np.log(np.maximum(squares, 1e-6))
 
 
-def _by_pixels(Z: np.ndarray, reach: np.ndarray, rows: np.ndarray, thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _by_pixels(
+    Z: np.ndarray, reach: np.ndarray, rows: np.ndarray, thumbs: np.ndarray, usual: np.ndarray, false_share: float
+) -> tuple[np.ndarray, Excess]:
     """Candidates by codes, by layout and by mirrored layout; the most suspicious ones compared pixel by pixel."""
     plain, turned = layouts(thumbs), layouts(thumbs, mirrored=True)
-    own = np.arange(len(Z))
-    looks = np.concatenate([nearest_others(plain, 2)[1], nearest(turned, plain, 2, own=(own, own))[1]], axis=1)
-    pairs = _unique(np.concatenate([rows, looks], axis=1))
-    first, second = pairs.T
-    closeness = _closeness(Z, reach, pairs)
-    upright = np.einsum("ij,ij->i", plain[first], plain[second])
-    mirrored = np.einsum("ij,ij->i", turned[first], plain[second])
-    look = np.arctanh(np.minimum(np.maximum(upright, mirrored), 1 - 1e-5))
-    # About one pair per row is looked at, so that most are ordinary ones and show what is usual.
-    suspicion = standardised(closeness) + standardised(look)
-    kept = np.sort(np.argsort(-suspicion, kind="stable")[: min(len(Z), _LOOKED_AT)])
-    pairs, closeness, flip = pairs[kept], closeness[kept], (mirrored - upright)[kept]
-    found = _pictures(thumbs, pairs, flip)
-    return pairs, 2.0 * standardised(np.arctanh(np.clip(found, -1, 1 - 1e-4))) + standardised(closeness)
+    own, wide = np.arange(len(Z)), _COPIES + 2
+    looks, mirror = nearest_others(plain, wide)[1], nearest(turned, plain, wide, own=(own, own))[1]
+
+    def compared(columns: slice, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pairs = _unique(np.concatenate([rows[:, columns], looks[:, columns], mirror[:, columns]], axis=1))
+        first, second = pairs.T
+        closeness = _closeness(Z, reach, pairs)
+        upright = np.einsum("ij,ij->i", plain[first], plain[second])
+        mirrored = np.einsum("ij,ij->i", turned[first], plain[second])
+        look = np.arctanh(np.minimum(np.maximum(upright, mirrored), 1 - 1e-5))
+        # About one pair per row is looked at, so that most are ordinary ones and show what is usual.
+        suspicion = standardised(closeness) + standardised(look)
+        kept = np.sort(np.argsort(-suspicion, kind="stable")[: min(len(Z), _LOOKED_AT)])
+        kept = kept[np.arange(most) * len(kept) // most] if len(kept) > most else kept
+        found = _pictures(thumbs, pairs[kept], (mirrored - upright)[kept])
+        return pairs[kept], closeness[kept], np.arctanh(np.clip(found, -1, 1 - 1e-4))
+
+    pairs, closeness, like = compared(slice(0, 2), _LOOKED_AT)
+    _, closeness_of_others, like_of_others = compared(slice(_COPIES, wide), _USUAL)
+    evidence = 2.0 * standardised(like) + standardised(closeness)
+    beside = 2.0 * standardised(like, like_of_others) + standardised(closeness, usual)
+    others = 2.0 * standardised(like_of_others) + standardised(closeness_of_others, usual)
+    return pairs, _either(
+        excess(evidence, false_share=false_share), excess(beside, ordinary=others, false_share=false_share)
+    )
 
 
 def _pictures(thumbs: np.ndarray, pairs: np.ndarray, flip: np.ndarray) -> np.ndarray:

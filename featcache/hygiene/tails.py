@@ -33,22 +33,26 @@ class Excess:
     false: float
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Return values (n,) less their median, in deviations of their lower half, which planted large values leave alone.
+def standardised(values: np.ndarray, ordinary: np.ndarray | None = None) -> np.ndarray:
+    """Return values (n,) less the median, in deviations of the lower half, which planted large values leave alone.
 
-    Zeros where more than a third of all values are equal to the median.
+    Median and deviation are those of `ordinary` values where they are given. Zeros where more than a third of them
+    are equal to the median.
     """
-    middle, low = np.quantile(values, [0.5, 0.16])
+    middle, low = np.quantile(values if ordinary is None else ordinary, [0.5, 0.16])
     return (values - middle) / (middle - low) if middle > low else np.zeros(len(values))
 
 
-def excess(values: np.ndarray, *, false_share: float = 0.05) -> Excess:
+def excess(values: np.ndarray, *, ordinary: np.ndarray | None = None, false_share: float = 0.05) -> Excess:
     """Find the values that an exponential tail does not explain.
 
     Parameters
     ----------
     values : ndarray of shape (n,)
-        Evidence, larger is more suspicious; mostly of ordinary cases.
+        Evidence, larger is more suspicious; mostly of ordinary cases, unless these are given.
+    ordinary : ndarray of shape (m,), default=None
+        Evidence of cases that are nothing that is looked for: the tail is then theirs, at half its rate, because they
+        are like ordinary values and not the same. None: the tail is that of the values.
     false_share : float, default=0.05
         Share of ordinary ones that is accepted among those found.
 
@@ -71,24 +75,25 @@ def excess(values: np.ndarray, *, false_share: float = 0.05) -> Excess:
     [500, 501]
     """
     n = len(values)
+    shown = values if ordinary is None else ordinary
     nothing = Excess(np.zeros(n, dtype=bool), np.ones(n), 0.0)
-    if n < 20:
+    if min(n, len(shown)) < 20:
         return nothing
-    ordinary = np.ones(n, dtype=bool)
+    near = np.ones(len(shown), dtype=bool)
     for _ in range(3):  # by deviations of the lower half: a tail that is cut would move its own limit ever lower
-        middle, low = np.quantile(values[ordinary], [0.5, 0.16])
+        middle, low = np.quantile(shown[near], [0.5, 0.16])
         if middle <= low:
             return nothing
-        ordinary = values <= middle + _FAR * (middle - low)
-    start, end = np.quantile(values[ordinary], _TAIL)
+        near = shown <= middle + _FAR * (middle - low)
+    start, end = np.quantile(shown[near], _TAIL)
     if end <= start:
         return nothing
-    rate = np.log((1 - _TAIL[0]) / (1 - _TAIL[1])) / (end - start)
+    rate = np.log((1 - _TAIL[0]) / (1 - _TAIL[1])) / (end - start) * (1.0 if ordinary is None else 0.5)
     chance = (1 - _TAIL[0]) * np.exp(np.minimum((start - values) * rate, 0.0))
     chance[values <= start] = 1.0
-    ranked = np.sort(chance) * ordinary.mean()  # fewer than all are ordinary (Storey 2002)
+    ranked = np.sort(chance) * (near.mean() if ordinary is None else 1.0)  # fewer than all are ordinary (Storey 2002)
     passing = np.flatnonzero(ranked <= false_share * np.arange(1, n + 1) / n)
     limit = np.sort(chance)[passing[-1]] if len(passing) else -1.0
     found = chance <= limit
-    false = float(limit * ordinary.sum()) if found.any() else 0.0
+    false = float(limit * (near if ordinary is None else ~found).sum()) if found.any() else 0.0
     return Excess(found, chance, min(false, float(found.sum())))

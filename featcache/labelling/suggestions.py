@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HeadError
+from ..reporting.escaping import visible
 
 __all__ = ["Suggestion", "Suggestions"]
 
@@ -90,14 +91,14 @@ class Suggestions:
 
     def table(self) -> str:
         """Return a plain text table and the notes."""
-        header, body = _HEADER, [_plain(cells) for cells in self._cells()]
+        header, body = _HEADER, [[visible(cell) for cell in cells] for cells in self._cells()]
         widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [header, *body]]
         return "\n".join([*lines, "", *(f"note: {note}" for note in self._said())])
 
     def to_markdown(self) -> str:
         """Return a Markdown table, and the notes as a list."""
-        body = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in _plain(cells)] for cells in self._cells()]
+        body = [[visible(cell).replace("\\", "\\\\").replace("|", "\\|") for cell in cells] for cells in self._cells()]
         lines = ["| " + " | ".join(line) + " |" for line in [_HEADER, ["---"] * len(_HEADER), *body]]
         return "\n".join([*lines, "", *(f"- {note}" for note in self._said())]) + "\n"
 
@@ -170,8 +171,3 @@ def check_list(path: str | Path) -> Path:
     if place.is_dir() or not place.parent.is_dir():
         raise HeadError(f"{place}: expected a file in a folder that exists; make the folder first")
     return place
-
-
-def _plain(cells: list[str]) -> list[str]:
-    """Cells without control characters: a name with a tab or line break stays in its cell."""
-    return ["".join(c if c.isprintable() else repr(c)[1:-1] for c in cell) for cell in cells]
