@@ -14,7 +14,7 @@ _STILL = 1e-3  # relative change of alpha / beta at which it stands still
 _RANK = 1e-13
 
 
-def logme(X: np.ndarray, codes: np.ndarray) -> float:
+def logme(X: np.ndarray, codes: np.ndarray) -> float | None:
     """Return the logarithm of maximum evidence [1]_: higher is better.
 
     Each class's indicator is regressed on the codes, weights drawn from N(0, 1/alpha), noise from N(0, 1/beta); both
@@ -29,8 +29,8 @@ def logme(X: np.ndarray, codes: np.ndarray) -> float:
 
     Returns
     -------
-    float
-        In nats per row; comparable between sets of codes of the same rows only.
+    float or None
+        In nats per row; comparable between sets of codes of the same rows only. None of codes without spread.
 
     References
     ----------
@@ -45,6 +45,8 @@ def logme(X: np.ndarray, codes: np.ndarray) -> float:
     True
     """
     X = np.asarray(X, dtype=np.float64)
+    if not _spreads(X):
+        return None
     n, d = X.shape
     Y = (codes[:, None] == np.arange(int(codes.max()) + 1)).astype(np.float64)
     values, vectors = np.linalg.eigh(X.T @ X if n > d else X @ X.T)
@@ -89,7 +91,7 @@ def h_score(X: np.ndarray, codes: np.ndarray) -> float:
     Returns
     -------
     float
-        From 0 to about the number of classes less one.
+        From 0 to about the number of classes less one. 0 of codes without spread.
 
     References
     ----------
@@ -104,6 +106,8 @@ def h_score(X: np.ndarray, codes: np.ndarray) -> float:
     True
     """
     X = np.asarray(X, dtype=np.float64)
+    if not _spreads(X):
+        return 0.0
     X = X - X.mean(axis=0)
     scale = float(np.sqrt(np.mean(np.square(X)))) or 1.0  # the score does not depend on it, the rounding does
     X = X / scale
@@ -114,6 +118,11 @@ def h_score(X: np.ndarray, codes: np.ndarray) -> float:
     weighted = means * np.sqrt(counts[there] / len(X))[:, None]
     covariance[np.diag_indices_from(covariance)] += 1e-12 * max(float(np.trace(covariance)), 1e-300) / len(covariance)
     return float((1.0 - shrinkage) * np.sum(weighted.T * np.linalg.solve(covariance, weighted.T)))
+
+
+def _spreads(X: np.ndarray) -> bool:
+    """Whether rows differ by more than rounding."""
+    return bool(np.ptp(X, axis=0).max() > _RANK * np.abs(X).max())
 
 
 def leep(logits: np.ndarray, codes: np.ndarray) -> float:
