@@ -62,8 +62,8 @@ def knn_left_out(X: np.ndarray, codes: np.ndarray, groups: np.ndarray | None, we
     """Return the shares (n, k) of the votes of each row's nearest others: cosine of the centred codes, softmax weights.
 
     Where more rows are equally near than there are votes left, all of them share these. A row's own class then lacks
-    one vote of a few whole ones, which no factor makes good: so its own vote (its group's) is let in with the chance that
-    any row votes, drawn once per row. Codes that are constant give the shares of the classes.
+    one vote of a few whole ones, which no factor makes good: so its own vote (its group's) is let in with the chance
+    that any row votes, drawn once per row. Codes that are constant give the shares of the classes.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def _without_groups(X: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> n
 class _Block:
     """Groups of one size: row numbers (g, size); where they are larger than the basis is wide, its products (g, r, r).
 
-    So the cost grows with the smaller of the two, cubed: I + U (1/D - U'U)⁻¹ U' is the inverse of I - U D U' (Woodbury).
+    The cost grows with the smaller of the two, cubed: I + U (1/D - U'U)⁻¹ U' is the inverse of I - U D U' (Woodbury).
     """
 
     members: np.ndarray

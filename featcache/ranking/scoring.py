@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -103,8 +103,8 @@ def rank(
     (I - H)⁻¹ e. Rows whose class lies in one group (or has one row) are not asked. Where m classes have the same score,
     a row counts as 1/m right, so that codes that say nothing are as good as chance.
 
-    Intervals and tests are those of `compare`, of one draw that tests all rows: Wilson's interval with the number of rows
-    (of groups, where there are some) that would give the variance, and all pairs of sets compared at once, row by row.
+    Intervals and tests are those of `compare`, of one draw that tests all rows: Wilson's interval with the number of
+    rows (of groups, where there are some) that would give the variance; all pairs of sets compared at once, row by row.
     Rows left out share their training rows; the variance is 1/n + 1/(n - 1) in place of 1/n for it (Nadeau and Bengio,
     Machine Learning 2003).
 
@@ -203,10 +203,16 @@ def _scored(X: np.ndarray, shared: Shared) -> tuple[dict[str, np.ndarray], dict[
     explained = {who: _explained(left, aims, shared.weight) for who, (left, aims) in predicted.items()}
     better = max(explained, key=lambda who: float(shared.weight @ explained[who]))
     right = {who: hits(left, shared.codes) for who, (left, _) in predicted.items()}
-    scores: dict[str, Any] = {"explained": float(shared.weight @ explained[better])}
-    scores |= {who: float(np.clip(shared.weight @ values, 0.0, 1.0)) for who, values in right.items()}
+    scores: dict[str, Any] = {
+        who: _mean(values, shared) for who, values in {**right, "explained": explained[better]}.items()
+    }
     scores |= {"logme": logme(X, shared.codes), "h_score": h_score(X, shared.codes)}
     return {"explained": explained[better], **right}, {**scores, "explained_by": better}
+
+
+def _mean(values: np.ndarray, shared: Shared) -> float:
+    """The weighted mean; weights sum to 1 but for rounding, and all right is 1."""
+    return round(float(shared.weight @ values), 12)
 
 
 def _explained(left: np.ndarray, aims: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -224,7 +230,7 @@ def _cell(values: np.ndarray, shared: Shared) -> Cell:
     asked = shared.asked
     units = np.flatnonzero(asked) if shared.groups is None else shared.groups[asked]
     tested, unit = np.unique(units, return_inverse=True)
-    mean = float(shared.weight @ values)
+    mean = _mean(values, shared)
     middle = np.full(len(values), mean)
     if shared.balanced:  # as `compare`: each class around its own recall
         totals = np.bincount(shared.codes, shared.weight)
@@ -237,13 +243,11 @@ def _cell(values: np.ndarray, shared: Shared) -> Cell:
 
 def _intervals(cells: Mapping[str, Cell], by: str) -> dict[str, list[float]]:
     low, high = interval(cells["explained"], bounded=False)
-    out = {"explained": [low, min(1.0, high)], **{who: list(interval(_clipped(cells[who]))) for who in ("ridge", "knn")}}
+    out = {
+        "explained": [low, min(1.0, high)],
+        **{who: list(interval(cells[who])) for who in ("ridge", "knn")},
+    }
     return {"ci95": out[by], "ridge_ci95": out["ridge"], "knn_ci95": out["knn"]}
-
-
-def _clipped(cell: Cell) -> Cell:
-    """Weights that sum to 1 but for rounding may give more than 1."""
-    return replace(cell, scores=np.clip(np.round(cell.scores, 12), 0.0, 1.0))
 
 
 def _comparisons(order: list[str], scores: Scores, by: str) -> list[dict[str, Any]]:

@@ -62,8 +62,8 @@ def training_rows(data: FeatureSet) -> Rows:
         raise HeadError(f"{name}: no row has a label; put images into one folder per class, or give y=")
     if not (labelled[parts["train"]].any() if "train" in parts else False):
         raise HeadError(
-            f"{name}: no labelled training row: labels are of rows that the split column calls test or val, or nothing; "
-            "label training rows, or name another split column"
+            f"{name}: no labelled training row: those with a label are test, val or in no part by "
+            "the split column; label training rows, or name another split column"
         )
     rows = Rows.kept(replace(data, splits=None), labelled & allowed, "a label", on_disk=True).plain()
     notes = [note for note in rows.notes if not note.endswith("without a label left out")]

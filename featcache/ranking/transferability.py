@@ -125,7 +125,7 @@ def _spreads(X: np.ndarray) -> bool:
     return bool(np.ptp(X, axis=0).max() > _RANK * np.abs(X).max())
 
 
-def leep(logits: np.ndarray, codes: np.ndarray) -> float:
+def leep(logits: np.ndarray, codes: np.ndarray, *, left_out: bool = False) -> float:
     """Return the log expected empirical prediction [1]_ of a source classifier: 0 at best, higher is better.
 
     Each source class stands for the target classes its images have; the score is the mean log probability that the
@@ -137,6 +137,9 @@ def leep(logits: np.ndarray, codes: np.ndarray) -> float:
         What the source classifier gives before its softmax.
     codes : ndarray of int of shape (n,)
         Class numbers from 0.
+    left_out : bool, default=False
+        Whether no image tells its own label: with 1000 source classes and few images it would tell it well. One image's
+        worth of the classes' shares keeps source classes that nobody else uses from saying anything.
 
     References
     ----------
@@ -150,6 +153,11 @@ def leep(logits: np.ndarray, codes: np.ndarray) -> float:
     """
     source = softmax(np.asarray(logits, dtype=np.float64), axis=1)
     joint = np.stack([source[codes == c].sum(axis=0) for c in range(int(codes.max()) + 1)])  # (classes, source)
-    given = joint / np.maximum(joint.sum(axis=0), 1e-300)
-    hit = np.einsum("nz,nz->n", source, given[codes])
+    total = joint.sum(axis=0)
+    if left_out:
+        prior = (np.bincount(codes) / len(codes))[codes][:, None]
+        given = (joint[codes] - source + prior) / (total - source + 1.0)
+    else:
+        given = (joint / np.maximum(total, 1e-300))[codes]
+    hit = np.einsum("nz,nz->n", source, given)
     return float(np.mean(np.log(np.maximum(hit, 1e-300))))
