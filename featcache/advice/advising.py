@@ -59,7 +59,8 @@ def advise(
     Raises
     ------
     HeadError
-        No labels, no labelled training row, one class only, nodes of different networks or images, numbers out of range.
+        No labels, no labelled training row, one class only, nodes of different networks or images, numbers out
+        of range.
 
     Notes
     -----
@@ -72,8 +73,8 @@ def advise(
     10 images per class on, where the usual advice is a head on an earlier node. Many and dissimilar: all. Many
     otherwise: the last blocks. From scratch only with 10,000 images and more, of which codes say next to nothing.
 
-    The thresholds are rules of thumb. They were set on the cases of benchmarks/evidence/advising.py, two budgets of each
-    of three small sets with one small network (one to three cases per scenario); that the advice holds there is no
+    The thresholds are rules of thumb. They were set on the cases of benchmarks/evidence/advising.py, two budgets of
+    each of three small sets with one small network (one to three cases per scenario); that the advice holds there is no
     independent test of it. Last blocks were always cut at one depth there, whatever node the advice names.
 
     Each training of the network should begin with the trained head (A. Kumar et al., "Fine-tuning can distort

@@ -22,8 +22,8 @@ def reasons_of(found: Found, node: str, command: Command, *, seeds: int, whole: 
     out = [
         {
             "text": f"A head on {best['node']} ({best['by']}) is right on about {best['accuracy']:.1%} of "
-            f"{profile.n_images} images left out (95 % interval {low:.1%} to {high:.1%}; the best of several scores, so "
-            f"a little too good): more training can win about {found.headroom:.1f} points, at most {found.most:.1f} "
+            f"{profile.n_images} images left out (95 % interval {low:.1%} to {high:.1%}; the best of several scores, "
+            f"so a little too good): more training can win about {found.headroom:.1f} points, at most {found.most:.1f} "
             f"(about {HEADROOM:g} or less are not worth it).",
             "check": command.rank(node, best["by"]),
         },
