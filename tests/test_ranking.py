@@ -12,8 +12,10 @@ from scipy.stats import multivariate_normal
 
 import featcache as fc
 from featcache.errors import HeadError
+from featcache.evaluation.intervals import interval
 from featcache.ranking import Ranking, rank
-from featcache.ranking.left_out import ALPHAS, answerable, knn_left_out, ridge_left_out
+from featcache.ranking.left_out import ALPHAS, answerable, hits, knn_left_out, ridge_left_out
+from featcache.ranking.scoring import scored
 from featcache.ranking.transferability import h_score, leep, logme
 from featcache.ranking.trust import MEASURED, TRUST
 from featcache.solvers.shrinkage import shrunk_scale
@@ -143,7 +145,7 @@ def test_equal_codes_cannot_be_told_apart_and_the_smaller_come_first():
     data = data_of()
     wide = replace(data, X=np.repeat(data.X, 2, axis=1))
     ranking = rank({"wide": wide, "narrow": data}, by="knn")
-    assert ranking.rows[0]["codes"] == "narrow" and ranking.comparisons[0]["p"] == 1.0
+    assert ranking.rows[0]["codes"] == "narrow" and ranking.comparisons[0]["p_adjusted"] == 1.0
     assert "cannot be told apart from wide with your 60 images" in ranking.statements()[0]
 
 
@@ -251,6 +253,13 @@ def test_faces(tmp_path):
         (lambda: rank(data_of(), logits="fc"), "logits: no codes"),
         (lambda: rank(data_of(), logits=3), "logits: expected"),
         (lambda: rank(data_of(), max_rows=1), "max_rows"),
+        (lambda: rank(data_of(), seed="x"), "seed: expected"),
+        (lambda: rank(data_of(), seed=-1), "seed: expected"),
+        (lambda: rank(data_of(), seed=1.5), "seed: expected"),
+        (lambda: rank([data_of(), data_of()]), "got it twice"),
+        (lambda: rank({"a": data_of(groups=np.arange(60) // 2), "b": data_of(groups=np.arange(60) // 3)}), "groups"),
+        (lambda: rank(data_of(splits=["test"] * 30 + ["val"] * 30)), "no labelled training row"),
+        (lambda: rank(data_of(splits=["test"] * 30 + [""] * 30)), "no labelled training row"),
         (lambda: rank([]), "none"),
         (lambda: rank(3), "FeatureSet"),
         (lambda: rank(fc.FeatureSet(np.eye(3, dtype="f4"))), "no row has a label"),
@@ -258,7 +267,7 @@ def test_faces(tmp_path):
         (lambda: rank(fc.FeatureSet(np.eye(4, dtype="f4") * np.nan, list("aabb"))), "NaN"),
         (lambda: rank({"a": data_of(), "b": data_of(ids=[f"x{i}" for i in range(60)])}), "in common"),
         (lambda: rank({"a": data_of(), "b": replace(data_of(), y=data_of().y[::-1])}), "another label"),
-        (lambda: rank(data_of(splits=["train", "test"] + [""] * 58)), "two classes"),
+        (lambda: rank(data_of(splits=["train", "test"] + [""] * 58)), "classes"),
     ],
 )
 def test_what_cannot_be_ranked(call, words):
@@ -267,9 +276,112 @@ def test_what_cannot_be_ranked(call, words):
     assert "\n" not in str(caught.value)
 
 
-def test_constant_codes_are_ranked_last_not_refused():
-    ranking = rank({"blank": replace(data_of(), X=np.ones((60, 8), dtype="f4")), "codes": data_of()})
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(20, 2), (60, 2), (200, 10)])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0])
+@pytest.mark.filterwarnings("error")
+def test_codes_that_are_constant_are_as_good_as_chance(value, n, k, groups):
+    y = np.arange(n) % k
+    more = {"groups": np.arange(n) // (2 * k)} if groups else {}
+    row = rank(fc.FeatureSet(np.full((n, 8), value, dtype="f4"), y, **more)).rows[0]
+    assert row["ridge"] == row["knn"] == pytest.approx(1 / k) and row["explained"] == pytest.approx(0.0, abs=1e-9)
+    assert row["h_score"] == 0.0 and row["logme"] is None
+    uneven = np.where(np.arange(n) < n // 3, 0, y)
+    row = rank(fc.FeatureSet(np.full((n, 8), value, dtype="f4"), uneven)).rows[0]
+    assert row["ridge"] == row["knn"] == pytest.approx(np.bincount(uneven).max() / n)  # the largest class for all
+
+
+def test_codes_of_which_nine_in_ten_are_dead_are_as_good_as_chance():
+    y, rows = np.arange(200) % 4, []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        dead = rng.normal(size=(200, 8)) * (rng.random((200, 1)) < 0.1)
+        rows.append(rank(fc.FeatureSet(dead.astype("f4"), y)).rows[0])
+    for score in ("ridge", "knn"):
+        assert np.mean([row[score] for row in rows]) == pytest.approx(0.25, abs=0.02)
+
+
+def test_classes_that_share_the_highest_score_share_the_hit():
+    left = np.array([[0.0, 1e-9, -1.0], [0.2, 0.1, 0.2], [0.1, 0.2, 0.3]])
+    assert hits(left, np.array([1, 1, 2])).tolist() == [0.5, 0.0, 1.0]
+
+
+def test_constant_codes_are_ranked_last_not_refused(capsys, tmp_path):
+    from featcache.cli import run
+
+    blank, data = replace(data_of(), X=np.ones((60, 8), dtype="f4")), data_of()
+    ranking = rank({"blank": blank, "codes": data})
     assert ranking.rows[0]["codes"] == "codes" and np.isfinite([row["score"] for row in ranking.rows]).all()
+    assert "-" in ranking.table() and Ranking.from_json(ranking.to_json()).to_json() == ranking.to_json()
+    np.savez(tmp_path / "blank.npz", X=blank.X, y=blank.y)
+    assert run(["rank", str(tmp_path / "blank.npz"), "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["logme"] is None
+
+
+def test_labels_of_test_rows_are_not_looked_at_where_training_rows_have_none():
+    data = data_of(n=90)
+    splits = np.where(np.arange(90) < 60, "train", "test")
+    with pytest.raises(HeadError, match="no labelled training row"):
+        rank(replace(data, y=np.where(splits == "train", "", data.y), splits=splits))
+    some = replace(data, y=np.where(np.arange(90) < 20, "", data.y), splits=splits)
+    ranking = rank(some)
+    assert ranking.rows[0]["n_images"] == 40 and "20 training rows without a label left out" in ranking.notes
+
+
+def test_a_view_of_a_test_image_does_not_stand_for_it():
+    data = data_of()
+    views = fc.FeatureSet(
+        np.concatenate([data.X, data.X[:10] + 100]),
+        np.concatenate([data.y, data.y[:10]]),
+        np.concatenate([data.row_ids, np.char.add(data.row_ids[:10], "v")]),
+        view_of=np.concatenate([np.full(60, ""), data.row_ids[:10]]),
+        splits=["test"] * 10 + ["train"] * 60,
+    )
+    assert rank(views).rows[0]["n_images"] == 50
+
+
+def test_intervals_of_shares_near_one_cover():
+    from featcache.ranking.scoring import _cell
+    from featcache.ranking.shared import Shared
+
+    def covered(n, p):
+        shared = Shared(np.arange(n), np.zeros(n, int), None, np.ones(n, bool), np.ones(n) / n, False, ())
+        found = [interval(_cell(np.arange(n) < right, shared)) for right in range(n + 1)]
+        assert all(0 <= low < high <= 1 for low, high in found) and found[n][0] < 0.85
+        drawn = np.random.default_rng(0).binomial(n, p, 2000)
+        return np.mean([found[right][0] <= p <= found[right][1] for right in drawn])
+
+    assert all(covered(20, p) >= 0.94 for p in (0.5, 0.8, 0.9, 0.95, 0.99))
+
+
+def test_all_right_is_one_and_groups_are_the_units():
+    row = rank(data_of(0.01, n=49), metric="balanced_accuracy", by="ridge").rows[0]
+    assert row["ridge"] == 1.0 and row["ridge_ci95"][0] < 0.95 and row["ridge_ci95"][1] == pytest.approx(1.0)
+    X, y = codes_of(n=40, spread=2.0)
+    twice = fc.FeatureSet(np.repeat(X, 2, axis=0), np.repeat(y, 2), groups=np.repeat(np.arange(40), 2))
+    cell = scored({"a": twice}, ["a"], {}).cells["a"]["ridge"]
+    assert len(cell.tested) == 40 and cell.gains.shape == (1, 40)
+
+
+def test_comparisons_say_what_those_of_compare_say():
+    sets = {str(i): data_of(1.5, seed=i, n=80) for i in range(5)}
+    sets = {name: replace(item, y=sets["0"].y) for name, item in sets.items()}
+    for line in rank(sets, by="ridge").comparisons:
+        assert line["p"] <= line["p_adjusted"] <= 1 and line["n_images"] == 80
+        low, high = line["ci95"]
+        assert low < line["difference"] < high and (low > 0) == line["distinguishable"]
+
+
+def test_logits_without_a_fingerprint_are_nobody_s():
+    a, b = (replace(data_of(seed=s), node="flatten", name=n, y=data_of().y) for s, n in ((0, "a"), (1, "b")))
+    assert all(row["leep"] is None for row in rank([a, b, replace(logits_of(a, 1.0), name="a")]).rows)
+
+
+def test_large_groups_cost_no_more_than_the_codes_are_wide():
+    X, y = codes_of(n=120, d=5)
+    targets = 2.0 * np.eye(3)[y] - 1.0
+    groups = np.arange(120) // 40
+    np.testing.assert_allclose(ridge_left_out(X, targets, groups), by_hand(X, y, groups), atol=1e-6)
 
 
 def test_what_is_said_of_trust_is_what_was_measured():
@@ -292,3 +404,4 @@ def test_cli(capsys, tmp_path):
     assert run(["rank", str(tmp_path / "good.npz"), "--by", "ridge"]) == 0
     assert "ridge" in capsys.readouterr().out
     assert run(["rank", str(tmp_path / "good.npz"), "--by", "luck"]) == 1
+    assert run(["rank", str(tmp_path / "good.npz"), str(tmp_path / "good.npz")]) == 1

@@ -4,8 +4,14 @@ The embedded backbone (112 px), three real sets, few and many images per class: 
 the last blocks, and the whole network, in plain torch by one recipe (evidence/tuning.py), scored on images held out;
 from random weights once. `advise` sees the training images only. What it recommends is right where no other way is
 better by more than two standard errors of the paired difference on the test images and by more than 2 points.
+
+The thresholds of `advise` were set on the three sets of BUDGETS: what is claimed of them shows that the rules fit these
+cases, not that they hold elsewhere. There are one to three cases per scenario, one seed each. The last blocks are always
+cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains are not
+among the rules of thumb: one set at one budget, for time.
 """
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -24,22 +30,31 @@ BUDGETS: dict[str, tuple[tuple[int, ...], bool]] = {
     "sign_digits": ((10, 60), False),
     "pneumonia_xray": ((20, 150), True),
 }
+#: Of which no threshold knows; cells cut from one picture stay together.
+HELD_OUT: dict[str, tuple[tuple[int, ...], bool]] = {"bccd_cells": ((10,), True)}
+_SOURCE = re.compile(r"BloodImage_\d+")
 STEPS, TEST, WORTH = 150, 500, 2.0
 
 
 def run(case: Any) -> dict[str, Any]:
     """Return figures and claims; `case.tiny` takes seconds: advice and heads only, on generated codes."""
     rows: list[dict[str, Any]] = []
-    for name, (budgets, mirror) in list(BUDGETS.items())[: 1 if case.tiny else None]:
+    sets = {**BUDGETS, **HELD_OUT}
+    for name, (budgets, mirror) in list(sets.items())[: 1 if case.tiny else None]:
         nodes = {node: case.load_node(name, "embedded", node) for node in NODES["embedded"].split(",")}
         logits = None if case.tiny else case.load_node(name, "mobilenet_v2", "classifier.1")
         for i, budget in enumerate((5,) if case.tiny else budgets):
             rows.append(_measured(case, name, nodes, logits, budget, mirror, scratch=name == "sign_digits" and i == 1))
+    fitted = [row for row in rows if row["data"] in BUDGETS]
+    rule = _rule(fitted)
     return {
         "steps": STEPS,
         "rows": rows,
-        "rule of thumb": _rule(rows),
-        "claims": [] if case.tiny else _claims(rows),
+        "rule of thumb": rule,
+        "to paste into featcache/advice/deciding.py, _SEEN": [
+            f"{tuple(line['scenario'].split(', '))!r}: {tuple(line['points'])!r},".replace("'", '"') for line in rule
+        ],
+        "claims": [] if case.tiny else [*_claims(fitted), _unseen([row for row in rows if row not in fitted])],
     }
 
 
@@ -55,9 +70,11 @@ def _measured(
 ) -> dict[str, Any]:
     data = nodes["penultimate"]
     assert data.y is not None
-    pool, test = holdout(data.y, test_size=0.4, ids=data.ids, seed=0)
+    sources = [_SOURCE.search(i) for i in data.row_ids.tolist()]
+    groups = np.asarray([m.group() for m in sources if m]) if all(sources) else None
+    pool, test = holdout(data.y, test_size=0.4, ids=data.ids, groups=groups, seed=0)
     test = np.sort(np.random.default_rng(0).permutation(test)[:TEST])
-    pool = k_shot(data.y, budget, rows=pool, ids=data.ids, seed=0)
+    pool = k_shot(data.y, budget, rows=pool, ids=data.ids, groups=groups, seed=0)
     advice = _advice(nodes, logits, pool)
     right: dict[str, np.ndarray] = {}
     for node, item in nodes.items():
@@ -138,6 +155,16 @@ def _rule(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _unseen(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    beaten = [f"{row['data']} at {row['images per class']}: {', '.join(row['better than the advice'])}"
+              for row in rows if row["better than the advice"]]  # fmt: skip
+    return claim(
+        "on a set of which the thresholds know nothing, what advise recommends is not beaten",
+        beaten or "none",
+        not beaten,
+    )
+
+
 def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     beaten = [f"{row['data']} at {row['images per class']}: {', '.join(row['better than the advice'])}"
               for row in rows if row["better than the advice"]]  # fmt: skip
@@ -145,6 +172,6 @@ def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         claim("few images per class, unlike the source's: on one set or more the last blocks beat the best head by 10 "
               "points (the classic rule says a head)", few, max(few, default=0.0) >= 10.0),
-        claim("what advise recommends is beaten by another way (by more than 2 points and two standard errors) in at "
-              "most one of six cases", beaten or "none", len(beaten) <= 1),
+        claim("on the cases its thresholds were set on, what advise recommends is beaten by another way (by more than 2 "
+              "points and two standard errors) in at most one of six", beaten or "none", len(beaten) <= 1),
     ]  # fmt: skip

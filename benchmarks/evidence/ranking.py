@@ -51,15 +51,17 @@ def run(case: Any) -> dict[str, Any]:
     rows = [_line(name, k, score, cell[score]) for (name, k), cell in cells.items() for score in SCORES]
     means = {score: np.mean([cell[score] for cell in cells.values()], axis=0) for score in SCORES}
     chosen = np.asarray([cell["explained"] for cell in cells.values()])
+    trust = {
+        "kendall": round(float(np.median(chosen[:, 0])), 2),
+        "lowest kendall": round(float(chosen[:, 0].min()), 2),
+        "regret": round(float(np.median(chosen[:, 3])), 1),
+        "largest regret": round(float(chosen[:, 3].max()), 1),
+    }
     return {
         "candidates": sum(len(nodes.split(",")) for nodes in NODES.values()) if not case.tiny else 4,
         "over all cells": [_line("mean", "", score, means[score]) for score in SCORES],
-        "trust": {
-            "kendall": round(float(np.median(chosen[:, 0])), 2),
-            "lowest kendall": round(float(chosen[:, 0].min()), 2),
-            "regret": round(float(np.median(chosen[:, 3])), 1),
-            "largest regret": round(float(chosen[:, 3].max()), 1),
-        },
+        "trust": trust,
+        "to paste into featcache/ranking/trust.py": f"MEASURED = {trust!r}".replace("'", '"'),
         "told apart": {"comparisons told apart": comparisons, "of them the other way round": false_alarms},
         "rows": rows,
         "claims": [] if case.tiny else _claims(means, cells, false_alarms, comparisons),

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 SIZE, BATCH, PAD = 112, 32, 8
-#: Depth from which the last blocks train: those after the node features.13.
+#: Depth from which the last blocks train: those after the node features.13, whatever node `advise` names.
 LAST = 14
 RATES = {"last blocks": 1e-3, "all": 5e-4, "from scratch": 3e-3}
 

@@ -53,8 +53,13 @@ class Found:
 
     @property
     def headroom(self) -> float:
-        """Points of accuracy that the best head misses."""
+        """Points of accuracy that the best head misses, about: the best of several is somewhat better by chance."""
         return 100.0 * (1.0 - self.profile.rows[self.profile.best]["accuracy"])
+
+    @property
+    def most(self) -> float:
+        """Points that it misses at most, by the interval of its accuracy: more cannot be won."""
+        return 100.0 * (1.0 - self.profile.rows[self.profile.best]["ci95"][0])
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,9 @@ def _gain(name: str, found: Found) -> dict[str, Any]:
         return {**difference, "over": _LAST, "basis": "measured", "text": f"{best}: " + text.format(**difference)}
     scenario = scenario_of(found)
     seen = _SEEN.get((name, scenario["labels"], scenario["domain"]))
-    most = found.headroom
+    most = found.most
     if seen is None:
-        text = f"unknown, at most the {most:.1f} points that a head misses; fine-tune once and compare"
+        text = f"unknown, at most the {most:.1f} points that a head may miss (95 %); fine-tune once and compare"
         return {"points": None, "over": _HEAD, "low": None, "high": most, "basis": "unknown", "text": text}
     points, low, high = (min(value, most) for value in seen)
     saw = (
@@ -131,7 +136,7 @@ def _gain(name: str, found: Found) -> dict[str, Any]:
     )
     text = (
         f"perhaps {points:+.1f} points over the best head, a rule of thumb: our benchmark saw {saw} in this scenario; "
-        f"at most the {most:.1f} points that a head misses"
+        f"at most the {most:.1f} points that a head may miss (95 %)"
     )
     return {"points": points, "over": _HEAD, "low": low, "high": high, "basis": "rule of thumb", "text": text}
 

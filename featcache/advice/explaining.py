@@ -4,38 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
+from .command import Command
 from .deciding import HEADROOM, MANY_PER_CLASS, SIMILAR, Found, scenario_of
 
 __all__ = ["notes_of", "reasons_of"]
 
 
-def reasons_of(found: Found, store: str) -> list[dict[str, str]]:
-    """Return sentences with the measured numbers, and the commands that measure them again."""
+def reasons_of(found: Found, node: str, command: Command, *, seeds: int, whole: bool) -> list[dict[str, str]]:
+    """Return sentences with the measured numbers, and the commands that measure them again.
+
+    `node` is the best one's name in its store; `whole`: no labelled image was kept out of training, so that other
+    verbs train on the same ones.
+    """
     profile = found.profile
     best, last = profile.rows[profile.best], profile.rows[profile.last]
-    rank = f"featcache rank {store}"
-    compare = f"featcache compare {store} --node {best['node']} --heads ridge"
+    low, high = best["ci95"]
     out = [
         {
-            "text": f"A head on {best['node']} is right on {best['accuracy']:.1%} of {found.n_images} images left out: "
-            f"more training can win {found.headroom:.1f} points at most ({HEADROOM:g} or less are not worth it).",
-            "check": f"{rank} --nodes {best['node']} --by ridge",
+            "text": f"A head on {best['node']} ({best['by']}) is right on about {best['accuracy']:.1%} of "
+            f"{profile.n_images} images left out (95 % interval {low:.1%} to {high:.1%}; the best of several scores, "
+            f"so a little too good): more training can win about {found.headroom:.1f} points, at most {found.most:.1f} "
+            f"(about {HEADROOM:g} or less are not worth it).",
+            "check": command.rank(node, best["by"]),
         },
         {
             "text": f"The smallest class has {found.per_class} images: {scenario_of(found)['labels']} labels (many "
             f"from {MANY_PER_CLASS}).",
-            "check": f"featcache info {store}",
+            "check": command.info() if whole else command.advise("reasons"),
         },
     ]
     if len(profile.rows) > 1:
-        out.append({"text": _depth(found, best, last), "check": rank})
+        out.append({"text": _depth(found, best, last), "check": command.rank()})
     if found.curve.doubling is not None:
         d, shots = found.curve.doubling, [row["shots"] for row in found.curve.rows]
+        options = ("--heads", "ridge", "--shots", ",".join(map(str, shots)), "--seeds", str(seeds))
         out.append(
             {
-                "text": f"Twice the labels add about {d['points']:.1f} points ({d['low']:.1f} to {d['high']:.1f}) to "
-                f"a head: a learning curve up to {shots[-1]} images per class, extended.",
-                "check": f"{compare} --shots {','.join(map(str, shots))}",
+                "text": f"From {shots[-1]} to {2 * shots[-1]} labelled images per class a head gains about "
+                f"{d['points']:.1f} points ({d['low']:.1f} to {d['high']:.1f}): a learning curve up to {shots[-1]}, as "
+                "far as a quarter of each class held out allows, extended.",
+                "check": command.compare(node, *options) if whole else command.advise("curve"),
             }
         )
     if (s := found.source) is not None:
@@ -44,7 +52,7 @@ def reasons_of(found: Found, store: str) -> list[dict[str, str]]:
                 "text": f"The source classifier gives its first class {s['confidence']:.0%} on average, its entropy is "
                 f"{s['entropy']:.0%} of the largest, {s['classes']:.0f} of its classes are in use, and they carry "
                 f"{s['told']:.0%} of the labels' information: under {SIMILAR:.0%} the images are unlike the source's.",
-                "check": f'featcache advise {store} --json (under "source"; the LEEP of {rank} is of the same table)',
+                "check": command.advise("source"),
             }
         )
     return out
@@ -64,7 +72,7 @@ def _depth(found: Found, best: dict[str, Any], last: dict[str, Any]) -> str:
 
 def notes_of(found: Found) -> list[str]:
     """Return what could not be measured, and what would allow it."""
-    notes = []
+    notes = list(found.profile.notes)
     if len(found.profile.rows) < 2:
         notes.append(
             "one node: where along the network a head is best, and so how near the images are to the source, could not "

@@ -25,7 +25,8 @@ class Advice:
     scenario : dict
         labels ("few" or "many"), domain ("similar", "dissimilar" or "unclear").
     reasons : tuple of dict
-        text (a sentence with the measured number) and check (a command that measures it again).
+        text (a sentence with the measured number) and check (a command that measures it again; from Python with the
+        set's name for its place).
     gain : dict
         points of accuracy, over ("the last node" for a head, "the best head" for training the network), low and high
         (95 % interval, or the range seen), basis ("measured", "rule of thumb" or "unknown") and text.
@@ -34,11 +35,11 @@ class Advice:
     options : tuple of dict
         All four recommendations with their gain and cost.
     profile : tuple of dict
-        Per node in the order of the network: node, accuracy, ci95, explained, best.
+        Per node in the order of the network: node, by ("ridge" or "knn"), accuracy, ci95, explained, best, seconds.
     curve : tuple of dict
         Per number of images per class: shots, mean, ci95.
     doubling : dict or None
-        What twice the labels would add: points, low, high.
+        What twice the images per class of the end of the curve would add: points, low, high.
     source : dict or None
         What the source classifier says of the images: confidence, entropy (share of the largest there is), classes
         (effective number), told (share of the label's information that its classes carry).

@@ -12,9 +12,11 @@ from scipy.special import softmax
 
 from ..errors import FeatcacheError
 from ..evaluation import compare, forecast
+from ..evaluation.intervals import interval
 from ..features import FeatureSet
-from ..heads.labelled import Rows
-from ..ranking import Ranking, rank
+from ..ranking.scoring import Scores, paired, scored
+from ..ranking.shared import training_rows
+from ..ranking.transferability import leep
 from ..reporting import Result
 
 __all__ = ["Curve", "Profile", "learning_curve", "next_doubling", "profile_of", "source_of", "training_part"]
@@ -31,14 +33,19 @@ class Profile:
     Parameters
     ----------
     rows : tuple of dict
-        Per node, in the network's order: node, accuracy (the better of ridge and kNN, rows left out), ci95, explained,
-        ci_explained, best, seconds.
+        Per node, in the network's order: node, by ("ridge" or "knn", the better), accuracy (its, rows left out), ci95,
+        explained, best, seconds. Of two heads and several nodes the best is somewhat better by chance alone.
     best, last : int
         Positions of the best node and of the last one.
     early : bool
         Whether the last node is worse than the best, and not by chance.
     difference : dict or None
-        Accuracy of the best less that of the last: points, low, high; None where the best is the last.
+        Accuracy of the best less that of the last: points, low, high (for all pairs of nodes at once); None where the
+        best is the last.
+    n_images : int
+        Rows left out in turn.
+    notes : tuple of str
+        Which rows those are.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -46,6 +53,8 @@ class Profile:
     last: int
     early: bool
     difference: dict[str, float] | None
+    n_images: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,51 +65,47 @@ class Curve:
     doubling: dict[str, float] | None
 
 
-def training_part(data: FeatureSet) -> FeatureSet:
-    """Return the labelled images that a split lets train; test rows are not to be touched."""
-    rows = Rows.of(data, on_disk=True).plain()
-    chosen = np.flatnonzero(np.isin(data.row_ids, rows.ids[rows.training()]))
-    return replace(data.select(chosen), splits=None, view_of=None)
+def training_part(data: FeatureSet) -> tuple[FeatureSet, tuple[str, ...]]:
+    """Return the labelled images that a split lets train, and notes; test rows are not to be touched."""
+    rows = training_rows(data)
+    chosen = np.flatnonzero(np.isin(data.row_ids, rows.ids))
+    return replace(data.select(chosen), splits=None, view_of=None), rows.notes
 
 
 def profile_of(nodes: dict[str, FeatureSet], step: Callable[[str], None]) -> Profile:
-    """Rank the nodes of one network, given in its order."""
-    ranking = rank(nodes, logits=None, progress=lambda done, total, what: step(what))
-    by_name = {row["codes"]: row for row in ranking.rows}
+    """Score the nodes of one network, given in its order, as `rank` does."""
     names = list(nodes)
-    best, last = names.index(ranking.best()["codes"]), len(names) - 1
-    rows = tuple(_profile_row(by_name[name], i == best) for i, name in enumerate(names))
-    worse = [each for each in ranking.comparisons if each["other"] == names[last]]
-    early = bool(worse and worse[0]["distinguishable"])
-    return Profile(rows, best, last, early, _difference(nodes, ranking, names[best], names[last]))
+    scores = scored(nodes, names, {}, progress=lambda done, total, what: step(what))
+    found = scores.found
+    first = min(names, key=lambda name: (-found[name]["explained"], found[name]["features"], name))
+    best, last = names.index(first), len(names) - 1
+    rows = tuple(_profile_row(name, scores, i == best) for i, name in enumerate(names))
+    early = best != last and paired(scores, names, "explained")[first, names[last]].distinguishable
+    return Profile(rows, best, last, early, _difference(scores, first, names), scores.n_images, scores.notes)
 
 
-def _profile_row(row: dict[str, Any], best: bool) -> dict[str, Any]:
-    better = max(("ridge", "knn"), key=lambda who: float(row[who]))
+def _profile_row(name: str, scores: Scores, best: bool) -> dict[str, Any]:
+    found = scores.found[name]
+    better = max(("ridge", "knn"), key=lambda who: float(found[who]))
     return {
-        "node": row["codes"],
-        "accuracy": row[better],
-        "ci95": row[f"{better}_ci95"],
-        "explained": row["explained"],
-        "ci_explained": row["ci95"],
+        "node": name,
+        "by": better,
+        "accuracy": found[better],
+        "ci95": list(interval(scores.cells[name][better])),
+        "explained": found["explained"],
         "best": best,
-        "seconds": row["seconds"],
+        "seconds": found["seconds"],
     }
 
 
-def _difference(nodes: dict[str, FeatureSet], ranking: Ranking, best: str, last: str) -> dict[str, float] | None:
-    """The accuracies of the two nodes, compared row by row."""
+def _difference(scores: Scores, best: str, names: list[str]) -> dict[str, float] | None:
+    """The accuracies of the best and the last, compared row by row, by the head that does better on the two."""
+    last = names[-1]
     if best == last:
         return None
-    by = (
-        "ridge"
-        if sum(row["ridge"] - row["knn"] for row in ranking.rows if row["codes"] in (best, last)) >= 0
-        else "knn"
-    )
-    pair = rank({name: nodes[name] for name in (best, last)}, by=by, logits=None).comparisons[0]
-    sign = 1.0 if pair["best"] == best else -1.0
-    low, high = sorted(100.0 * sign * bound for bound in pair["ci95"])
-    return {"points": 100.0 * sign * pair["difference"], "low": low, "high": high}
+    ridge, knn = (sum(scores.found[name][who] for name in (best, last)) for who in ("ridge", "knn"))
+    found = paired(scores, names, "ridge" if ridge >= knn else "knn")[best, last]
+    return {"points": 100.0 * found.mean, "low": 100.0 * found.ci95[0], "high": 100.0 * found.ci95[1]}
 
 
 def learning_curve(data: FeatureSet, *, seeds: int) -> Curve:
@@ -145,16 +150,5 @@ def source_of(logits: FeatureSet) -> dict[str, float]:
         "confidence": float(shares.max(axis=1).mean()),
         "entropy": float(stats.entropy(shares, axis=1).mean() / np.log(shares.shape[1])),
         "classes": float(np.exp(stats.entropy(shares.mean(axis=0)))),
-        "told": float(np.clip(1.0 + _leep_left_out(shares, codes) / label, 0.0, 1.0)),
+        "told": float(np.clip(1.0 + leep(X, codes, left_out=True) / label, 0.0, 1.0)),
     }
-
-
-def _leep_left_out(shares: np.ndarray, codes: np.ndarray) -> float:
-    """LEEP in which no image tells its own label: with 1000 source classes and few images it would tell it well."""
-    k = int(codes.max()) + 1
-    joint = np.stack([shares[codes == c].sum(axis=0) for c in range(k)])
-    total = joint.sum(axis=0)
-    prior = (np.bincount(codes) / len(codes))[codes][:, None]
-    # One image's worth of the classes' shares keeps source classes that nobody else uses from saying anything.
-    given = (joint[codes] - shares + prior) / (total - shares + 1.0)
-    return float(np.mean(np.log((shares * given).sum(axis=1))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +34,9 @@ def advise(
     as_json: Json = False,
 ) -> None:
     """Say what to train, and why: a head, the last blocks, all, or from scratch; measured on the training rows."""
-    from ..advice import advise as run_advise
+    from ..advice.advising import advised
+    from ..advice.command import Command
+    from ..exchange import is_plain_file
     from ..progress import progress_for
     from . import show
     from .inputs import features_by_node
@@ -47,8 +50,11 @@ def advise(
                 bar.start("measuring", total)
             bar.advance(1, what)
 
-        advice = run_advise(
+        rows = given(choice | {"labels": labels, "key": key}, view="main")
+        asked = given({"nodes": nodes, "logits": logits, "seeds": seeds}, nodes="all", logits="auto", seeds=5)
+        advice = advised(
             data,
+            Command(str(store), rows, asked, has_nodes=not is_plain_file(store)),
             logits=None if logits == "none" else logits,
             seeds=seeds,
             images_per_second=images_per_second,
@@ -58,3 +64,13 @@ def advise(
         show.as_json(json.loads(advice.to_json()))
         return
     show.say("\n".join(show.plain(line) for line in advice.table().split("\n")))
+
+
+def given(options: Mapping[str, Any], **defaults: Any) -> tuple[str, ...]:
+    """Return options as words of a command line, without those that have their default."""
+    return tuple(
+        word
+        for name, value in options.items()
+        if value is not None and value != defaults.get(name)
+        for word in (f"--{name}", str(value))
+    )

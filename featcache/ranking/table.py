@@ -28,12 +28,12 @@ class Ranking:
     rows : tuple of dict
         One per set of codes, best first: codes (its name), rank (from 1), score (what they are sorted by), ci95 ([low,
         high] of it), explained (share of the labels' spread), explained_by ("ridge" or "knn"), ridge and knn
-        (accuracies of the rows left out), ridge_ci95, knn_ci95, logme, h_score, leep (None without logits),
-        backbone, node, features (numbers per image), n_images, extract_seconds (of one image, or None), seconds (to
-        score it).
+        (accuracies of the rows left out), ridge_ci95, knn_ci95, logme (None of codes without spread), h_score, leep
+        (None without logits), backbone, node, features (numbers per image), n_images, extract_seconds (of one image,
+        or None), seconds (to score it).
     comparisons : tuple of dict, default=()
-        The best against each other: best, other, difference, ci95, p (corrected for the number of comparisons),
-        distinguishable.
+        The best against each other: best, other, difference, ci95 (holds for all pairs at once), ci_method, p (of this
+        pair alone), p_adjusted (among all pairs), distinguishable, n_images; as in a Result.
     notes : tuple of str, default=()
         What the reader should know.
     settings : dict, default={}

@@ -14,7 +14,7 @@ _STILL = 1e-3  # relative change of alpha / beta at which it stands still
 _RANK = 1e-13
 
 
-def logme(X: np.ndarray, codes: np.ndarray) -> float:
+def logme(X: np.ndarray, codes: np.ndarray) -> float | None:
     """Return the logarithm of maximum evidence [1]_: higher is better.
 
     Each class's indicator is regressed on the codes, weights drawn from N(0, 1/alpha), noise from N(0, 1/beta); both
@@ -29,8 +29,8 @@ def logme(X: np.ndarray, codes: np.ndarray) -> float:
 
     Returns
     -------
-    float
-        In nats per row; comparable between sets of codes of the same rows only.
+    float or None
+        In nats per row; comparable between sets of codes of the same rows only. None of codes without spread.
 
     References
     ----------
@@ -45,6 +45,8 @@ def logme(X: np.ndarray, codes: np.ndarray) -> float:
     True
     """
     X = np.asarray(X, dtype=np.float64)
+    if not _spreads(X):
+        return None
     n, d = X.shape
     Y = (codes[:, None] == np.arange(int(codes.max()) + 1)).astype(np.float64)
     values, vectors = np.linalg.eigh(X.T @ X if n > d else X @ X.T)
@@ -89,7 +91,7 @@ def h_score(X: np.ndarray, codes: np.ndarray) -> float:
     Returns
     -------
     float
-        From 0 to about the number of classes less one.
+        From 0 to about the number of classes less one. 0 of codes without spread.
 
     References
     ----------
@@ -104,6 +106,8 @@ def h_score(X: np.ndarray, codes: np.ndarray) -> float:
     True
     """
     X = np.asarray(X, dtype=np.float64)
+    if not _spreads(X):
+        return 0.0
     X = X - X.mean(axis=0)
     scale = float(np.sqrt(np.mean(np.square(X)))) or 1.0  # the score does not depend on it, the rounding does
     X = X / scale
@@ -116,7 +120,12 @@ def h_score(X: np.ndarray, codes: np.ndarray) -> float:
     return float((1.0 - shrinkage) * np.sum(weighted.T * np.linalg.solve(covariance, weighted.T)))
 
 
-def leep(logits: np.ndarray, codes: np.ndarray) -> float:
+def _spreads(X: np.ndarray) -> bool:
+    """Whether rows differ by more than rounding."""
+    return bool(np.ptp(X, axis=0).max() > _RANK * np.abs(X).max())
+
+
+def leep(logits: np.ndarray, codes: np.ndarray, *, left_out: bool = False) -> float:
     """Return the log expected empirical prediction [1]_ of a source classifier: 0 at best, higher is better.
 
     Each source class stands for the target classes its images have; the score is the mean log probability that the
@@ -128,6 +137,9 @@ def leep(logits: np.ndarray, codes: np.ndarray) -> float:
         What the source classifier gives before its softmax.
     codes : ndarray of int of shape (n,)
         Class numbers from 0.
+    left_out : bool, default=False
+        Whether no image tells its own label: with 1000 source classes and few images it would tell it well. One image's
+        worth of the classes' shares keeps source classes that nobody else uses from saying anything.
 
     References
     ----------
@@ -141,6 +153,11 @@ def leep(logits: np.ndarray, codes: np.ndarray) -> float:
     """
     source = softmax(np.asarray(logits, dtype=np.float64), axis=1)
     joint = np.stack([source[codes == c].sum(axis=0) for c in range(int(codes.max()) + 1)])  # (classes, source)
-    given = joint / np.maximum(joint.sum(axis=0), 1e-300)
-    hit = np.einsum("nz,nz->n", source, given[codes])
+    total = joint.sum(axis=0)
+    if left_out:
+        prior = (np.bincount(codes) / len(codes))[codes][:, None]
+        given = (joint[codes] - source + prior) / (total - source + 1.0)
+    else:
+        given = (joint / np.maximum(total, 1e-300))[codes]
+    hit = np.einsum("nz,nz->n", source, given)
     return float(np.mean(np.log(np.maximum(hit, 1e-300))))
