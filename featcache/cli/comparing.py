@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import HeadError
 from .options import Group, Json, Key, Label, Labels, Node, Nodes, Quiet, Split, View, app
 
 __all__: list[str] = []
@@ -103,12 +104,13 @@ def compare(
 
 
 def _forecasts(result: Any) -> tuple[Any, ...]:
-    """What twice the labels would bring to each head; nothing where there are fewer than three numbers of shots."""
+    """What twice the labels would bring to each head; nothing where no curve can be carried on."""
     from ..evaluation import forecast
 
-    points = {(row["dataset"], row["head"], row["shots"]) for row in result.rows if row["mean"] is not None}
-    curves = [cell[:2] for cell in points]
-    return forecast(result) if any(curves.count(curve) >= 3 for curve in set(curves)) else ()
+    try:
+        return forecast(result)
+    except HeadError:
+        return ()
 
 
 def steps(bar: Any, what: str) -> Any:

@@ -22,7 +22,7 @@ from scipy import special, stats
 
 from ..reporting import SMALLER_IS_BETTER
 
-__all__ = ["Curves", "curves_through"]
+__all__ = ["LEAST", "Curves", "curves_through"]
 
 _RATIOS = np.linspace(0.32, 0.98, 23)
 #: Prior of the ratio, Beta(8, 2): exponents c from 0.04 to 0.9, in the middle 0.3.
@@ -37,7 +37,7 @@ _ALIKE_PER_DOUBLING = 0.7
 #: Seeds that this prior of the correlations is worth.
 _PRIOR_SEEDS = 8
 #: Below this share of hits the odds of an error say nothing.
-_LEAST = 0.02
+LEAST = 0.02
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def curves_through(rows: Sequence[Mapping[str, Any]]) -> Curves:
     x = np.log2([row["n_train"] / rows[-1]["n_train"] for row in rows])
     means = np.asarray([row["mean"] for row in rows], dtype=np.float64)
     # A few test rows without an error do not show that there is none: half a one more is thought to stand beside them.
-    kept = means if falls else np.clip(means, _LEAST, [1.0 - 0.5 / (_tested(row) + 1.0) for row in rows])
+    kept = means if falls else np.clip(means, LEAST, [1.0 - 0.5 / (_tested(row) + 1.0) for row in rows])
     z, slope = (-kept, np.ones(len(kept))) if falls else ((kept - 1.0) / kept, 1.0 / kept**2)
     return _posterior(x, z, _covariance(x, rows) * slope[:, None] * slope[None, :], falls)
 
@@ -121,7 +121,7 @@ def _standard_error(row: Mapping[str, Any]) -> float:
     found = max(row["mean"] - row["ci95"][0], row["ci95"][1] - row["mean"], 2e-3) / 1.96
     if row["metric"] in SMALLER_IS_BETTER:
         return found
-    share = min(max(row["mean"], _LEAST), 1.0 - 0.5 / (_tested(row) + 1.0))
+    share = min(max(row["mean"], LEAST), 1.0 - 0.5 / (_tested(row) + 1.0))
     return max(found, float(np.sqrt(share * (1.0 - share) / _tested(row))))
 
 

@@ -74,11 +74,11 @@ def suggest(
 
     Notes
     -----
-    No two images of a batch are nearly the same, nor nearly the same as a labelled, test or val one: cosine of centred codes 0.97
-    or more, or at least 0.88 and so high that they differ by less than 0.18 of what fifth neighbours in this set differ
-    by. Codes do not show every copy: grain that a stronger compression takes from an X-ray may change them more than
-    another patient does. Every group gives one image before any gives a second. Rows are ordered by id first: their
-    order in `data` does not matter. Of more than 10,000 rows clusters and densities are made from 10,000.
+    No two images of a batch are nearly the same, nor nearly the same as a labelled, test or val one: cosine of centred
+    codes 0.97 or more, or at least 0.88 and so high that they differ by less than 0.18 of what fifth neighbours in this
+    set differ by. Codes do not show every copy: grain that a stronger compression takes from an X-ray may change them
+    more than another patient does. Every group gives one image before any gives a second. Rows are ordered by id
+    first: their order in `data` does not matter. Of more than 10,000 rows clusters and densities are made from 10,000.
 
     Images chosen for training are no fair sample: measure on test rows that were drawn at random before.
 
