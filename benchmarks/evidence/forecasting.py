@@ -1,8 +1,9 @@
 """Are learning curves forecast well: the gain of twice and four times the labels, and its 95 % interval?
 
-Curves of real codes are measured by many draws. A user who has a few of these draws, up to some number of shots, is
-told what more labels would bring; the truth is the mean of the other draws there. A second kind of user has a small set
-of its own, drawn from the whole: all of its draws share these few images, and the truth is the curve of the whole set.
+Each user compares heads with five draws of its own, up to some number of shots, and is told by that Result what more
+labels would bring. Users with large sets have all images, and draw other ones of them: the truth is the mean curve of
+the other users. Users with small sets have a few images per class, drawn from the whole, for training and tests: the
+truth is the mean curve of the whole set.
 The rivals are what people do by eye: the last value carried on, and a straight line over log n through the last two.
 """
 
@@ -104,7 +105,9 @@ def _of_user(data: FeatureSet, user: int) -> FeatureSet:
 
 
 def _mean_curve(curves: list[tuple[Cell, ...]]) -> tuple[tuple[int, float], ...]:
-    return tuple((some[0]["n_train"], float(np.mean([row["mean"] for row in some]))) for some in zip(*curves))
+    return tuple(
+        (some[0]["n_train"], float(np.mean([row["mean"] for row in some]))) for some in zip(*curves, strict=True)
+    )
 
 
 def _judged(user: User) -> Iterator[Cell]:
