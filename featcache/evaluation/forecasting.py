@@ -217,8 +217,8 @@ def forecast(result: Result, *, factor: float = 2.0) -> tuple[Forecast, ...]:
     -----
     The posterior is computed on a grid of the exponent (2^-c has the prior Beta(8, 2)), of the gain of the last
     doubling (flat, 0 or more) and of three sizes of wandering; the level now has a closed form. Errors of the means
-    come from the rows' own intervals; draws of one seed are nested and share test rows, so that errors at neighbouring
-    n are correlated: as measured across the seeds, shrunken towards 0.7 per doubling.
+    come from the rows' own intervals: a part by which draws differ, and one that all draws share, since they have the
+    same few images; at twice the rows errors are taken to be correlated by 0.7 and 0.9.
 
     What is forecast is the mean over draws on test rows like those of the comparison, for labels drawn like the present
     ones. Images that were chosen (see `suggest`) or come from elsewhere may bring more or less.
