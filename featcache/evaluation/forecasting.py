@@ -38,7 +38,7 @@ class Forecast:
     mean : float
         The metric, a mean over draws, at `factor` x `n` rows.
     ci95 : tuple of float
-        Its 95 % interval: (low, high).
+        Its 95 % interval, the shortest: (low, high).
     gain : float
         mean - now (of metrics that should be small, too: there gains are negative).
     gain_sd : float
@@ -267,7 +267,7 @@ def _why_none(cells: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
             row = next(row for row in rows if _measured(row) and not _usable(row))
             least = "0 or more" if row["metric"] in SMALLER_IS_BETTER else f"{LEAST:g} to 1"
             return (
-                f"{dataset}, {head}: expected three points with a {row['metric']} of {least}, got {row['mean']:g} at "
+                f"{dataset}, {head}: expected {row['metric']} of {least} at three points, got {row['mean']:g} at "
                 f"{row['n_train']} rows; compare with more shots"
             )
     return "forecast: expected a curve of three points or more, the Result has none; compare with shots=[2, 5, 10, 20]"
@@ -332,11 +332,19 @@ def _at(curves: Curves, n_now: int, n: Any) -> dict[str, Any]:
     return {
         "n": round(float(n)),
         "mean": mean,
-        "ci95": [float(q) for q in np.quantile(values, [0.025, 0.975])],
+        "ci95": _shortest(values),
         "gain": mean - float(np.median(now)),
         "gain_sd": (high - low) / (2 * 1.96),
         "gain_ci95": [low, high],
     }
+
+
+def _shortest(values: np.ndarray) -> list[float]:
+    """The shortest interval that holds 95 % of the draws: where all test rows are right, it reaches up to that."""
+    values = np.sort(values)
+    held = int(np.ceil(0.95 * len(values)))
+    first = int((values[held - 1 :] - values[: len(values) - held + 1]).argmin())
+    return [float(values[first]), float(values[first + held - 1])]
 
 
 def _rows_for(n: int, factor: float) -> int | None:
