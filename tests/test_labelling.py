@@ -107,6 +107,42 @@ def test_test_val_and_views_are_left_alone():
     assert any("test or val part were left alone" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_groups_of_some_rows_only_do_not_make_the_order_matter(strategy):
+    data = clusters(per_class=20, labelled=8)
+    groups = np.where(np.arange(80) % 2, "", np.char.add("patient ", (np.arange(80) // 4).astype(str)))
+    data = fc.FeatureSet(data.X, data.y, ids=data.ids, groups=groups)
+    found = fc.suggest(data, 10, strategy=strategy).to_json()
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(80)
+        assert fc.suggest(data.select(order), 10, strategy=strategy).to_json() == found
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_copies_of_held_out_images_are_passed_over(strategy, part):
+    data = clusters(per_class=20, labelled=6)
+    new = np.flatnonzero(data.y == "")
+    X = np.concatenate([data.X, data.X[new[:7]], data.X[new[7:10]] + 1e-3])
+    for labels in (np.full(10, ""), np.full(10, "class 0")):
+        splits = ["train"] * 80 + [part] * 10
+        found = fc.suggest(fc.FeatureSet(X, np.concatenate([data.y, labels]), splits=splits), 100, strategy=strategy)
+        assert set(map(int, found.ids)) == set(new[10:].tolist())
+        assert "10 images are nearly the same as test or val images and were passed over" in found.notes
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_groups_with_held_out_images_are_passed_over(strategy):
+    data = clusters(per_class=20, labelled=8)
+    groups = np.char.add("patient ", (np.arange(80) // 4).astype(str))
+    splits = np.where(np.isin(np.arange(80), [14, 35, 36]), ["test"], ["train"])
+    groups[[34, 36]] = ""  # the second one is a test image without a group: it bars nobody
+    found = fc.suggest(fc.FeatureSet(data.X, data.y, groups=groups, splits=splits), 100, strategy=strategy)
+    barred = {12, 13, 15, 32, 33}
+    assert set(map(int, found.ids)) == set(np.flatnonzero((data.y == "") & (splits == "train")).tolist()) - barred
+    assert "5 images are in a group with test or val images and were passed over" in found.notes
+
+
 def test_a_first_part_of_the_batch_is_the_smaller_batch_of_the_mix():
     data = clusters(labelled=8)
     assert fc.suggest(data, 12, strategy="mix").ids[:5] == fc.suggest(data, 5, strategy="mix").ids

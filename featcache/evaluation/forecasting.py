@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ..errors import HeadError
 from ..reporting import SMALLER_IS_BETTER, Result
-from .power_laws import Curves, curves_through
+from ..splits import whole_number
+from .power_laws import LEAST, Curves, curves_through
 
 __all__ = ["Forecast", "forecast"]
 
@@ -31,15 +34,15 @@ class Forecast:
     factor : float
         How many times that is forecast.
     now : float
-        The metric at `n`, smoothed by the curve.
+        The metric at `n`, smoothed by the curve: the median of the curves that fit, as all values here.
     mean : float
-        The metric at `factor` x `n` rows.
+        The metric, a mean over draws, at `factor` x `n` rows.
     ci95 : tuple of float
-        Its 95 % interval: (low, high).
+        Its 95 % interval, the shortest: (low, high).
     gain : float
         mean - now (of metrics that should be small, too: there gains are negative).
     gain_sd : float
-        Standard deviation of the gain.
+        Half the width of the gain's interval, divided by 1.96: its standard deviation if it were normal.
     gain_ci95 : tuple of float
         95 % interval of the gain.
     asymptote : float
@@ -97,7 +100,7 @@ class Forecast:
         Raises
         ------
         HeadError
-            For n out of range.
+            For n out of range, or no number.
         """
         return _at(self._known(), self.n, n)
 
@@ -121,9 +124,9 @@ class Forecast:
         HeadError
             For a target that is no finite number.
         """
-        if not isinstance(target, (int, float)) or not np.isfinite(target):
+        if not _is_number(target):
             raise HeadError(f"target: expected a value of {self.metric}, got {target!r}")
-        curves = self._known()
+        curves, target = self._known(), float(target)
         factors = np.exp2(np.linspace(0.0, np.log2(_FURTHEST), 193))
         values = np.stack([curves.at(np.log2(f)) for f in factors])  # factors x draws
         reached = values <= target if curves.falls else values >= target
@@ -140,11 +143,32 @@ class Forecast:
                 f"{where} needs about {middle} training rows (95 % interval {low} to {high or 'more than can be said'})"
             )
         chance = float(np.isfinite(needed).mean())
-        return {"target": float(target), "n": middle, "ci95": [low, high], "chance": chance, "statement": said}
+        return {"target": target, "n": middle, "ci95": [low, high], "chance": chance, "statement": said}
 
     def curve(self, factor: float | None = None, *, points: int = 25) -> list[dict[str, Any]]:
-        """Return the forecast from `n` to `factor` x `n` (default: its own factor): what a plot needs."""
-        return [self.at(self.n * f) for f in np.geomspace(1.0, factor or self.factor, points)]
+        """Return the forecast from `n` to `factor` x `n` rows: what a plot needs.
+
+        Parameters
+        ----------
+        factor : float, default=None
+            Above 1, at most 64; None: the forecast's own.
+        points : int, default=25
+            How many, 2 or more, evenly spaced over log n.
+
+        Returns
+        -------
+        list of dict
+            Of `at`.
+
+        Raises
+        ------
+        HeadError
+            For a factor or number of points out of range.
+        """
+        if not whole_number(points, 2):
+            raise HeadError(f"points: expected a whole number of 2 or more, got {points!r}")
+        far = self.factor if factor is None else _checked(factor)
+        return [self.at(self.n * float(f)) for f in np.geomspace(1.0, far, points)]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, the sentence among them."""
@@ -180,7 +204,9 @@ def forecast(result: Result, *, factor: float = 2.0) -> tuple[Forecast, ...]:
     Returns
     -------
     tuple of Forecast
-        One per data set and head, in the order of the Result; none for those with fewer than three numbers of shots.
+        One per data set and head, in the order of the Result; none for those with fewer than three numbers of shots at
+        which the metric is 0.02 or more (0 or more where it falls) and at most 1: where hardly any image is right, the
+        odds of an error say nothing.
 
     Raises
     ------
@@ -191,8 +217,8 @@ def forecast(result: Result, *, factor: float = 2.0) -> tuple[Forecast, ...]:
     -----
     The posterior is computed on a grid of the exponent (2^-c has the prior Beta(8, 2)), of the gain of the last
     doubling (flat, 0 or more) and of three sizes of wandering; the level now has a closed form. Errors of the means
-    come from the rows' own intervals; draws of one seed are nested and share test rows, so that errors at neighbouring
-    n are correlated: as measured across the seeds, shrunken towards 0.7 per doubling.
+    come from the rows' own intervals: a part by which draws differ, and one that all draws share, since they have the
+    same few images; at twice the rows errors are taken to be correlated by 0.7 and 0.9.
 
     What is forecast is the mean over draws on test rows like those of the comparison, for labels drawn like the present
     ones. Images that were chosen (see `suggest`) or come from elsewhere may bring more or less.
@@ -214,31 +240,64 @@ def forecast(result: Result, *, factor: float = 2.0) -> tuple[Forecast, ...]:
     """
     if not isinstance(result, Result):
         raise HeadError(f"result: expected the Result of compare(), got {type(result).__name__}")
-    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-    if not number or not 1 < factor <= _FURTHEST:
-        raise HeadError(f"factor: expected a number above 1, at most {_FURTHEST:g}, got {factor!r}")
+    factor = _checked(factor)
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in result.rows:
         cells.setdefault((row["dataset"], row["head"]), []).append(row)
     curves = {cell: _points(rows) for cell, rows in cells.items()}
-    found = tuple(_forecast(*cell, rows, float(factor)) for cell, rows in curves.items() if len(rows) >= 3)
+    found = tuple(_forecast(*cell, rows, factor) for cell, rows in curves.items() if len(rows) >= 3)
     if not found:
-        raise HeadError(
-            "forecast: expected a curve of three points or more, the Result has none; compare with shots=[2, 5, 10, 20]"
-        )
+        raise HeadError(_why_none(cells))
     return found
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(float(value)))
+
+
+def _checked(factor: Any) -> float:
+    if not _is_number(factor) or not 1 < factor <= _FURTHEST:
+        raise HeadError(f"factor: expected a number above 1, at most {_FURTHEST:g}, got {factor!r}")
+    return float(factor)
+
+
+def _why_none(cells: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
+    for (dataset, head), rows in cells.items():
+        if sum(_measured(row) for row in rows) >= 3:
+            row = next(row for row in rows if _measured(row) and not _usable(row))
+            least = "0 or more" if row["metric"] in SMALLER_IS_BETTER else f"{LEAST:g} to 1"
+            return (
+                f"{dataset}, {head}: expected {row['metric']} of {least} at three points, got {row['mean']:g} at "
+                f"{row['n_train']} rows; compare with more shots"
+            )
+    return "forecast: expected a curve of three points or more, the Result has none; compare with shots=[2, 5, 10, 20]"
+
+
+def _measured(row: Mapping[str, Any]) -> bool:
+    return row["mean"] is not None and bool(np.isfinite(row["mean"])) and row["n_train"] >= 1
+
+
+def _usable(row: Mapping[str, Any]) -> bool:
+    """Whether the odds of an error say something: not where hardly any row is right."""
+    return row["mean"] >= 0.0 if row["metric"] in SMALLER_IS_BETTER else LEAST <= row["mean"] <= 1.0
+
+
 def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per number of training rows, ascending; of two that are equal the one with more draws."""
+    """One row per number of training rows, ascending, from where the metric says something on.
+
+    Of two that are equal the one with more draws.
+    """
     kept: dict[int, dict[str, Any]] = {}
     for row in rows:
-        if row["mean"] is None or not np.isfinite(row["mean"]) or row["n_train"] < 1:
+        if not _measured(row):
             continue
         old = kept.get(row["n_train"])
         if old is None or len(row["scores"]) > len(old["scores"]):
             kept[row["n_train"]] = row
-    return [kept[n] for n in sorted(kept)]
+    points: list[dict[str, Any]] = []
+    for n in sorted(kept):
+        points = [*points, kept[n]] if _usable(kept[n]) else []
+    return points
 
 
 def _forecast(dataset: str, head: str, rows: list[dict[str, Any]], factor: float) -> Forecast:
@@ -250,7 +309,7 @@ def _forecast(dataset: str, head: str, rows: list[dict[str, Any]], factor: float
         str(rows[-1]["metric"]),
         n,
         factor,
-        now=float(curves.at(0.0).mean()),
+        now=float(np.median(curves.at(0.0))),
         mean=told["mean"],
         ci95=tuple(told["ci95"]),
         gain=told["gain"],
@@ -263,19 +322,29 @@ def _forecast(dataset: str, head: str, rows: list[dict[str, Any]], factor: float
     return found
 
 
-def _at(curves: Curves, n_now: int, n: float) -> dict[str, Any]:
-    if not np.isfinite(n) or not n_now <= n <= _FURTHEST * n_now * (1 + 1e-9):
-        raise HeadError(f"n: expected a number of rows from {n_now} to {_FURTHEST * n_now:g}, got {n!r}")
-    values = curves.at(max(float(np.log2(n / n_now)), 0.0))
-    gains = values - curves.at(0.0)
+def _at(curves: Curves, n_now: int, n: Any) -> dict[str, Any]:
+    if not _is_number(n) or not n_now * (1 - 1e-9) <= n <= _FURTHEST * n_now * (1 + 1e-9):
+        said = f"{n:g}" if _is_number(n) else repr(n)
+        raise HeadError(f"n: expected a number of rows from {n_now} to {_FURTHEST * n_now:g}, got {said}")
+    now, values = curves.at(0.0), curves.at(max(float(np.log2(n / n_now)), 0.0))
+    # Medians: some curves wander far off where little is known, and would draw a mean out of what is likely.
+    mean, (low, high) = float(np.median(values)), (float(q) for q in np.quantile(values - now, [0.025, 0.975]))
     return {
         "n": round(float(n)),
-        "mean": float(values.mean()),
-        "ci95": [float(q) for q in np.quantile(values, [0.025, 0.975])],
-        "gain": float(gains.mean()),
-        "gain_sd": float(gains.std()),
-        "gain_ci95": [float(q) for q in np.quantile(gains, [0.025, 0.975])],
+        "mean": mean,
+        "ci95": _shortest(values),
+        "gain": mean - float(np.median(now)),
+        "gain_sd": (high - low) / (2 * 1.96),
+        "gain_ci95": [low, high],
     }
+
+
+def _shortest(values: np.ndarray) -> list[float]:
+    """The shortest interval that holds 95 % of the draws: where all test rows are right, it reaches up to that."""
+    values = np.sort(values)
+    held = int(np.ceil(0.95 * len(values)))
+    first = int((values[held - 1 :] - values[: len(values) - held + 1]).argmin())
+    return [float(values[first]), float(values[first + held - 1])]
 
 
 def _rows_for(n: int, factor: float) -> int | None:

@@ -43,18 +43,25 @@ class Batch:
         Group of each.
     same : float
         Cosine from which two images are nearly the same.
-    known : ndarray of shape (m, d)
-        Codes of labelled images at length 1: what is nearly the same as one of these is not picked either.
     """
 
-    def __init__(self, units: np.ndarray, groups: np.ndarray, same: float, known: np.ndarray) -> None:
+    def __init__(self, units: np.ndarray, groups: np.ndarray, same: float) -> None:
         self.units, self.groups, self.same = units, groups, same
         self.picked: list[int] = []
         self.open = np.ones(len(units), dtype=bool)
-        if len(known):
-            self.open &= nearest(units, known, 1)[0][:, 0] < same
-        self.repeats = int((~self.open).sum())
         self._rested = np.zeros(len(units), dtype=bool)
+
+    def like(self, others: np.ndarray) -> np.ndarray:
+        """Return a mask (n,): rows that are nearly the same as one of these codes (m, d) at length 1."""
+        if not len(others):
+            return np.zeros(len(self.units), dtype=bool)
+        return np.asarray(nearest(self.units, others, 1)[0][:, 0] >= self.same)
+
+    def close(self, rows: np.ndarray) -> int:
+        """Let no row of a mask (n,) be picked; return how many were still open."""
+        closed = int((self.open & rows).sum())
+        self.open &= ~rows
+        return closed
 
     def allowed(self) -> np.ndarray:
         """Return a mask (n,): open rows of groups that have given fewest."""
@@ -154,11 +161,11 @@ def sameness(units: np.ndarray) -> float:
     return float(np.clip(1.0 - _SAME_SHARE * apart, _SAME_HARDLY, _SAME_SURELY))
 
 
-def directions(X: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes (n, d) and (m, d) at length 1, centred by the mean of all."""
+def directions(X: np.ndarray, known: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return codes (n, d), (m, d) and (h, d) at length 1, centred by the mean of the first two."""
     total = X.sum(axis=0, dtype=np.float64) + known.sum(axis=0, dtype=np.float64)
     mean = (total / (len(X) + len(known))).astype(X.dtype)
-    return unit_rows(X - mean), unit_rows(known - mean) if len(known) else known
+    return tuple(unit_rows(rows - mean) if len(rows) else rows for rows in (X, known, held))
 
 
 def reduced(units: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

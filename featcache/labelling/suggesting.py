@@ -34,6 +34,8 @@ class _Pool:
     known_X: np.ndarray
     known_y: np.ndarray
     known_groups: np.ndarray | None
+    held_X: np.ndarray
+    beside_held: np.ndarray
     held_out: int
 
 
@@ -46,7 +48,8 @@ def suggest(
     ----------
     data : FeatureSet
         Codes; rows without a label ("") may be suggested, labelled ones are what is known. Rows of a test or val part
-        are neither suggested nor used, and augmented views (`view_of`) are no images.
+        are not suggested, nor are near copies of them and rows of their groups: to train on those would be a leak.
+        Nothing else is taken from them. Augmented views (`view_of`) are no images.
     n : int, default=20
         Images wanted; fewer where there are not so many that differ.
     strategy : {"auto", "coverage", "uncertainty", "mix", "random"}, default="auto"
@@ -71,11 +74,11 @@ def suggest(
 
     Notes
     -----
-    No two images of a batch are nearly the same, nor nearly the same as a labelled one: cosine of centred codes 0.97
-    or more, or at least 0.88 and so high that they differ by less than 0.18 of what fifth neighbours in this set differ
-    by. Codes do not show every copy: grain that a stronger compression takes from an X-ray may change them more than
-    another patient does. Every group gives one image before any gives a second. Rows are ordered by id first: their
-    order in `data` does not matter. Of more than 10,000 rows clusters and densities are made from 10,000.
+    No two images of a batch are nearly the same, nor nearly the same as a labelled, test or val one: cosine of centred
+    codes 0.97 or more, or at least 0.88 and so high that they differ by less than 0.18 of what fifth neighbours in this
+    set differ by. Codes do not show every copy: grain that a stronger compression takes from an X-ray may change them
+    more than another patient does. Every group gives one image before any gives a second. Rows are ordered by id
+    first: their order in `data` does not matter. Of more than 10,000 rows clusters and densities are made from 10,000.
 
     Images chosen for training are no fair sample: measure on test rows that were drawn at random before.
 
@@ -110,10 +113,15 @@ def suggest(
             f"{name_of(data)}: strategy {chosen!r} needs labelled images of two classes, there are {len(classes)}; "
             "use strategy='coverage' first"
         )
-    units, known = directions(pool.X, pool.known_X)
-    batch = Batch(units, pool.groups, sameness(units), known)
-    if batch.repeats:
-        notes.append(f"{batch.repeats} images are nearly the same as labelled ones and were passed over")
+    units, known, held = directions(pool.X, pool.known_X, pool.held_X)
+    batch = Batch(units, pool.groups, sameness(units))
+    for closed, why in (
+        (batch.close(pool.beside_held), "in a group with test or val images"),
+        (batch.close(batch.like(held)), "nearly the same as test or val images"),
+        (batch.close(batch.like(known)), "nearly the same as labelled ones"),
+    ):
+        if closed:
+            notes.append(f"{closed} images are {why} and were passed over")
     _pick(chosen, batch, n, pool, units, known, shares, seed)
     if len(batch.picked) < n:
         notes.append(f"{len(batch.picked)} of {n} images: no others are left that differ from these and labelled ones")
@@ -133,11 +141,11 @@ def _resolved(strategy: str, labelled: int, classes: int) -> str:
 def _pool(data: FeatureSet) -> _Pool:
     name = name_of(data)
     X = as_matrix(data.X, name)
-    usable = np.ones(len(data), dtype=bool) if data.view_of is None else data.view_of == ""
-    parts = named_splits(data.splits)
-    for part in ("val", "test"):
-        usable[parts.get(part, [])] = False
     images = np.ones(len(data), dtype=bool) if data.view_of is None else data.view_of == ""
+    parts, kept_back = named_splits(data.splits), np.zeros(len(data), dtype=bool)
+    for part in ("val", "test"):
+        kept_back[parts.get(part, [])] = True
+    usable, held = images & ~kept_back, images & kept_back
     order = np.argsort(data.row_ids, kind="stable")
     asked, known = (order[(usable & mask)[order]] for mask in (~data.labelled, data.labelled))
     if not len(asked):
@@ -145,17 +153,20 @@ def _pool(data: FeatureSet) -> _Pool:
             f"{name}: no unlabelled image to suggest{' outside its test and val parts' if parts else ''}; extract new "
             "images without labels into the store first"
         )
-    groups = np.asarray(data.row_ids, dtype=object) if data.groups is None else data.groups.astype(object)
-    groups = np.where(groups == "", np.char.add("\0", np.arange(len(data)).astype(str)).astype(object), groups)
+    # Rows without a group are one each, named by their ids: by row numbers, results would hang on the rows' order.
+    alone = np.asarray([f"\0{name}" for name in data.row_ids.tolist()])
+    groups = alone if data.groups is None else np.where(data.groups == "", alone, data.groups.astype(np.str_))
     y = np.zeros(len(data), dtype=np.str_) if data.y is None else data.y
     return _Pool(
         ids=data.row_ids[asked],
         X=X[asked],
-        groups=np.unique(groups[asked].astype(str), return_inverse=True)[1],
+        groups=np.unique(groups[asked], return_inverse=True)[1],
         known_X=X[known],
         known_y=y[known],
-        known_groups=None if data.groups is None else groups[known].astype(str),
-        held_out=int((images & ~usable & ~data.labelled).sum()),
+        known_groups=None if data.groups is None else groups[known],
+        held_X=X[order[held[order]]],
+        beside_held=np.isin(groups[asked], groups[held]),
+        held_out=int((held & ~data.labelled).sum()),
     )
 
 
