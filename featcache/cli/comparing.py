@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import HeadError
 from .options import Group, Json, Key, Label, Labels, Node, Nodes, Quiet, Split, View, app
 
 __all__: list[str] = []

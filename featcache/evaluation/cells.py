@@ -98,7 +98,9 @@ def row_of(some: Scored, protocol: EvalProtocol, *, extract_seconds: float | Non
         "metric": metric,
         "mean": None if cell is None else cell.mean,
         "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-        "ci95": [None, None] if cell is None else list(interval(cell, bounded=is_bounded(metric))),
+        "ci95": [None, None]
+        if cell is None
+        else list(interval(cell, bounded=is_bounded(metric), loss=not is_bounded(metric))),
         "ci_method": "rows and draws crossed" if len(runs) > 1 else "rows of one draw",
         "metrics": values,
         "fit_seconds": float(np.mean([run.seconds for run in runs])),

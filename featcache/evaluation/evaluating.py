@@ -220,7 +220,10 @@ def _metrics(
         found = [each for each in (measure(name, predicted) for predicted in said) if each is not None]
         if len(found) == len(draws):
             cell = cell_of(rows, draws, [value for value, _ in found], [gains for _, gains in found])
-            out[name] = {"mean": cell.mean, "ci95": list(interval(cell, bounded=is_bounded(name)))}
+            out[name] = {
+                "mean": cell.mean,
+                "ci95": list(interval(cell, bounded=is_bounded(name), loss=not is_bounded(name))),
+            }
     return out
 
 

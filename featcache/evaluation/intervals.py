@@ -111,7 +111,7 @@ class Cell:
         return max(_LEAST_SEEN * explained, float(self.scores.var(ddof=1)) - explained)
 
 
-def interval(cell: Cell, *, bounded: bool = True) -> tuple[float, float]:
+def interval(cell: Cell, *, bounded: bool = True, loss: bool = False) -> tuple[float, float]:
     """Return the 95 % interval of the expected score.
 
     Of a bounded metric it is Wilson's (1927) with the number of rows that would give this variance, so that it stays
@@ -122,13 +122,18 @@ def interval(cell: Cell, *, bounded: bool = True) -> tuple[float, float]:
     cell : Cell
         All draws.
     bounded : bool, default=True
-        Whether the metric lies between 0 and 1; else it is a loss, 0 or more.
+        Whether the metric lies between 0 and 1.
+    loss : bool, default=False
+        Whether it has no upper bound but is above 0: the interval is then made on its logarithm.
     """
     mean, (variance, df) = cell.mean, cell.variance()
     t = float(stats.t.ppf(0.5 + _LEVEL / 2, df))
-    if not bounded:  # of a loss, which is above 0: on its logarithm
-        half = t * float(np.sqrt(variance)) / max(mean, 1e-12)
+    if loss and mean > 0.0:
+        half = t * float(np.sqrt(variance)) / mean
         return float(mean * np.exp(-half)), float(mean * np.exp(half))
+    if not bounded:
+        half = t * float(np.sqrt(variance))
+        return mean - half, mean + half
     inside = 0.0 < mean < 1.0 and variance > 0.0
     n = mean * (1.0 - mean) / variance if inside else float(cell.gains.shape[1])
     share = t * t / n
