@@ -7,8 +7,8 @@ better by more than two standard errors of the paired difference on the test ima
 
 The thresholds of `advise` were set on the sets of BUDGETS: what is claimed of them shows that the rules fit these
 cases, not that they hold elsewhere. There are one to three cases per scenario, one seed each. The last blocks are
-always cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains are not
-among the rules of thumb: one set at one budget, for time.
+always cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains
+are not among the rules of thumb: one set at one budget, for time.
 """
 
 import re

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import softmax
 
-from ..errors import FeatcacheError
+from ..errors import FeatcacheError, HeadError
 from ..evaluation import compare, forecast
 from ..evaluation.intervals import interval
 from ..features import FeatureSet
@@ -125,9 +125,10 @@ def learning_curve(data: FeatureSet, *, seeds: int) -> Curve:
 
 def next_doubling(result: Result) -> dict[str, float] | None:
     """Return what twice the images per class would add, in points, with a 95 % interval; None for under three sizes."""
-    if len(result.rows) < 3:
+    try:
+        (found,) = forecast(result)
+    except HeadError:  # fewer than three sizes that a curve can go through
         return None
-    (found,) = forecast(result)
     low, high = found.gain_ci95
     return {"points": 100.0 * found.gain, "low": 100.0 * low, "high": 100.0 * high}
 

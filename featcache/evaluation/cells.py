@@ -15,7 +15,7 @@ from .metrics import SMALLER_IS_BETTER, is_bounded
 from .protocol import EvalProtocol
 from .running import Run
 
-__all__ = ["Scored", "cell_of", "comparisons", "row_of", "scored", "units_of"]
+__all__ = ["Scored", "cell_of", "comparisons", "interval_of", "row_of", "scored", "units_of"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ def row_of(some: Scored, protocol: EvalProtocol, *, extract_seconds: float | Non
         "metric": metric,
         "mean": None if cell is None else cell.mean,
         "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-        "ci95": [None, None]
-        if cell is None
-        else list(interval(cell, bounded=is_bounded(metric), loss=not is_bounded(metric))),
+        "ci95": [None, None] if cell is None else list(interval_of(cell, metric)),
         "ci_method": "rows and draws crossed" if len(runs) > 1 else "rows of one draw",
         "metrics": values,
         "fit_seconds": float(np.mean([run.seconds for run in runs])),
@@ -111,6 +109,12 @@ def row_of(some: Scored, protocol: EvalProtocol, *, extract_seconds: float | Non
         "seeds": [draw.seed for draw in some.draws],
         "scores": scores,
     }
+
+
+def interval_of(cell: Cell, metric: str) -> tuple[float, float]:
+    """Return the 95 % interval of a metric's expected value."""
+    bounded = is_bounded(metric)
+    return interval(cell, bounded=bounded, loss=not bounded)
 
 
 def comparisons(cells: Sequence[Scored], metric: str, *, across: bool) -> list[dict[str, Any]]:

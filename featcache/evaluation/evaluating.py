@@ -13,11 +13,10 @@ from ..errors import HeadError
 from ..features import FeatureSet
 from ..heads.choosing import head_name
 from ..heads.labelled import Rows, name_of
-from .cells import cell_of
+from .cells import cell_of, interval_of
 from .draws import Draw, draws_of
-from .intervals import interval
 from .leaking import note_of_leaks
-from .metrics import Predicted, check_top, is_bounded, measure, measures_for
+from .metrics import Predicted, check_top, measure, measures_for
 from .notes import notes_of_draws
 from .protocol import EvalProtocol
 from .running import predictions
@@ -222,7 +221,7 @@ def _metrics(
             cell = cell_of(rows, draws, [value for value, _ in found], [gains for _, gains in found])
             out[name] = {
                 "mean": cell.mean,
-                "ci95": list(interval(cell, bounded=is_bounded(name), loss=not is_bounded(name))),
+                "ci95": list(interval_of(cell, name)),
             }
     return out
 

@@ -201,5 +201,5 @@ def measures_for(n_classes: int) -> tuple[str, ...]:
 
 
 def is_bounded(name: str) -> bool:
-    """Tell whether a metric lies between 0 and 1."""
+    """Tell whether a metric lies between 0 and 1; others are losses, 0 or more."""
     return name != "log_loss"

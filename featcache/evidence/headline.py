@@ -142,7 +142,7 @@ def _found(known: Known) -> list[Card]:
     for row in known.found:
         counts[row["kind"]] = counts.get(row["kind"], 0) + 1
     if not counts:
-        return [Card("Are the data clean?", "Nothing was found", "No near copies, no labels that look wrong.")]
+        return [Card("Are the data clean?", "Nothing was found", "What was looked for stands below.")]
     said = ", ".join(f"{n} {_FOUND.get(kind, (kind, kind))[n > 1]}" for kind, n in counts.items())
     return [Card("Are the data clean?", said, "Look at them below before you believe the figures to the last point.")]
 
