@@ -103,6 +103,8 @@ def test_each_curve_of_three_points_is_forecast_and_no_other():
     assert [f.head for f in fc.forecast(fc.Result(rows))] == ["ridge"]
     with pytest.raises(HeadError, match="three points"):
         fc.forecast(fc.Result(curve(law, NS[:2])))
+    with pytest.raises(HeadError, match="three points or more"):
+        fc.forecast(fc.Result(curve(law, (10, 10, 50))))
 
 
 def test_perfect_and_single_draws():
@@ -144,6 +146,12 @@ def test_first_points_without_a_hit_are_left_out():
     ns = (5, 10, 20, 50, 100)
     found = fc.forecast(fc.Result(curve(lambda n: 0.0 if n < 20 else 0.1 * np.log2(n / 10), ns, noise=0.0)))[0]
     assert (found.points, found.n) == (3, 100)
+
+
+def test_the_value_reaches_up_to_one_where_all_is_right():
+    rows = tuple({**row, "ci95": [0.96, 1.0], "n_images": 99} for row in curve(lambda n: 1.0, NS, noise=0.0))
+    found = fc.forecast(fc.Result(rows))[0]
+    assert found.ci95[0] < 0.99 and found.ci95[1] > 0.998
 
 
 def test_errors_that_all_draws_share_leave_the_gain_alone():

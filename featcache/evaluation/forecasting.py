@@ -263,8 +263,9 @@ def _checked(factor: Any) -> float:
 
 def _why_none(cells: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
     for (dataset, head), rows in cells.items():
-        if sum(_measured(row) for row in rows) >= 3:
-            row = next(row for row in rows if _measured(row) and not _usable(row))
+        left_out = [row for row in rows if _measured(row) and not _usable(row)]
+        if left_out and len({row["n_train"] for row in rows if _measured(row)}) >= 3:
+            row = left_out[0]
             least = "0 or more" if row["metric"] in SMALLER_IS_BETTER else f"{LEAST:g} to 1"
             return (
                 f"{dataset}, {head}: expected {row['metric']} of {least} at three points, got {row['mean']:g} at "
