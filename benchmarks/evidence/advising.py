@@ -6,8 +6,8 @@ from random weights once. `advise` sees the training images only. What it recomm
 better by more than two standard errors of the paired difference on the test images and by more than 2 points.
 
 The thresholds of `advise` were set on the three sets of BUDGETS: what is claimed of them shows that the rules fit these
-cases, not that they hold elsewhere. There are one to three cases per scenario, one seed each. The last blocks are always
-cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains are not
+cases, not that they hold elsewhere. There are one to three cases per scenario, one seed each. The last blocks are
+always cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains are not
 among the rules of thumb: one set at one budget, for time.
 """
 
@@ -159,7 +159,7 @@ def _unseen(rows: list[dict[str, Any]]) -> dict[str, Any]:
     beaten = [f"{row['data']} at {row['images per class']}: {', '.join(row['better than the advice'])}"
               for row in rows if row["better than the advice"]]  # fmt: skip
     return claim(
-        "on a set of which the thresholds know nothing, what advise recommends is not beaten",
+        "on a set that set no threshold, what advise recommends is not beaten",
         beaten or "none",
         not beaten,
     )
