@@ -7,8 +7,8 @@ better by more than two standard errors of the paired difference on the test ima
 
 The thresholds of `advise` were set on the three sets of BUDGETS: what is claimed of them shows that the rules fit these
 cases, not that they hold elsewhere. There are one to three cases per scenario, one seed each. The last blocks are
-always cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains are not
-among the rules of thumb: one set at one budget, for time.
+always cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains are
+not among the rules of thumb: one set at one budget, for time.
 """
 
 import re
@@ -172,6 +172,6 @@ def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         claim("few images per class, unlike the source's: on one set or more the last blocks beat the best head by 10 "
               "points (the classic rule says a head)", few, max(few, default=0.0) >= 10.0),
-        claim("on the cases its thresholds were set on, what advise recommends is beaten by another way (by more than 2 "
-              "points and two standard errors) in at most one of six", beaten or "none", len(beaten) <= 1),
+        claim("on the cases its thresholds were set on, what advise recommends is beaten by another way (by more than "
+              "2 points and two standard errors) in at most one of six", beaten or "none", len(beaten) <= 1),
     ]  # fmt: skip
