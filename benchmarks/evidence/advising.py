@@ -5,10 +5,10 @@ the last blocks, and the whole network, in plain torch by one recipe (evidence/t
 from random weights once. `advise` sees the training images only. What it recommends is right where no other way is
 better by more than two standard errors of the paired difference on the test images and by more than 2 points.
 
-The thresholds of `advise` were set on the sets of BUDGETS: what is claimed of them shows that the rules fit these
+The thresholds of `advise` were set on the three sets of BUDGETS: what is claimed of them shows that the rules fit these
 cases, not that they hold elsewhere. There are one to three cases per scenario, one seed each. The last blocks are
-always cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains
-are not among the rules of thumb: one set at one budget, for time.
+always cut at one depth (tuning.LAST), whatever node `advise` names. On HELD_OUT no threshold was set, and its gains are
+not among the rules of thumb: one set at one budget, for time.
 """
 
 import re
@@ -159,7 +159,7 @@ def _unseen(rows: list[dict[str, Any]]) -> dict[str, Any]:
     beaten = [f"{row['data']} at {row['images per class']}: {', '.join(row['better than the advice'])}"
               for row in rows if row["better than the advice"]]  # fmt: skip
     return claim(
-        "on a set of which the thresholds know nothing, what advise recommends is not beaten",
+        "on a set that set no threshold, what advise recommends is not beaten",
         beaten or "none",
         not beaten,
     )
@@ -172,6 +172,6 @@ def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         claim("few images per class, unlike the source's: on one set or more the last blocks beat the best head by 10 "
               "points (the classic rule says a head)", few, max(few, default=0.0) >= 10.0),
-        claim("on the cases its thresholds were set on, what advise recommends is beaten by another way (by more than 2"
-              " points and two standard errors) in at most one of six", beaten or "none", len(beaten) <= 1),
+        claim("on the cases its thresholds were set on, what advise recommends is beaten by another way (by more than "
+              "2 points and two standard errors) in at most one of six", beaten or "none", len(beaten) <= 1),
     ]  # fmt: skip

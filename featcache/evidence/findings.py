@@ -27,9 +27,7 @@ def section(found: Sequence[Mapping[str, Any]], data: FeatureSet, notes: Sequenc
     """
     labels = dict(zip(data.row_ids.tolist(), [""] * len(data) if data.y is None else data.y.tolist(), strict=True))
     kinds = list(dict.fromkeys(str(row["kind"]) for row in found))
-    blocks: list[Block] = (
-        [] if found or notes else [Text("Nothing was found: no near copies, no labels that look wrong.")]
-    )
+    blocks: list[Block] = [] if found or notes else [Text("Nothing was found in what was looked for.")]
     blocks.append(Points(tuple(notes)))
     for kind in kinds:
         rows = [row for row in found if row["kind"] == kind]
