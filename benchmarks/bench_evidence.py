@@ -32,7 +32,7 @@ PARTS: dict[str, Part] = {
     "suggest": Part(suggesting.run, 8),
     "audit": Part(auditing.run, 4),
     "rank": Part(ranking.run, 5),
-    "advise": Part(advising.run, 8),
+    "advise": Part(advising.run, 9),
     "report": Part(reporting.run, 3),
 }
 
