@@ -195,9 +195,13 @@ def wrong_labels(logits: np.ndarray, codes: np.ndarray) -> tuple[float, np.ndarr
 
     Examples
     --------
-    >>> share, score = wrong_labels(np.log([[0.9, 0.1]] * 90 + [[0.1, 0.9]] * 10), np.zeros(100, dtype=int))
-    >>> round(share, 2), np.flatnonzero(score > 0.5).tolist() == list(range(90, 100))
-    (0.1, True)
+    >>> rng = np.random.default_rng(0)
+    >>> margin = 6 * rng.normal(size=300)
+    >>> codes = (rng.random(300) > 1 / (1 + np.exp(-margin))).astype(int)
+    >>> codes[:30] = 1 - codes[:30]
+    >>> share, score = wrong_labels(np.column_stack([margin, -margin]) / 2, codes)
+    >>> round(share, 1), bool((score[:30] > 0.5).mean() > 0.5), int((score[30:] > 0.5).sum()) < 5
+    (0.1, True, True)
     """
     n, c = logits.shape
     logits = logits - logits.max(axis=1, keepdims=True)

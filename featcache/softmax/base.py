@@ -95,7 +95,9 @@ class SoftmaxBase(ClassifierMixin, BaseEstimator):
         used = weight > 0
         if not used.all() and in_memory(X):
             X, y, weight, used = X[used], y[used], weight[used], used[used]
-        check_classification_targets(y)
+        with warnings.catch_warnings():  # one row per class is no regression problem
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+            check_classification_targets(y)
         self.multilabel_ = y.ndim == 2 and y.shape[1] > 1
         if self.multilabel_:
             return self._many_labels(X, y, weight)
