@@ -258,3 +258,8 @@ def test_names_of_sets_stay_apart():
     assert len({row["dataset"] for row in result.rows}) == 3
     with pytest.raises(HeadError, match="different names"):
         compare({1: digits(), "1": digits()}, ["centroid"])
+
+
+def test_codes_whose_squares_overflow_are_refused():
+    with pytest.raises(HeadError, match="squares overflow"):
+        compare(digits(X=X * np.float32(1e30)), ["centroid"])

@@ -12,6 +12,7 @@ from .. import evaluation, hygiene
 from ..advice import Advice, advise
 from ..errors import FeatcacheError, HeadError, SplitError
 from ..features import FeatureSet
+from ..heads.labelled import as_matrix
 from ..progress import Progress
 from ..ranking import Ranking, rank
 from ..reporting.document import Section, Text
@@ -42,11 +43,13 @@ SECTIONS = (
 )
 
 
-def _check_finite(name: str, data: FeatureSet) -> None:
+def _check_codes(name: str, data: FeatureSet) -> None:
     """Raise HeadError for codes that nothing can be computed on, block by block."""
+    if not len(data):
+        raise HeadError(f"{name}: expected images, got none; extract some first")
     for start in range(0, len(data), 4096):
-        if not np.isfinite(data.X[start : start + 4096]).all():
-            raise HeadError(f"{name}: rows hold NaN or Inf; drop them with select(), or extract again")
+        block = np.asarray(data.X[start : start + 4096])
+        as_matrix(block.reshape(len(block), -1), name)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Made:
                 self.notes.append(
                     f"{short(name)}: {len(plain_images(item)):,} of {whole:,} images, drawn by seed {plan.seed}"
                 )
-            _check_finite(name, item)
+            _check_codes(name, item)
         self.labelled = all(len(item.classes) > 1 for item in self.sets.values())
         self._compare()
         if self.result is not None and not most_shots(self.result):

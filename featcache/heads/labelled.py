@@ -15,6 +15,8 @@ from ..splits import Folds, has_named_splits, named_splits
 
 __all__ = ["Rows", "as_matrix", "in_parts", "is_mapped", "name_of", "provenance"]
 
+#: Squares of larger codes, and sums of them, are beyond float32.
+_LARGEST = 1e16
 #: Rows that are predicted at once: those of a map need not fit into memory.
 _ROWS_AT_ONCE = 65_536
 
@@ -214,5 +216,9 @@ def as_matrix(X: Any, name: str) -> np.ndarray:
     if bad := int((~np.isfinite(array).all(axis=1)).sum()):
         raise HeadError(
             f"{name}: {bad} of {len(array)} rows hold NaN or Inf; drop them with select(), or extract again"
+        )
+    if len(array) and (largest := float(max(array.max(), -array.min()))) > _LARGEST:
+        raise HeadError(
+            f"{name}: expected codes up to {_LARGEST:g}, got {largest:.3g}: squares overflow; scale them down"
         )
     return array

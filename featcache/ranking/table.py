@@ -119,7 +119,7 @@ class Ranking:
     @staticmethod
     def _line(row: dict[str, Any], shown: dict[str, tuple[str, str]]) -> list[str]:
         low, high = row["ci95"]
-        cells = [str(row["rank"]), row["codes"], f"{row['score']:.4f}", f"{low:.4f}-{high:.4f}"]
+        cells = [str(row["rank"]), row["codes"], _number(row["score"]), f"{_number(low)} to {_number(high)}"]
         cells += ["-" if row[key] is None else form.format(row[key]) for key, form in shown.values()]
         return [*cells, str(row["features"]), f"{row['seconds']:.2f}"]
 
@@ -127,3 +127,9 @@ class Ranking:
         lines = [*self.statements(), *(f"note: {note}" for note in self.notes)]
         lines += [f"trust: {self.trust}"] * bool(self.trust)
         return ["", *(bullet + line for line in lines)] if lines else []
+
+
+def _number(value: float) -> str:
+    """Return four digits, without the sign of what rounds to 0."""
+    text = f"{value:.4f}"
+    return "0.0000" if text == "-0.0000" else text
