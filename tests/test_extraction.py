@@ -403,3 +403,21 @@ def test_a_folder_of_many_known_images_under_new_names_is_looked_up_at_once(
         shard.unlink()
     shutil.rmtree(store.path / "index")
     assert run(moved, tiny_backbone, store.path).report.computed == 15
+
+
+def test_what_an_image_costs_is_remembered_and_compared(done, image_folder, tiny_backbone):
+    """Seconds per image stand with the codes and beside the accuracy; lost or damaged, they are just not known."""
+    import numpy as np
+
+    from featcache.evaluation import compare
+
+    first = done.load()
+    assert 0 < first.extract_seconds < 60
+    run(image_folder, tiny_backbone, done.path)  # computes nothing, and so says nothing of what an image costs
+    assert done.load().extract_seconds == first.extract_seconds
+    row = compare(first, ["centroid"], seeds=2).rows[0]
+    assert row["extract_seconds"] == first.extract_seconds and np.isfinite(row["fit_seconds"])
+    for damage in ("{}", "[1]", '{"images": 3, "seconds": -1}', '{"images": 1' + "0" * 400 + ', "seconds": 1}', "\0"):
+        (done.path / "index" / "cost.json").write_text(damage)
+        assert done.load().extract_seconds is None
+    assert done.check().ok

@@ -29,7 +29,7 @@ class CostRecord:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
             known = parse_json(read_small(path, _LARGEST))
             images, seconds = int(known["images"]), float(known["seconds"])
-            if images > 0 and 0.0 < seconds < 1e12:
+            if 0 < images < 10**15 and 0.0 < seconds < 1e12:
                 self.images, self.seconds = images, seconds
 
     @property
