@@ -64,8 +64,7 @@ def test_draws_are_those_of_the_images_alone(groups, splits):
         assert (one["dataset"], other["dataset"]) == ("set", "set with views")
         for same in ("shots", "seeds", "n_train", "n_test"):
             assert one[same] == other[same]
-    seen, again = Recorder.seen[: len(Recorder.seen) // 2], Recorder.seen[len(Recorder.seen) // 2 :]
-    Recorder.seen.clear()
+    seen, again = (_seen(data) for data in (plain, joined))
     rows = {x.tobytes(): i for i, x in enumerate(plain.X)}
     for (X, test), (X_views, test_views) in zip(seen, again, strict=True):
         np.testing.assert_array_equal(test, test_views)  # plain images, in the same order
@@ -76,6 +75,12 @@ def test_draws_are_those_of_the_images_alone(groups, splits):
         if splits is None:  # a view of a test image never trains
             nearest = np.square(X_views[:, None] - test[None]).sum(2).min()
             assert nearest > 2.0
+
+
+def _seen(data):
+    Recorder.seen.clear()
+    compare(data, [Recorder()], shots=[1, 5, "all"], seeds=3)
+    return list(Recorder.seen)
 
 
 class Recorder(KNeighborsClassifier):

@@ -105,15 +105,25 @@ def quick(case: Any) -> dict[str, Any]:
     data, repeats = case.load("clothing10"), case.repeats or (1 if case.tiny else 3)
     shots, seeds = ((1, 5), 2) if case.tiny else ((1, 5, 10, "all"), 20)
     heads = HEADS[3:6] if case.tiny else HEADS
-    first, again, nothing = [], [], []
+    first, nothing, ninth = [], [], []
+    added: dict[str, list[float]] = {name: [] for name in heads}
+
+    def timed(names: tuple[str, ...], folder: str) -> tuple[float, Any]:
+        start = time.perf_counter()
+        result = fc.compare(data, names, shots=shots, seeds=seeds, cache=case.work / folder)
+        return time.perf_counter() - start, result
+
     for repeat in range(repeats):
-        kept = {"shots": shots, "seeds": seeds, "cache": case.work / f"results-{repeat}"}
-        for seconds, names in ((first, heads), (again, (*heads, "auto" if case.tiny else ONE_MORE)), (nothing, heads)):
-            start = time.perf_counter()
-            result = fc.compare(data, names, **kept)
-            seconds.append(time.perf_counter() - start)
-    times = {name: float(np.median(s)) for name, s in (("first", first), ("again", again), ("nothing", nothing))}
+        seconds, result = timed(heads, f"results-{repeat}")
+        first.append(seconds)
+        ninth.append(timed((*heads, ONE_MORE), f"results-{repeat}")[0])
+        nothing.append(timed(heads, f"results-{repeat}")[0])
+        for i, name in enumerate(heads):  # each in its turn is the one more
+            added[name].append(timed(heads[: i + 1], f"one-by-one-{repeat}")[0])
+    times = {name: float(np.median(s)) for name, s in (("first", first), ("nothing", nothing), (ONE_MORE, ninth))}
+    more = {name: float(np.median(s)) for name, s in added.items()}
     fits = len(heads) * sum(len(row["seeds"]) for row in result.rows) // len(result.rows) * len(shots)
+    slowest = max(more, key=lambda name: more[name])
     claims = [
         claim(
             "8 heads x 4 numbers of shots x 20 draws take less than 60 s on two cores",
@@ -121,12 +131,15 @@ def quick(case: Any) -> dict[str, Any]:
             times["first"] < 60,
         ),
         claim(
-            "the same with one more head takes less than a quarter",
-            f"{times['again']:.1f} s with {ONE_MORE} in addition, {times['nothing']:.2f} s with nothing new",
-            times["again"] < times["first"] / 4,
+            "the same with one more head takes less than a quarter (median over which of the eight it is)",
+            f"{np.median(list(more.values())):.1f} s, slowest {slowest} {more[slowest]:.1f} s; {ONE_MORE} as a ninth "
+            f"{times[ONE_MORE]:.1f} s; nothing new {times['nothing']:.2f} s",
+            float(np.median(list(more.values()))) < times["first"] / 4,
         ),
     ]
     return {
-        "heads": list(heads), "one more": ONE_MORE, "fits": fits, "cores": os.cpu_count(), "seconds": times,
-        "all": {"first": first, "again": again, "nothing": nothing}, "claims": [] if case.tiny else claims,
+        "heads": list(heads), "ninth": ONE_MORE, "fits": fits, "cores": os.cpu_count(), "seconds": times,
+        "seconds as the one more": more,
+        "all": {"first": first, "ninth": ninth, "nothing": nothing, "one more": added},
+        "claims": [] if case.tiny else claims,
     }  # fmt: skip

@@ -217,6 +217,9 @@ class _Work:
         found, todo = self._remembered(draws, digests), []
         for draw in draws:
             todo += [(draw, head) for head in self.heads if (_which(draw), head) not in found]
+        longest = {(some[0].dataset, some[0].shots): max(len(d.train) for d in some) for some in _by_cell(draws)}
+        # Long work first, so that no process is left alone with it at the end.
+        todo.sort(key=lambda work: -longest[work[0].dataset, work[0].shots])
         said = _Said(progress, len(draws) * len(self.heads))
         for (_, shots, _, _), head in found:
             said(head, shots)

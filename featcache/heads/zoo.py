@@ -9,7 +9,7 @@ from typing import Any
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.svm import SVC, LinearSVC
+from sklearn.svm import SVC
 
 from ..errors import HeadError
 from ..softmax import SoftmaxClassifier
@@ -18,6 +18,7 @@ from .closed_forms import CentroidClassifier, LDAClassifier, SimpleShotClassifie
 from .estimators import ShrunkScaler
 from .kernel import NystroemClassifier
 from .many import TorchMLPClassifier
+from .margin import SquaredHingeSVC
 from .neighbors import CosineKNeighborsClassifier
 
 __all__ = ["HEADS", "HeadInfo", "head_info", "make_head"]
@@ -79,7 +80,7 @@ def _logreg(random_state: int, params: Mapping[str, Any]) -> Pipeline:
 
 def _svm(random_state: int, params: Mapping[str, Any]) -> Pipeline:
     defaults = {"max_iter": 20_000, "dual": "auto", "random_state": random_state}
-    return _standardised("svm", LinearSVC(**{**defaults, **params}))
+    return _standardised("svm", SquaredHingeSVC(**{**defaults, **params}))
 
 
 def _svm_rbf(random_state: int, params: Mapping[str, Any]) -> Pipeline:

@@ -1,0 +1,62 @@
+"""Our linear support vector machine against scikit-learn's at a tight tolerance: one objective, one minimum."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.svm import LinearSVC
+
+from featcache.heads.estimators import ShrunkScaler
+from featcache.heads.margin import SquaredHingeSVC
+
+X, Y = load_digits(return_X_y=True)
+X = ShrunkScaler().fit_transform(X)
+
+
+def objective(model, X, y, C, weight):
+    classes = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
+    signs = np.where(y[:, None] == classes, 1.0, -1.0)
+    short = np.maximum(0.0, 1.0 - signs * (X @ model.coef_.T + model.intercept_))
+    return 0.5 * np.square(model.coef_).sum() + 0.5 * np.square(model.intercept_).sum() + C * weight @ (short**2).sum(1)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("rows", [30, 700])
+@pytest.mark.parametrize("C", [1e-4, 1e-2, 1.0])
+def test_the_minimum_is_that_of_liblinear(classes, rows, C):
+    keep = np.flatnonzero(classes > Y)[:rows]
+    x, y = X[keep], Y[keep]
+    weight = np.random.default_rng(0).uniform(0.2, 3.0, len(y))
+    weight[3] = 0.0
+    ours = SquaredHingeSVC(C=C, max_iter=20_000).fit(x, y, sample_weight=weight)
+    theirs = LinearSVC(C=C, dual=False, tol=1e-10, max_iter=100_000).fit(x, y, sample_weight=weight)
+    a, b = (objective(m, x, y, C, weight) for m in (ours, theirs))
+    assert a <= b * (1 + 1e-7)
+    assert ours.coef_.shape == theirs.coef_.shape and ours.intercept_.shape == theirs.intercept_.shape
+    assert (ours.predict(X) == theirs.predict(X)).mean() > 0.998
+
+
+def test_other_settings_are_liblinears():
+    ours = SquaredHingeSVC(loss="hinge", random_state=0, max_iter=10_000).fit(X[:200], Y[:200])
+    theirs = LinearSVC(loss="hinge", random_state=0, max_iter=10_000).fit(X[:200], Y[:200])
+    assert np.array_equal(ours.coef_, theirs.coef_)
+
+
+def test_too_few_steps_are_told_and_one_class_is_refused():
+    with pytest.warns(ConvergenceWarning, match="raise max_iter"):
+        SquaredHingeSVC(C=1.0, max_iter=2).fit(X, Y)
+    with pytest.raises(ValueError, match="two classes"):
+        SquaredHingeSVC().fit(X[:5], np.zeros(5))
+    with pytest.raises(ValueError, match="C"):
+        SquaredHingeSVC(C=-1.0).fit(X, Y)
+
+
+def test_names_of_classes_and_equal_bytes_without_a_seed():
+    names = np.array(["zero", "one", "two"])[Y[Y < 3]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, two = (SquaredHingeSVC(random_state=s, max_iter=5000).fit(X[Y < 3], names) for s in (0, 1))
+    assert np.array_equal(one.coef_, two.coef_) and one.classes_.tolist() == ["one", "two", "zero"]
+    assert one.score(X[Y < 3], names) > 0.99
