@@ -19,7 +19,17 @@ hold.
 
 import sys
 
-from evidence import advising, auditing, comparing, forecasting, intervals, ranking, reporting, suggesting
+from evidence import (
+    advising,
+    auditing,
+    comparing,
+    forecasting,
+    intervals,
+    ranking,
+    reporting,
+    straddling,
+    suggesting,
+)
 from evidence.case import Case
 from parts import Part, bench_on_codes
 
@@ -31,6 +41,7 @@ PARTS: dict[str, Part] = {
     "forecast": Part(forecasting.run, 4),
     "suggest": Part(suggesting.run, 8),
     "audit": Part(auditing.run, 4),
+    "groups": Part(straddling.run, 2),
     "rank": Part(ranking.run, 5),
     "advise": Part(advising.run, 9),
     "report": Part(reporting.run, 3),
