@@ -1,0 +1,91 @@
+"""`to_module`: backbone and head as one network."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..backbone import Backbone
+from ..errors import HeadError
+from ..heads import FittedHead
+from ..heads.linear import network_form
+from .opening import backbone_of, blocks_of_head, open_head
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["to_module"]
+
+
+def to_module(
+    fitted: FittedHead | str | os.PathLike[str], *, weights: Any = None, backbone: Backbone | None = None
+) -> nn.Module:
+    """Return backbone and head as one network, the head's standardisation folded into its last layer.
+
+    Parameters
+    ----------
+    fitted : FittedHead or path
+        A linear head (logreg, softmax, svm, ridge, lda), or one behind a power or a normalisation of the codes
+        (centroid, `SearchedHead`), which become a layer; also on several nodes that `join_layers` put together.
+    weights, backbone
+        As for `predict`.
+
+    Returns
+    -------
+    nn.Module
+        Input: float32 of shape (N, C, H, W), normalised (``fitted.preprocess(image)`` gives one such image). Output:
+        scores of shape (N, n_classes); the largest is the class in ``module.classes``, and where the head is a
+        (multinomial) logistic regression, or calibrated, their softmax is its probability. For several labels per
+        image one score per label, predicted where it is above 0 (of logreg and softmax the log odds: their sigmoid is
+        the probability); for a number the number, of shape (N, 1). In eval mode; `trunk` is frozen
+        (``requires_grad_(True)`` unlocks it), `head` is trainable.
+
+    Raises
+    ------
+    HeadError
+        When the head is not linear, or its numbers are out of the range of float32.
+    HandoffError, WeightsError
+        As for `predict`.
+
+    Examples
+    --------
+    >>> import featcache as fc
+    >>> model = fc.to_module("flowers.head")  # doctest: +SKIP
+    >>> model(fitted.preprocess(image)[None]).argmax(1)  # doctest: +SKIP
+    """
+    import torch
+
+    from .._modules import ClassifierNetwork, JoinLayers, Standardise
+
+    head = open_head(fitted)
+    form = network_form(head.estimator)
+    W, b, prelude = form.weight, form.bias, None
+    if form.unit or form.power != 1.0:
+        prelude = Standardise(torch.from_numpy(form.shift), torch.from_numpy(form.scale), form.power, form.unit)
+    else:
+        W = W / form.scale
+        b = b - W @ form.shift
+    if head.temperature is not None:
+        W, b = W / head.temperature, b / head.temperature
+    _check_float32(head, W, b, *([] if prelude is None else [form.shift, form.scale]))
+    network = backbone_of(head, backbone, weights)
+    blocks = blocks_of_head(head, network)
+    node = head.node if blocks is None else JoinLayers(blocks.nodes, blocks.shapes)
+    classes = [head.target] if head.target else [str(c) for c in head.classes_]
+    module = ClassifierNetwork(network.module(), node, torch.from_numpy(W), torch.from_numpy(b), classes, prelude)
+    return module.eval()
+
+
+def _check_float32(head: FittedHead, weight: np.ndarray, *others: np.ndarray) -> None:
+    """Raise HeadError for numbers that the network's float32 makes infinite, or weights that it makes all zero."""
+    with np.errstate(over="ignore", under="ignore"):
+        cast = [array.astype(np.float32) for array in (weight, *others)]
+    finite = all(np.isfinite(array).all() for array in cast)
+    if not finite or (weight.any() and not cast[0].any()):
+        sizes = ", ".join(f"{np.abs(array).max():.3g}" for array in (weight, *others))
+        raise HeadError(
+            f"head {head.head!r}: expected weights and intercepts in the range of float32, got sizes up to {sizes}; "
+            "rescale what it was fitted on and fit again, or use predict"
+        )
