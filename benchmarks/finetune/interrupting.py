@@ -1,0 +1,109 @@
+"""Is a run that is killed (kill -9) and started again bit-equal to one that never was? And one that is extended, to a longer one?
+
+The command is run with three stages on real images. Chains of kills: each process is killed at a random moment, some as soon as a stage
+changes, then the same command goes on. At the end the weights are compared byte by byte with those of a run that nobody
+touched, and so are the two halves of an extended run with the whole.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import claim
+
+#: Kills per run.
+_CHAIN = 4
+
+
+def run(case: Any) -> dict[str, Any]:
+    """Return how many kills there were, where they hit, and whether the weights are the same."""
+    kills = case.repeats or (2 if case.tiny else 20)
+    source = case.images("clothing10", 5 if case.tiny else 20, 0, n_val=9 if case.tiny else 60)
+    head = case.work / "head.head"
+    case.head(source, case.backbone(96)).save(head)
+    listing = next(case.work.glob("*.csv"))
+    command = _command(case, head, listing, source)
+    whole = case.work / "whole"
+    seconds = _finished(command, whole)
+    rng, hits, same, chains = np.random.default_rng(0), [], [], 0
+    while len(hits) < kills:
+        out = case.work / f"killed-{chains}"
+        for i in range(min(_CHAIN, kills - len(hits))):
+            hits.append(_killed(command, out, rng, seconds, at_stage=i == 1))
+        _finished(command, out)
+        same.append(_weights(out) == _weights(whole))
+        chains += 1
+    extended = _extended(case, head, listing, source)
+    changes = sum(hit["stage changed"] for hit in hits)
+    claims = [
+        claim(
+            "runs killed at random moments end with the same bytes",
+            f"{len(hits)} kills in {chains} runs, {changes} right after a stage changed, "
+            f"{sum(hit['ended before'] for hit in hits)} came too late; {sum(same)} of {chains} runs bit-equal",
+            all(same),
+        ),
+        claim("5 epochs extended by 5 equal 10 in one go", f"bit-equal: {extended}", extended),
+    ]
+    return {"seconds uninterrupted": round(seconds, 1), "kills": hits, "bit-equal": same, "claims": [] if case.tiny else claims}
+
+
+def _command(case: Any, head: Path, listing: Path, source: Any) -> list[str]:
+    roles = ["--path-column", "file", "--label-column", "class", "--split-column", "split"]
+    root = case.work / "drawn" if case.tiny else case.data / "datasets" / "clothing10"
+    return [
+        sys.executable, "-m", "featcache", "finetune", str(head), str(listing), "--root", str(root), *roles,
+        "--stages", "gradual", "--epochs", "3" if case.tiny else "6", "--augment", "views", "--checkpoint-minutes", "0.02", "--quiet", "--json",
+    ]  # fmt: skip
+
+
+def _finished(command: list[str], out: Path) -> float:
+    start = time.perf_counter()
+    done = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"finetune ended with {done.returncode}: {done.stderr[-300:]}")
+    return time.perf_counter() - start
+
+
+def _killed(command: list[str], out: Path, rng: np.random.Generator, seconds: float, at_stage: bool) -> dict[str, Any]:
+    """Start, wait for a random while or for the next stage, kill; say how far it was."""
+    before = _lines(out)
+    process = subprocess.Popen([*command, "-o", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    start, wait, changed = time.perf_counter(), float(rng.uniform(0.2, 0.9)) * seconds, False
+    while process.poll() is None and time.perf_counter() - start < (3 * seconds if at_stage else wait):
+        if at_stage:
+            now = _lines(out)
+            changed = len({line["stage"] for line in now}) > max(1, len({line["stage"] for line in before}))
+            if changed:
+                break
+        time.sleep(0.01)
+    ended = process.poll() is not None
+    if not ended:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return {"after": round(time.perf_counter() - start, 2), "stage changed": changed, "ended before": ended, "epochs": len(_lines(out))}
+
+
+def _lines(out: Path) -> list[dict[str, Any]]:
+    path = out / "history.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+def _extended(case: Any, head: Path, listing: Path, source: Any) -> bool:
+    short, whole = (2, 4) if case.tiny else (5, 10)
+    command = [word for word in _command(case, head, listing, source)]
+    command[command.index("gradual")] = "last-1"
+    place = command.index("--epochs") + 1
+    for epochs, out in ((short, "extended"), (whole, "extended"), (whole, "at-once")):
+        command[place] = str(epochs)
+        _finished([*command, "--schedule-epochs", str(whole)], case.work / out)
+    return _weights(case.work / "extended") == _weights(case.work / "at-once")
