@@ -21,7 +21,7 @@ def run(case: Any) -> dict[str, Any]:
     source = case.images("clothing10", 5 if case.tiny else 20, 0, n_test=24 if case.tiny else 240)
     head = case.head(source, case.backbone(224))
     module = fc.to_module(head)
-    feed = ImageFeed(source, head, classes=head.classes_)
+    feed = ImageFeed(source, case.backbone(224).preprocess, classes=head.classes_, progress=False)
     rows = np.asarray(feed.rows["test"])[:200]
     images = feed.batch(rows, 0, 0, 0, False)[0]
     with torch.inference_mode():

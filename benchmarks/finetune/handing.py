@@ -28,7 +28,7 @@ def run(case: Any) -> dict[str, Any]:
             "exact": fc.extract(source, backbone, case.work / f"{name}-exact.features", precision="fp32", progress=False),
             "default": fc.extract(source, backbone, case.work / f"{name}.features", progress=False),
         }
-        rows += [_compared(name, head, kind, store, source) for kind, store in stores.items() for head in HEADS]
+        rows += [_compared(name, head, kind, store, source, backbone) for kind, store in stores.items() for head in HEADS]
     exact = [row for row in rows if row["store"] == "exact"]
     other = [row for row in rows if row["store"] == "default"]
     claims = [
@@ -48,13 +48,13 @@ def run(case: Any) -> dict[str, Any]:
     return {"rows": rows, "claims": [] if case.tiny else claims}
 
 
-def _compared(name: str, head: str, kind: str, store: Any, source: Any) -> dict[str, Any]:
+def _compared(name: str, head: str, kind: str, store: Any, source: Any, backbone: Any) -> dict[str, Any]:
     import torch
 
     data = store.load()
     fitted = fc.fit(head, data)
     module = fc.to_module(fitted)
-    feed = ImageFeed(source, fitted, classes=fitted.classes_)
+    feed = ImageFeed(source, backbone.preprocess, classes=fitted.classes_, progress=False)
     test = np.asarray(feed.rows["test"])
     with torch.inference_mode():
         scores = np.concatenate(

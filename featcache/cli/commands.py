@@ -404,4 +404,5 @@ from . import ranking as ranking  # noqa: E402
 from . import advising as advising  # noqa: E402
 from . import suggesting as suggesting  # noqa: E402
 from . import verifying as verifying  # noqa: E402
+from . import finetuning as finetuning  # noqa: E402
 from . import keeping as keeping  # noqa: E402

@@ -231,6 +231,19 @@ def fitted_head(fitted: Any, path: str) -> None:
         note(line)
 
 
+def finetuned(done: Any) -> None:
+    """Print epochs, the outcome and where everything lies."""
+    for line in done.history:
+        judged = "" if line.get("val_accuracy") is None else f", validation accuracy {line['val_accuracy']:.4f}"
+        lost = "" if line.get("train_loss") is None else f", loss {line['train_loss']:.4f}"
+        say(f"epoch {line['epoch']} ({plain(str(line['stage']))}){lost}{judged}")
+    if done.outcome is not None:
+        say(plain(done.outcome.verdict))
+    say(plain(f"{done.bundle or done.folder / 'model.safetensors'}"))
+    for line in done.notes:
+        note(plain(line))
+
+
 def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print what was predicted, one image a line: id, label, score, or id, number; failures on standard error."""
     for row in rows:

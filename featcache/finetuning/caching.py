@@ -21,8 +21,7 @@ from ..progress import Progress
 from ..store import FeatureStore
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from .feeding import ImageFeed
 
@@ -35,7 +34,6 @@ def trunk_store(
     block: str,
     folder: Path,
     *,
-    views: int = 0,
     device: str = "auto",
     progress: bool | str | Progress | None = "auto",
 ) -> FeatureStore:
@@ -51,8 +49,6 @@ def trunk_store(
         Name of the last frozen block.
     folder : Path
         Of the run; the store lies in it, named by the block and a digest of the weights below the cut.
-    views : int, default=0
-        Augmented views per image, beside the plain one.
     device : str, default="auto"
         Where to compute.
     progress : optional
@@ -71,7 +67,7 @@ def trunk_store(
         dtype="float32",
         pixels="reference",
         engine="eager",
-        augmented=views,
+        augmented=feed.n_views if feed.augment == "views" else 0,
         max_failed=1.0,  # the feed has told of images that cannot be read
         device=device,
         progress=progress,
@@ -79,56 +75,49 @@ def trunk_store(
 
 
 class CachedFeed:
-    """Batches of stored activations, of the same rows in the same order as the images they stand for.
+    """Batches of stored activations, of the same rows and views in the same order as the images they stand for.
 
     Parameters
     ----------
     images : ImageFeed
-        Whose rows, labels and parts these are.
+        Whose rows, labels and parts these are; augmented by nothing or by "views".
     store : FeatureStore
         As `trunk_store` gives it.
-    views : int, default=0
-        Views per image that training draws from; 0: the plain image.
-    seed : int, default=0
-        Of the draws of views.
+
+    Raises
+    ------
+    FinetuneError
+        The store lacks an image.
     """
 
-    def __init__(self, images: ImageFeed, store: FeatureStore, *, views: int = 0, seed: int = 0) -> None:
-        self.images, self.views, self.seed = images, views, seed
-        self._codes = [store.load(view_number=number) for number in range(1 + views)]
-        place = {identity: i for i, identity in enumerate(self._codes[0].row_ids.tolist())}
-        missing = [identity for identity in images.ids if identity not in place]
-        if missing:
-            raise FinetuneError(
-                f"{store.path}: expected activations of {len(images)} images, got none of {missing[0]!r} (and "
-                f"{len(missing) - 1} more); delete the folder and run again"
-            )
-        self._places = np.asarray([place[identity] for identity in images.ids], dtype=np.intp)
+    def __init__(self, images: ImageFeed, store: FeatureStore) -> None:
+        self.images = images
+        self.ids, self.labels, self.classes = images.ids, images.labels, images.classes
+        self.rows, self.digest = images.rows, images.digest
+        n_views = images.n_views if images.augment == "views" else 0
+        loaded = [store.load(view_number=number) for number in range(1 + n_views)]
+        self._codes = [each.X for each in loaded]
+        place = {identity: i for i, identity in enumerate(loaded[0].row_ids.tolist())}
+        self._places = np.full(len(self.ids), -1, dtype=np.intp)
+        for row in np.concatenate(list(self.rows.values())).tolist():
+            self._places[row] = place.get(self.ids[row], -1)
+            if self._places[row] < 0:
+                raise FinetuneError(
+                    f"{store.path}: expected activations of {self.ids[row]!r}, got none; delete the folder and run again"
+                )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.ids)
 
-    def __getattr__(self, name: str) -> Any:
-        """Labels, rows and parts are those of the images."""
-        return getattr(self.images, name)
-
-    def batch(
-        self, rows: np.ndarray, stage: int, epoch: int, step: int, augment: bool
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """Return activations (n, *shape), float32, and class numbers of some rows."""
+    def batch(self, rows: np.ndarray, stage: int, epoch: int, step: int, augment: bool) -> tuple[Tensor, Tensor]:
+        """Return activations (n, *shape), float32, and class numbers of some rows; as `ImageFeed.batch`."""
         import torch
 
+        rows = np.asarray(rows, dtype=np.intp)
         places = self._places[rows]
-        out = np.empty((len(rows), *self._codes[0].X.shape[1:]), dtype=np.float32)
-        if not augment or not self.views:
-            np.take(self._codes[0].X, places, axis=0, out=out)
+        if augment and len(self._codes) > 1:
+            numbers = self.images.view_numbers(rows, stage, epoch)
+            found = np.stack([self._codes[n][place] for n, place in zip(numbers, places.tolist(), strict=True)])
         else:
-            for i, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
-                out[i] = self._codes[self._view(stage, epoch, row)].X[place]
-        return torch.from_numpy(out), self.images.labels[rows]
-
-    def _view(self, stage: int, epoch: int, row: int) -> int:
-        """Which view of an image an epoch shows: all of them in turn, in an order of its own per image."""
-        drawn = hashlib.sha256(f"{self.seed}/{stage}/{self.images.ids[row]}".encode()).digest()
-        order = np.random.default_rng(int.from_bytes(drawn[:8], "little")).permutation(self.views)
-        return 1 + int(order[epoch % self.views])
+            found = self._codes[0][places]
+        return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32)), torch.from_numpy(self.labels[rows])

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..backbone import Backbone
-from ..errors import FinetuneError
-from ..files import publish_bytes
-from ..handoff.modules import to_module
-from ..handoff.opening import open_head
 from ..heads import FittedHead
 from ..progress import Progress
 from ..sources import ImageSource
-from .outcome import Outcome, outcome_of
-from .settings import STRATEGIES, Stage, Training, strategy
-from .starting import refitted, said_of, seen_by
+from .outcome import Outcome
+from .settings import Stage, Training
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .blocks import Block
-    from .feeding import ImageFeed
-
 __all__ = ["FineTuned", "finetune"]
-
-_STARTS = ("auto", "head", "fresh", "scratch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,3 +68,129 @@ class FineTuned:
             "notes": list(self.notes),
             "settings": self.settings,
         }
+
+
+def finetune(
+    head: FittedHead | str | os.PathLike[str] | nn.Module,
+    source: ImageSource | str | os.PathLike[str] | Any,
+    out: str | os.PathLike[str],
+    *,
+    stages: str | Stage | Sequence[Stage] | Training = "gradual",
+    start: str = "auto",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    backbone_lr: float | None = None,
+    schedule_epochs: int | None = None,
+    augment: str | Callable[[Any], Any] | None = None,
+    n_views: int | None = None,
+    mix: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    class_weight: Any = None,
+    batch_norm: str | None = None,
+    patience: int | None = None,
+    average: str | None = None,
+    interpolate: float | str | None = None,
+    micro_batch: int | None = None,
+    amp: bool | str | None = None,
+    checkpoint_minutes: float | None = None,
+    val_size: float = 0.2,
+    test_size: float = 0.0,
+    seed: int | None = None,
+    cache: bool | str = "auto",
+    compare_with: FittedHead | str | os.PathLike[str] | None = None,
+    weights: Any = None,
+    backbone: Backbone | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    command: str = "",
+    progress: bool | str | Progress | None = "auto",
+) -> FineTuned:
+    """Train backbone and head further, from the head's own accuracy, and say whether it was worth it.
+
+    A run that was killed goes on by the same call, bit for bit; a finished one is extended by the same call with more
+    epochs. While blocks stay frozen and images are plain or recorded views, they run once.
+
+    Parameters
+    ----------
+    head : FittedHead, path, or nn.Module
+        A linear head, or the network that `to_module` or `assemble` made of one.
+    source : ImageSource or anything `ImageSource.open` takes
+        Labelled images. A split column names what trains, judges each epoch, and tests; without one `val_size` and
+        `test_size` of the images, class by class, are held out.
+    out : path
+        Folder of the run: checkpoints, history.json, curves.png, outcome.json, model.safetensors, model.bundle.
+    stages : str, Stage, sequence of Stage, or Training, default="gradual"
+        "head", "last-1", "last-2", "gradual" (the head, then the last quarter of the blocks, then all), "all" or
+        "scratch"; or stages of your own; or a `Training`, which says all that the other settings say.
+    start : {"auto", "head", "fresh", "scratch"}, default="auto"
+        "head": the head as it is. "auto": the same, but where it has seen the images that judge or test, one of its kind
+        fitted on the training images alone. "fresh": a random last layer. "scratch": random weights throughout (what
+        "auto" means with the stages "scratch").
+    epochs, batch_size, lr : optional
+        Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 1e-3 for
+        the head. See `strategy`.
+    backbone_lr, schedule_epochs : optional
+        Of all stages, see `Stage`.
+    augment, n_views, mix, loss, class_weight, batch_norm, patience, average, interpolate, micro_batch, amp, \
+checkpoint_minutes, seed, device : optional
+        As in `Training`.
+    val_size, test_size : float, default=0.2, 0.0
+        Shares that are held out where no split column names a training part. Without images that judge, the last epoch
+        counts.
+    cache : {"auto", True, False}, default="auto"
+        Whether the frozen part's activations are stored. "auto": where they fit the memory. True refuses what cannot be
+        cached: augmentation other than "views", networks that cannot be split.
+    compare_with : FittedHead or path, default=None
+        What the outcome is compared with, where `head` is a network; None = the network as it is given.
+    weights, backbone
+        As for `predict`.
+    workers : int, default=None
+        Threads that read and decode.
+    command : str, default=""
+        What the advice to extend the run says; filled in by the command line.
+    progress : {"auto", True, False} or Progress, default="auto"
+        Bars on standard error.
+
+    Returns
+    -------
+    FineTuned
+
+    Raises
+    ------
+    FinetuneError
+        Settings, images or folder that do not fit; the message says what differs.
+    HandoffError, HeadError, WeightsError
+        As for `to_module`.
+
+    Notes
+    -----
+    To begin with the fitted head and then train everything is LP-FT (Kumar et al., ICLR 2022).
+
+    Examples
+    --------
+    >>> import featcache as fc
+    >>> done = fc.finetune("flowers.head", "flowers/", "flowers-run", stages="last-2")  # doctest: +SKIP
+    >>> done.outcome.verdict  # doctest: +SKIP
+    'fine-tuning was worth it: +2.4 points [+0.9, +3.9] on 800 test images'
+    """
+    given = {
+        "augment": augment, "n_views": n_views, "mix": mix, "loss": loss, "class_weight": class_weight,
+        "batch_norm": batch_norm, "patience": patience, "average": average, "interpolate": interpolate,
+        "micro_batch": micro_batch, "amp": amp, "checkpoint_minutes": checkpoint_minutes, "seed": seed, "device": device,
+    }  # fmt: skip
+    rates = {"backbone_lr": backbone_lr, "schedule_epochs": schedule_epochs}
+    sizes = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    from .planning import opened_network, start_of, training_of
+    from .whole import WholeRun
+
+    opened = opened_network(head, weights=weights, backbone=backbone, compare_with=compare_with)
+    training = training_of(stages, len(opened.blocks), given=_said(given), rates=_said(rates), sizes=_said(sizes))
+    sizes = {"val_size": val_size, "test_size": test_size}
+    return WholeRun(opened, training, Path(out), start_of(start, stages), cache, command, progress).done(
+        source, workers=workers, **sizes
+    )
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -80,7 +80,7 @@ def refitted(head: FittedHead, model: nn.Module, feed: ImageFeed, *, seed: int =
         codes_of(model, feed, rows, device=device),
         np.asarray(feed.classes)[feed.labels[rows]],
         np.asarray(feed.ids)[rows],
-        None if feed.groups is None else np.asarray(feed.groups)[rows],
+        _groups(feed, rows),
         spec=head.spec,
         locator=head.locator,
         node=head.node,
@@ -94,6 +94,11 @@ def refitted(head: FittedHead, model: nn.Module, feed: ImageFeed, *, seed: int =
 
     what = head.head if named else clone(head.estimator)
     return fit(what, data, seed=seed, params=head.params if named else None, calibrate=head.temperature is not None)
+
+
+def _groups(feed: ImageFeed, rows: np.ndarray) -> np.ndarray | None:
+    source = feed.source
+    return source.columns[source.roles["group"]][rows] if "group" in source.roles else None
 
 
 def codes_of(model: nn.Module, feed: ImageFeed, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
