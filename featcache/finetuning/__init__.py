@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from .blocks import blocks_of as blocks_of
     from .blocks import head_parameters as head_parameters
     from .blocks import split_after as split_after
+    from .normalising import set_training as set_training
 
-_WHERE = {"Block": "blocks", "blocks_of": "blocks", "head_parameters": "blocks", "split_after": "blocks"}
+_WHERE = {
+    "Block": "blocks",
+    "blocks_of": "blocks",
+    "head_parameters": "blocks",
+    "split_after": "blocks",
+    "set_training": "normalising",
+}
 
 __all__ = sorted(_WHERE)
 
