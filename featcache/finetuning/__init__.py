@@ -1,0 +1,53 @@
+"""Fine-tuning: a network that begins at a head's accuracy, trained stage by stage.
+
+* ``settings``: stages and strategies as data
+* ``parting``, ``feeding``: which images train, which judge; images as batches, whatever their order and the threads
+* ``blocks``, ``normalising``: what can be frozen, and which norms keep their running statistics
+* ``rates``, ``finding``: who learns how fast, and which rate to begin with
+* ``losses``, ``stepping``, ``memory``, ``seeding``: one step of the optimiser
+* ``running``, ``place``, ``evaluating``: the loop over stages, epochs and steps
+* ``checkpoints``, ``records``: what of it survives, and what a run's folder says
+* ``averaging``, ``finishing``, ``plotting``: means of weights, what comes out, its curves
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .blocks import Block as Block
+    from .blocks import blocks_of as blocks_of
+    from .blocks import head_parameters as head_parameters
+    from .blocks import split_after as split_after
+    from .evaluating import scores_of as scores_of
+    from .feeding import ImageFeed as ImageFeed
+    from .finding import find_lr as find_lr
+    from .running import Trained as Trained
+    from .running import train as train
+    from .settings import Stage as Stage
+    from .settings import Training as Training
+    from .settings import strategy as strategy
+
+_WHERE = {
+    "Block": "blocks",
+    "ImageFeed": "feeding",
+    "Stage": "settings",
+    "Trained": "running",
+    "Training": "settings",
+    "blocks_of": "blocks",
+    "find_lr": "finding",
+    "head_parameters": "blocks",
+    "scores_of": "evaluating",
+    "split_after": "blocks",
+    "strategy": "settings",
+    "train": "running",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
