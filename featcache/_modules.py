@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassifierNetwork", "JoinLayers", "Standardise"]
+__all__ = ["ClassifierNetwork", "JoinLayers", "LowerPart", "Standardise"]
 
 
 class JoinLayers(nn.Module):
@@ -110,3 +110,23 @@ class ClassifierNetwork(nn.Module):
         codes = self.trunk(images)
         joined = codes[self.node].flatten(1) if self.node else self.join(codes)
         return self.head(self.prelude(joined))
+
+
+class LowerPart(nn.Module):
+    """The part of a network below a cut.
+
+    Parameters
+    ----------
+    prepare : nn.Module
+        What the network's input goes through first.
+    trunk : nn.Module
+        Normalised images (N, C, H, W) → the tensor at the cut.
+    """
+
+    def __init__(self, prepare: nn.Module, trunk: nn.Module) -> None:
+        super().__init__()
+        self.prepare, self.trunk = prepare, trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network takes → the tensor at the cut (N, …)."""
+        return self.trunk(self.prepare(images))
