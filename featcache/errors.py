@@ -22,7 +22,8 @@
     ├── ExchangeError         (ValueError)          a plain file of features that cannot be written, read or trusted
     ├── SplitError            (ValueError)          a split that the data cannot give
     ├── HeadError             (ValueError)          unknown head, or data that a head cannot be trained on
-    └── HandoffError          (ValueError)          a head and images (or codes) that do not belong together
+    ├── HandoffError          (ValueError)          a head and images (or codes) that do not belong together
+    └── FinetuneError         (ValueError)          settings, images or a run that a network cannot be trained with
 
 Each class also derives from the built-in that a caller would reach for, so ``except ValueError`` keeps working. The
 message is always one line: the object and where; what was expected and what came; what to do next.
@@ -39,6 +40,7 @@ __all__ = [
     "FailureBudgetExceeded",
     "FeatcacheError",
     "FeaturesError",
+    "FinetuneError",
     "HandoffError",
     "HeadError",
     "ImageError",
@@ -168,3 +170,7 @@ class HeadError(FeatcacheError, ValueError):
 
 class HandoffError(FeatcacheError, ValueError):
     """A head and images (or codes) that do not belong together."""
+
+
+class FinetuneError(FeatcacheError, ValueError):
+    """Settings, images or a run that a network cannot be trained with."""

@@ -95,7 +95,7 @@ def _lines(out: Path) -> list[dict[str, Any]]:
 
 
 def _weights(out: Path) -> bytes:
-    return (out / "model.safetensors").read_bytes()
+    return (out / "final.safetensors").read_bytes()
 
 
 def _extended(case: Any, head: Path, listing: Path, source: Any) -> bool:

@@ -239,7 +239,7 @@ def finetuned(done: Any) -> None:
         say(f"epoch {line['epoch']} ({plain(str(line['stage']))}){lost}{judged}")
     if done.outcome is not None:
         say(plain(done.outcome.verdict))
-    say(plain(f"{done.bundle or done.folder / 'model.safetensors'}"))
+    say(plain(f"{done.bundle or done.folder / 'final.safetensors'}"))
     for line in done.notes:
         note(plain(line))
 

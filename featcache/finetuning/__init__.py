@@ -1,7 +1,15 @@
 """Fine-tuning: a network that begins at a head's accuracy, trained stage by stage.
 
-* ``blocks``: what can be frozen and unfrozen, and where a network can be split
-* ``normalising``: which norms keep their running statistics
+* ``settings``: stages and strategies as data
+* ``parting``, ``feeding``: which images train, which judge; images as batches, whatever their order and the threads
+* ``blocks``, ``normalising``: what can be frozen, and which norms keep their running statistics
+* ``rates``, ``finding``: who learns how fast, and which rate to begin with
+* ``losses``, ``stepping``, ``memory``, ``seeding``: one step of the optimiser
+* ``running``, ``place``, ``evaluating``: the loop over stages, epochs and steps
+* ``checkpoints``, ``records``: what of it survives, and what a run's folder says
+* ``averaging``, ``finishing``, ``plotting``: means of weights, what comes out, its curves
+* ``tuning``, ``planning``, ``starting``, ``caching``, ``whole``, ``outcome``: `finetune`: what a run starts from, its frozen part run
+  once, and whether it was worth it
 """
 
 from __future__ import annotations
@@ -14,14 +22,36 @@ if TYPE_CHECKING:
     from .blocks import blocks_of as blocks_of
     from .blocks import head_parameters as head_parameters
     from .blocks import split_after as split_after
+    from .evaluating import scores_of as scores_of
+    from .feeding import ImageFeed as ImageFeed
+    from .finding import find_lr as find_lr
+    from .tuning import FineTuned as FineTuned
+    from .tuning import finetune as finetune
     from .normalising import set_training as set_training
+    from .outcome import Outcome as Outcome
+    from .running import Trained as Trained
+    from .running import train as train
+    from .settings import Stage as Stage
+    from .settings import Training as Training
+    from .settings import strategy as strategy
 
 _WHERE = {
     "Block": "blocks",
+    "FineTuned": "tuning",
+    "ImageFeed": "feeding",
+    "Outcome": "outcome",
+    "Stage": "settings",
+    "Trained": "running",
+    "Training": "settings",
     "blocks_of": "blocks",
+    "find_lr": "finding",
+    "finetune": "tuning",
     "head_parameters": "blocks",
-    "split_after": "blocks",
+    "scores_of": "evaluating",
     "set_training": "normalising",
+    "split_after": "blocks",
+    "strategy": "settings",
+    "train": "running",
 }
 
 __all__ = sorted(_WHERE)

@@ -19,7 +19,7 @@ from ..progress import Progress
 from .blocks import split_after
 from .caching import CachedFeed, trunk_store
 from .feeding import Feed, ImageFeed
-from .finetune import FineTuned
+from .tuning import FineTuned
 from .outcome import Outcome, outcome_of
 from .planning import Opened, frozen_below
 from .running import train
@@ -194,11 +194,7 @@ class WholeRun:
         return outcome_of(feed.labels[rows], before, after, part=part, units=groups)
 
     def _kept(self, trained: Any, feed: ImageFeed, outcome: Outcome | None) -> FineTuned:
-        from safetensors.torch import save
-
         model = trained.model.cpu().eval()
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        publish_bytes(self.folder / "model.safetensors", save(state), replace=True)
         settings = {
             "training": self.training.as_dict(),
             "start": self.start,

@@ -119,7 +119,7 @@ def finetune(
         Labelled images. A split column names what trains, judges each epoch, and tests; without one `val_size` and
         `test_size` of the images, class by class, are held out.
     out : path
-        Folder of the run: checkpoints, history.json, curves.png, outcome.json, model.safetensors, model.bundle.
+        Folder of the run: checkpoints, history.json, curves.png, outcome.json, final.safetensors, model.bundle.
     stages : str, Stage, sequence of Stage, or Training, default="gradual"
         "head", "last-1", "last-2", "gradual" (the head, then the last quarter of the blocks, then all), "all" or
         "scratch"; or stages of your own; or a `Training`, which says all that the other settings say.

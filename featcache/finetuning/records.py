@@ -1,0 +1,146 @@
+"""What a run's folder says about the run: its settings, so that it is only ever continued as itself; its history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import FinetuneError
+from ..files import make_folder, publish_bytes
+from ..fingerprint import describe_difference, digest_tensors
+from .blocks import Block
+from .feeding import Feed
+from .settings import Training
+
+__all__ = ["Record", "digest_of", "write_json"]
+
+#: Settings that change no number.
+_FREE = ("checkpoint_minutes", "device")
+
+
+def digest_of(model: nn.Module) -> str:
+    """Return the digest of a network's weights and buffers."""
+    return digest_tensors(
+        (
+            name,
+            str(value.dtype).removeprefix("torch."),
+            tuple(value.shape),
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else np.zeros(0, "u1"),
+        )
+        for name, value in model.state_dict().items()
+    )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a small JSON file, durably."""
+    publish_bytes(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+class Record:
+    """``run.json``: what a run is made of.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run; made where it is missing.
+    model : nn.Module
+        As it is before the first step.
+    feed : Feed
+        The images.
+    training : Training
+        The settings.
+    blocks : sequence of Block
+        Of the model.
+
+    Attributes
+    ----------
+    new : bool
+        Whether the folder had no run.
+    extended : bool
+        Whether the run in the folder is to become longer.
+    notes : list of str
+        What differs from the run in the folder and does not stop it.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, feed: Feed, training: Training, blocks: Sequence[Block]) -> None:
+        self.path = folder / "run.json"
+        settings = {name: value for name, value in training.as_dict().items() if name not in _FREE}
+        stages = settings.pop("stages")
+        self.content: dict[str, Any] = {
+            "format": 1,
+            "run": {
+                "model": digest_of(model),
+                "blocks": [block.name for block in blocks],
+                "images": feed.digest,
+                **{f"stage {i}": stage for i, stage in enumerate(stages, 1)},
+                **settings,
+            },
+            "environment": {
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "device": str(next(model.parameters()).device.type),
+            },
+        }
+        self.last = f"stage {len(stages)}"
+        self.new, self.extended, self.notes = True, False, list[str]()
+
+    def open(self, resume: bool) -> None:
+        """Begin a run, or go on with the one that is in the folder.
+
+        Parameters
+        ----------
+        resume : bool
+            False: there must be none.
+
+        Raises
+        ------
+        FinetuneError
+            When the run in the folder is another one; the message says what differs.
+        """
+        make_folder(self.path.parent)
+        there = self._there()
+        if there is None:
+            write_json(self.path, self.content)
+            return
+        if not resume:
+            raise FinetuneError(f"{self.path.parent}: expected a folder without a run; give another, or resume it")
+        self.new = False
+        self._compare(there)
+
+    def accept(self) -> None:
+        """Write down the new settings of an extended run."""
+        write_json(self.path, self.content)
+
+    def _there(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise FinetuneError(f"{self.path}: expected what a run wrote, got: {error}; give another folder") from error
+
+    def _compare(self, there: dict[str, Any]) -> None:
+        old, new = there.get("run", {}), self.content["run"]
+        differences = [line for line in describe_difference(old, new) if not self._longer(line, old, new)]
+        if differences:
+            raise FinetuneError(
+                f"{self.path.parent}: expected the run that is in the folder, got another: {'; '.join(differences[:6])}; "
+                "repeat its settings, give more epochs to its last stage, or give another folder"
+            )
+        self.extended = old != new
+        for line in describe_difference(there.get("environment", {}), self.content["environment"]):
+            self.notes.append(f"the run began with {line}: the last bits of its numbers may differ")
+
+    def _longer(self, line: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+        """Whether a difference is only that the last stage becomes longer."""
+        for name in ("epochs", "schedule_epochs"):
+            if line.startswith(f"{self.last}.{name}:"):
+                before, after = old[self.last][name], new[self.last][name]
+                return before is None or after is None or after > before
+        return False

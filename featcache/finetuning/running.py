@@ -1,0 +1,422 @@
+"""`train`: the loop over stages, epochs and steps, from wherever the last checkpoint left it."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import FinetuneError
+from ..progress import Progress, progress_for
+from .averaging import average_of, first_averaged
+from .blocks import Block
+from .checkpoints import Checkpoints
+from .evaluating import Judged, judge
+from .feeding import Feed
+from .finishing import Trained, finish
+from .losses import Objective
+from .memory import MicroBatch, OutOfMemory
+from .modes import set_modes
+from .place import Place
+from .rates import Schedule, groups_of, make_optimizer, trained_blocks
+from .records import Record, write_json
+from .seeding import epoch_order, seed_of, seeded
+from .settings import Stage, Training
+from .stepping import NonFinite, Stepper, deterministic, scaler_for
+
+__all__ = ["StageView", "Trained", "train"]
+
+#: (number of the stage, Stage) → what it trains and what goes into that.
+StageView = Callable[[int, Stage], tuple[nn.Module, Feed]]
+
+
+def train(
+    model: nn.Module,
+    feed: Feed,
+    training: Training,
+    folder: str | os.PathLike[str],
+    *,
+    blocks: Sequence[Block],
+    stage_view: StageView | None = None,
+    progress: bool | str | Progress | None = "auto",
+    resume: bool = True,
+    extend_command: str = "",
+    say: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train a network in stages; killed, it goes on where it was when it is called again.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As it is before the first step; what `feed` gives → scores (N, n_classes). Changed in place: it comes back in
+        evaluation mode with the final weights.
+    feed : Feed
+        Batches: an `ImageFeed`, or activations at a cut with the network above it.
+    training : Training
+        The settings.
+    folder : path-like
+        Of this run: settings, checkpoints, history, curves, final weights. Made where it is missing.
+    blocks : sequence of Block
+        Of the model, from the input to the output; parameters in none of them are the head's.
+    stage_view : callable, default=None
+        (number of the stage from 0, Stage) → (network, Feed) that the stage trains on: a part of `model`, sharing its
+        modules, and what goes into it, such as activations at a cut below which all is frozen. None = `model` and
+        `feed`.
+    progress : {"auto", True, False} or Progress, default="auto"
+        A bar on standard error.
+    resume : bool, default=True
+        Go on with the run in the folder, which must have the same settings; only the last stage may have more epochs.
+        False: the folder must have no run.
+    extend_command : str, default=""
+        What the user types to let the last stage go on; said when the loss still falls at the end.
+    say : callable, default=None
+        Told each message; None = standard error, or nothing with ``progress=False``.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    FinetuneError
+        When settings, images and network do not fit each other or the run in the folder, when the loss is no number any
+        more, or when memory does not suffice for one image.
+
+    Notes
+    -----
+    On one machine with one number of threads the result is the same bit by bit, however often the run was interrupted:
+    orders, augmentation, mixing and dropout depend on the seed and the place in the run. The caller's random states are
+    left as they are.
+
+    Examples
+    --------
+    >>> from featcache.finetuning import ImageFeed, Training, blocks_of, strategy, train
+    >>> blocks = blocks_of(model)  # doctest: +SKIP
+    >>> feed = ImageFeed("flowers/", recipe, classes=model.classes)  # doctest: +SKIP
+    >>> train(model, feed, Training(strategy("gradual", len(blocks))), "run", blocks=blocks)  # doctest: +SKIP
+    """
+    told = say or ((lambda text: None) if progress in (False, None) else _to_stderr)
+    with deterministic(), progress_for(progress) as bar:
+        run = Run(model, feed, training, Path(folder), blocks, bar, told, stage_view)
+        run.open(resume)
+        run.go()
+        return finish(run, extend_command)
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that a setting names; FinetuneError where torch cannot use it."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FinetuneError(f"device: expected one that torch can use, got {name!r} ({reason}); try 'cpu'") from error
+    return device
+
+
+class Run:
+    """A run in progress: what it trains, where it is, and what belongs to its present stage."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        feed: Feed,
+        training: Training,
+        folder: Path,
+        blocks: Sequence[Block],
+        bar: Progress,
+        say: Callable[[str], None],
+        stage_view: StageView | None = None,
+    ) -> None:
+        self.stage_view = stage_view or (lambda index, stage: (model, feed))
+        self.seen: tuple[nn.Module, Feed] = (model, feed)  # by the present stage
+        self.model, self.feed, self.training, self.folder = model, feed, training, folder
+        self.blocks, self.bar, self._say = tuple(blocks), bar, say
+        self.stages: tuple[Stage, ...] = tuple(training.stages)
+        for stage in self.stages:
+            trained_blocks(stage.unfreeze, self.blocks)  # what does not fit is refused before anything is written
+        self.device = device_of(training.device)
+        model.to(self.device)
+        self.rows = np.asarray(feed.rows["train"])
+        self.val = np.asarray(feed.rows.get("val", []), dtype=np.intp)
+        if not len(self.rows):
+            raise FinetuneError("images: expected some that train, got none; check the parts")
+        labels = np.asarray(feed.labels)[self.rows]
+        self.objective = Objective.of(training, labels, feed.classes).to(self.device)
+        self.place = Place()
+        self.micro = MicroBatch(training.micro_batch, self.say)
+        self.pending: dict[str, Any] = {}
+        self.averaged: Any = None
+        self.saved_at = time.monotonic()
+
+    # ------------------------------------------------------------------------------------------------ what is said
+
+    def say(self, text: str) -> None:
+        """Tell the user, and remember it."""
+        self.place.notes.append(text)
+        self._say(text)
+
+    def where(self, moment: str = "") -> str:
+        """Name the present moment."""
+        place = self.place
+        name = f"stage {place.stage + 1} ({self.stages[place.stage].title}), epoch {place.epoch + 1}"
+        return f"{name}, {moment or f'step {place.step + 1}'}"
+
+    # ------------------------------------------------------------------------------------------------ begin and go on
+
+    def open(self, resume: bool) -> None:
+        """Begin the run, or take up its last checkpoint."""
+        record = Record(self.folder, self.model, self.feed, self.training, self.blocks)
+        record.open(resume)
+        self.checkpoints = Checkpoints(self.folder, self._say)
+        if not self._take_up():
+            self._first_evaluation()
+            return
+        for note in record.notes:
+            self.say(note)
+        if record.extended:
+            if self.place.stopped:  # asked for more of a stage that was ended early
+                self.place.stopped, self.place.waited = False, 0
+            self._keep(self.pending)
+            record.accept()
+
+    def _take_up(self) -> bool:
+        found = self.checkpoints.load()
+        if found is None:
+            return False
+        self.place, self.pending = found
+        self.model.load_state_dict(self.pending["model"])
+        self.micro = MicroBatch(self.place.limit or self.training.micro_batch, self.say)
+        return True
+
+    def _first_evaluation(self) -> None:
+        self.model.eval()
+        judged, began = self._judge("first evaluation"), time.monotonic()
+        if judged is not None:
+            self._remember_best(judged)
+        self._add_row(0, None, judged, {}, time.monotonic() - began, 0)
+        self.save()
+
+    def go(self) -> None:
+        """Train until the last stage is done."""
+        while True:
+            try:
+                self._stage()
+                if self.place.stage == len(self.stages) - 1:
+                    return
+                self.place.next_stage()
+            except OutOfMemory:
+                self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Memory ran out while weights changed: begin again at the last checkpoint, with half of the images at once."""
+        batch, where, limit = self.stages[self.place.stage].batch_size, self.where(), self.micro.limit
+        self.optimizer = self.stepper = self.schedule = self.averaged = None  # type: ignore[assignment]
+        if not self._take_up():
+            raise FinetuneError(f"{where}: out of memory, and no checkpoint can be read; run again")
+        self.micro.limit = limit
+        self.micro.halve(batch, where)
+
+    # ------------------------------------------------------------------------------------------------ a stage
+
+    def _stage(self) -> None:
+        stage = self.stages[self.place.stage]
+        self._enter(stage)
+        steps, images = len(self._batches(stage)), len(self.rows)
+        self.bar.start(f"stage {self.place.stage + 1}/{len(self.stages)} {stage.title}", stage.epochs * images)
+        self.bar.advance(min(self.place.epoch * images + self.place.step * stage.batch_size, stage.epochs * images))
+        while self.place.epoch < stage.epochs and not self.place.stopped:
+            self._epoch(stage, steps)
+        if self.place.stopped:
+            self.say(
+                f"stage {self.place.stage + 1} ({stage.title}) ended after epoch {self.place.epoch}: nothing better in "
+                f"{self.training.patience} epochs"
+            )
+
+    def _enter(self, stage: Stage) -> None:
+        """Set up what the stage needs, as it was where a checkpoint was taken up."""
+        self._keep_anchor(stage)
+        self.seen = self.stage_view(self.place.stage, stage)
+        self.seen[0].to(self.device)
+        held = set_modes(self.model, self.blocks, stage, stage.batch_norm or self.training.batch_norm)
+        groups = groups_of(self.model, self.blocks, stage, frozen=held)
+        self.optimizer = make_optimizer(stage, groups)
+        self.schedule = Schedule(stage, self.optimizer, len(self._batches(stage)))
+        self.scaler = scaler_for(self.training.amp, self.device)
+        self.averaged = average_of(self.model, self.training) if self._last() else None
+        if self.pending.get("optimizer") is not None:
+            self.optimizer.load_state_dict(self.pending["optimizer"])
+            self.schedule.load(self.pending["schedule"])
+            self.scaler.load_state_dict(self.pending["scaler"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(self.pending["averaged"])
+        self.pending = {}
+        self.stepper = Stepper(
+            self.seen[0], self.objective, self.optimizer, self.scaler, self.training.amp, self.training.clip_norm
+        )
+        if self.stepper.norms and self.micro.of(stage.batch_size) < stage.batch_size and not self.place.step:
+            self.say(f"{self.where('start')}: batch norms see {self.micro.of(stage.batch_size)} images at once")
+
+    def _last(self) -> bool:
+        return self.place.stage == len(self.stages) - 1
+
+    def _keep_anchor(self, stage: Stage) -> None:
+        """Keep the weights with only the head trained, just before the first stage that trains more."""
+        place, first = self.place, [i for i, s in enumerate(self.stages) if s.unfreeze != "head"]
+        wanted = self.training.interpolate is not None and bool(first) and place.stage == first[0]
+        if wanted and place.epoch == 0 and place.step == 0:
+            place.anchor = self.checkpoints.save_weights("anchor", self.model.state_dict())
+
+    def _batches(self, stage: Stage) -> list[slice]:
+        """Return where an epoch's batches begin and end; a last one of one image joins the one before it."""
+        n, size = len(self.rows), stage.batch_size
+        starts = list(range(0, n, size))
+        if len(starts) > 1 and n - starts[-1] == 1:
+            starts.pop()
+        return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+
+    # ------------------------------------------------------------------------------------------------ an epoch
+
+    def _epoch(self, stage: Stage, steps: int) -> None:
+        place = self.place
+        order = epoch_order(self.feed.ids, self.rows, self.training.seed, place.stage, place.epoch)
+        batches = self._batches(stage)
+        while place.step < steps:
+            began = time.monotonic()
+            rows = order[batches[place.step]]
+            self.schedule.before(place.epoch * steps + place.step)
+            loss = self._step(rows)
+            rate = self.schedule.rates()
+            self.schedule.after()
+            if self.averaged is not None and self.training.average == "ema":
+                self.averaged.update_parameters(self.model)
+            place.loss, place.count = place.loss + loss * len(rows), place.count + len(rows)
+            place.step, place.taken = place.step + 1, place.taken + 1
+            place.seconds += time.monotonic() - began
+            self.bar.advance(len(rows), self._remark(stage, rate))
+            if place.step < steps and time.monotonic() - self.saved_at >= 60 * self.training.checkpoint_minutes:
+                self.save()
+        self._close_epoch(stage, rate if steps and place.count else self.schedule.rates())
+
+    def _step(self, rows: np.ndarray) -> float:
+        place, seed = self.place, self.training.seed
+        here = (place.stage, place.epoch, place.step)
+        images, targets = self.seen[1].batch(rows, *here, True)
+        if self.training.mix is not None:
+            with seeded(seed_of(seed, "mix", *here)):
+                images, targets = self.training.mix(images, targets)
+        number = seed_of(seed, "step", *here)
+        return self.stepper.step(images, targets, self.micro, lambda: seeded(number, self.device), self.where())
+
+    def _remark(self, stage: Stage, rates: dict[str, float]) -> str:
+        place = self.place
+        last = place.history[-1] if place.history else {}
+        val = "" if last.get("val_accuracy") is None else f", val {last['val_accuracy']:.1%}"
+        loss = place.loss / max(1, place.count)
+        return f"epoch {place.epoch + 1}/{stage.epochs}, loss {loss:.4f}, lr {max(rates.values()):.1e}{val}"
+
+    def _close_epoch(self, stage: Stage, rates: dict[str, float]) -> None:
+        place = self.place
+        judged = self._judge("evaluation")
+        loss = place.loss / max(1, place.count)
+        self.schedule.after_epoch(loss if judged is None else judged.loss)
+        if self.averaged is not None and self.training.average == "swa":
+            if place.epoch + 1 >= first_averaged(stage, self.training):
+                self.averaged.update_parameters(self.model)
+        self._add_row(place.epoch + 1, loss, judged, rates, place.seconds, place.count)
+        if judged is not None:
+            self._remember_best(judged)
+            place.wait(judged, self.training.patience)
+        place.next_epoch()
+        self.save()
+
+    def _judge(self, moment: str) -> Judged | None:
+        """Return loss and accuracy on the validation rows; None without such rows."""
+        if not len(self.val):
+            return None
+        judged = judge(
+            *self.seen,
+            self.val,
+            self.objective,
+            batch=self.stages[self.place.stage].batch_size,
+            micro=self.micro,
+            amp=self.training.amp,
+            where=self.where(moment),
+        )
+        if not math.isfinite(judged.loss):
+            raise NonFinite(
+                f"{self.where(moment)}: expected a finite validation loss, got {judged.loss}; lower the learning rates "
+                "(find_lr) or set clip_norm=1.0. The last checkpoint is kept"
+            )
+        return judged
+
+    def _remember_best(self, judged: Judged) -> None:
+        best, place = self.place.best, self.place
+        if not judged.better_than(None if best is None else Judged(best["loss"], best["accuracy"])):
+            return
+        row = place.history[-1] if place.history else {"stage": 1, "epoch": 0}
+        file = self.checkpoints.save_weights("best", self.model.state_dict()) if self.training.restore_best else ""
+        place.best = {
+            "stage": row["stage"],
+            "epoch": row["epoch"],
+            "loss": judged.loss,
+            "accuracy": judged.accuracy,
+            "file": file,
+        }
+
+    def _add_row(
+        self, epoch: int, loss: float | None, judged: Judged | None, rates: dict[str, float], seconds: float, n: int
+    ) -> None:
+        stage = self.stages[self.place.stage]
+        row = {
+            "stage": self.place.stage + 1,
+            "name": stage.title,
+            "epoch": epoch,
+            "train_loss": loss,
+            "val_loss": None if judged is None else judged.loss,
+            "val_accuracy": None if judged is None else judged.accuracy,
+            "lr": rates,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(n / seconds, 1) if n and seconds else None,
+            "micro_batch": self.micro.of(stage.batch_size),
+        }
+        self.place.history.append(row)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint of the present place; NonFinite where a weight is no number any more."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise NonFinite(
+                    f"{self.where()}: expected finite weights, got others in {name}; lower the learning rates (find_lr) or "
+                    "set clip_norm=1.0. The last checkpoint is kept"
+                )
+        at_work = getattr(self, "optimizer", None) is not None
+        self._keep(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict() if at_work else None,
+                "schedule": dict(self.schedule.state()) if at_work else None,
+                "scaler": self.scaler.state_dict() if at_work else None,
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            }
+        )
+
+    def _keep(self, state: dict[str, Any]) -> None:
+        self.place.limit = self.micro.limit
+        self.checkpoints.save(self.place, state)
+        self.saved_at = time.monotonic()
+        write_json(self.folder / "history.json", {"history": self.place.history, "notes": self.place.notes})
