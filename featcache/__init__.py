@@ -14,6 +14,7 @@ _WHERE = {
     "Audit": "hygiene",
     "Advice": "advice",
     "Backbone": "backbone",
+    "Bundle": "handoff",
     "CodesDataset": "store",
     "EvalProtocol": "evaluation",
     "Evaluation": "evaluation",
@@ -33,14 +34,17 @@ _WHERE = {
     "advise": "advice",
     "compare": "evaluation",
     "evaluate": "evaluation",
-    "export": "exchange",
+    "export": "handoff",
     "extract": "extraction",
     "fit": "heads",
     "forecast": "evaluation",
+    "load_bundle": "handoff",
     "plan": "extraction",
     "predict": "handoff",
+    "predict_iter": "handoff",
     "rank": "ranking",
     "read_features": "exchange",
+    "save_bundle": "handoff",
     "suggest": "labelling",
     "report": "evidence",
     "to_module": "handoff",
@@ -61,12 +65,16 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .evaluation import forecast as forecast
     from .evidence import report as report
-    from .exchange import export as export
     from .exchange import read_features as read_features
     from .extraction import extract as extract
     from .extraction import plan as plan
     from .features import FeatureSet as FeatureSet
+    from .handoff import Bundle as Bundle
+    from .handoff import export as export
+    from .handoff import load_bundle as load_bundle
     from .handoff import predict as predict
+    from .handoff import predict_iter as predict_iter
+    from .handoff import save_bundle as save_bundle
     from .handoff import to_module as to_module
     from .heads import FittedHead as FittedHead
     from .heads import fit as fit

@@ -10,7 +10,8 @@
 """
 
 from .bundle import Bundle, load_bundle, save_bundle
+from .exporting import Exported, export
 from .modules import to_module
 from .predicting import predict, predict_iter
 
-__all__ = ["Bundle", "load_bundle", "predict", "predict_iter", "save_bundle", "to_module"]
+__all__ = ["Bundle", "Exported", "export", "load_bundle", "predict", "predict_iter", "save_bundle", "to_module"]

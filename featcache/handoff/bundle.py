@@ -92,7 +92,10 @@ class Bundle:
             raise HandoffError(f"{self.path}: {WEIGHTS}: expected tensors, got something else; get it again") from error
 
     @property
-    def _meaning(self) -> Meaning:
+    def meaning(self) -> Meaning:
+        """What the scores of `module` mean."""
+        if self.head is not None:
+            return Meaning.of(self.head)
         found = self.manifest
         scores = found["network"]["scores"]
         return Meaning(found["spec"], tuple(found["classes"]), found["separator"], found["target"], scores)
@@ -162,7 +165,7 @@ class Bundle:
         if self.head is None:
             if weights is not None or backbone is not None:
                 self.backbone(weights=weights, backbone=backbone)
-            return NetworkAnswers(self.module(), self._meaning, device)
+            return NetworkAnswers(self.module(), self.meaning, device)
         return HeadAnswers(self.head, self.backbone(weights=weights, backbone=backbone), device)
 
     def predict(self, images: Any, **options: Any) -> list[dict[str, Any]]:
