@@ -14,12 +14,14 @@ _WHERE = {
     "Audit": "hygiene",
     "Advice": "advice",
     "Backbone": "backbone",
+    "Bundle": "handoff",
     "CodesDataset": "store",
     "EvalProtocol": "evaluation",
     "Evaluation": "evaluation",
     "FeatcacheError": "errors",
     "FeatureSet": "features",
     "FeatureStore": "store",
+    "FineTuned": "finetuning",
     "FittedHead": "heads",
     "Forecast": "evaluation",
     "ImageSource": "sources",
@@ -28,6 +30,8 @@ _WHERE = {
     "Result": "reporting",
     "SoftmaxClassifier": "softmax",
     "Suggestions": "labelling",
+    "Stage": "finetuning",
+    "Training": "finetuning",
     "Verifier": "verification",
     "assemble": "handoff",
     "audit": "hygiene",
@@ -35,14 +39,19 @@ _WHERE = {
     "backbone_of_module": "handoff",
     "compare": "evaluation",
     "evaluate": "evaluation",
-    "export": "exchange",
+    "export": "handoff",
     "extract": "extraction",
+    "find_lr": "finetuning",
+    "finetune": "finetuning",
     "fit": "heads",
     "forecast": "evaluation",
+    "load_bundle": "handoff",
     "plan": "extraction",
     "predict": "handoff",
+    "predict_iter": "handoff",
     "rank": "ranking",
     "read_features": "exchange",
+    "save_bundle": "handoff",
     "suggest": "labelling",
     "report": "evidence",
     "to_module": "handoff",
@@ -63,14 +72,23 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .evaluation import forecast as forecast
     from .evidence import report as report
-    from .exchange import export as export
     from .exchange import read_features as read_features
     from .extraction import extract as extract
     from .extraction import plan as plan
     from .features import FeatureSet as FeatureSet
+    from .finetuning import FineTuned as FineTuned
+    from .finetuning import Stage as Stage
+    from .finetuning import Training as Training
+    from .finetuning import find_lr as find_lr
+    from .finetuning import finetune as finetune
+    from .handoff import Bundle as Bundle
     from .handoff import assemble as assemble
     from .handoff import backbone_of_module as backbone_of_module
+    from .handoff import export as export
+    from .handoff import load_bundle as load_bundle
     from .handoff import predict as predict
+    from .handoff import predict_iter as predict_iter
+    from .handoff import save_bundle as save_bundle
     from .handoff import to_module as to_module
     from .heads import FittedHead as FittedHead
     from .heads import fit as fit

@@ -1,31 +1,34 @@
-"""`predict`: a fitted head on raw images, with the preprocessing and the backbone that it was trained with."""
+"""`predict` and `predict_iter`: labels of raw images, with the preprocessing and the network that belong to a model."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..backbone import Backbone
-from ..errors import HandoffError, HeadError, ImageError
+from ..errors import HandoffError
 from ..features import FeatureSet
 from ..heads import FittedHead
-from ..heads.layers import LayerBlocks
 from ..progress import Progress, progress_for
 from ..sources import ImageSource
-from .opening import backbone_of, blocks_of_head, open_head
+from .answering import Answers, HeadAnswers, Meaning, NetworkAnswers, best, lines_of_head
+from .bundle import Bundle, load_bundle
+from .opening import backbone_of, is_bundle, is_module, open_head
+from .streaming import Item, answered, items_of, items_of_source
 
-__all__ = ["predict"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["predict", "predict_iter"]
 
 
 def predict(
-    fitted: FittedHead | str | os.PathLike[str],
+    fitted: FittedHead | Bundle | nn.Module | str | os.PathLike[str],
     images: Any,
     *,
+    head: FittedHead | str | os.PathLike[str] | None = None,
+    top_k: int | None = None,
     weights: Any = None,
     backbone: Backbone | None = None,
     batch_size: int | None = None,
@@ -37,10 +40,15 @@ def predict(
 
     Parameters
     ----------
-    fitted : FittedHead or path
-        The head, or the file it was saved to.
-    images : path, list of paths, folder, arrays, PIL images, ImageSource or FeatureSet
-        What to predict. Codes (a FeatureSet) must have the head's own spec.
+    fitted : FittedHead, Bundle, nn.Module or path
+        The head or bundle, or the file it was saved to; or a network of `to_module`, fine-tuned or not.
+    images : path, list of paths, folder, arrays, PIL images, ImageSource, iterator or FeatureSet
+        What to predict. Codes (a FeatureSet) must have the head's own spec. An iterator as for `predict_iter`, which
+        does not wait for its end.
+    head : FittedHead or path, default=None
+        Of a network: the head that it was made of, which says how images are preprocessed and what scores mean.
+    top_k : int, default=None
+        So many labels with the highest scores, instead of the scores of all.
     weights : optional
         The backbone's weights where they lie now, when the recorded place no longer has them; verified by digest.
     backbone : Backbone, default=None
@@ -58,10 +66,13 @@ def predict(
     -------
     list of dict
         In the order of the source: ``{"id", "label", "scores"}`` with scores by class, or ``{"id", "error"}`` for an
-        image that cannot be read. A head fitted with `reject` adds ``"accepted"``: whether it is sure enough; one
+        image that cannot be read. With `top_k` ``"top"`` instead of ``"scores"``: a list of ``{"label", "score"}``,
+        the best first. A head fitted with `reject` adds ``"accepted"``: whether it is sure enough; one
         fitted with `novelty` adds ``"novelty": {"score", "novel"}``, novel where the score is above 0. A head for
         several labels per image joins them in ``"label"`` and lists them in ``"labels"``; one for numbers gives
-        ``{"id", "value"}``.
+        ``{"id", "value"}``. A network gives the softmax of its scores where its head had probabilities (the sigmoid
+        for several labels), and its scores otherwise; `reject` and `novelty` belong to the head's codes, which
+        fine-tuning changes, so it gives neither.
 
     Raises
     ------
@@ -76,29 +87,135 @@ def predict(
     >>> fc.predict("flowers.head", ["new.jpg"])  # doctest: +SKIP
     [{'id': 'new.jpg', 'label': 'tulip', 'scores': {'rose': 0.02, 'tulip': 0.98}}]
     """
-    head = open_head(fitted)
+    _check(top_k=top_k, batch_size=batch_size, workers=workers)
+    model = _opened(fitted)
     if isinstance(images, FeatureSet):
-        return _label(head, images.row_ids.tolist(), images)
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if value is not None and (not isinstance(value, int) or value < least):
+        return best(_of_codes(model, images, top_k), top_k)
+    source = None if _is_stream(images) else _open_images(images)
+    items = items_of(images) if source is None else items_of_source(source)
+    found: list[dict[str, Any]] = []
+    answers = _answers(model, head, weights, backbone, device, top_k)
+    with progress_for(progress) as bar:
+        bar.start("predicting", None if source is None else len(source))
+        for lines in _run(answers, items, batch_size, workers, device):
+            found += best(lines, top_k)
+            bar.advance(len(lines))
+    return found
+
+
+def predict_iter(
+    fitted: FittedHead | Bundle | nn.Module | str | os.PathLike[str],
+    images: Any,
+    *,
+    head: FittedHead | str | os.PathLike[str] | None = None,
+    top_k: int | None = None,
+    weights: Any = None,
+    backbone: Backbone | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+) -> Iterator[dict[str, Any]]:
+    """Predict a stream of images lazily: neither images nor answers are held for longer than a batch.
+
+    Parameters
+    ----------
+    fitted, head, top_k, weights, backbone, workers, device
+        As for `predict`.
+    images : iterable
+        PIL images, arrays, encoded bytes, paths, or pairs ``(id, image)`` of a text or number and one of these; also
+        whatever `predict` takes but codes. It is read only as far as answers are asked for, one batch at a time.
+    batch_size : int, default=None
+        Images read before the first of them is answered; 1 answers each at once (a camera), None = what keeps the
+        device busy.
+
+    Returns
+    -------
+    iterator of dict
+        As the lines of `predict`, in the order of the stream. An image that came without an id gets its position, in
+        8 digits, or its path. What is no image gives ``{"id", "error"}``; what the stream itself raises comes out
+        after the answers for the images before.
+
+    Raises
+    ------
+    HandoffError, HeadError, WeightsError
+        As for `predict`; at once, before the first image is asked for.
+
+    Examples
+    --------
+    >>> import featcache as fc
+    >>> for line in fc.predict_iter("flowers.head", camera(), batch_size=1):  # doctest: +SKIP
+    ...     print(line["label"])
+    """
+    _check(top_k=top_k, batch_size=batch_size, workers=workers)
+    if isinstance(images, FeatureSet):
+        raise HandoffError("images: expected a stream of images, got codes; use predict, which answers them at once")
+    model = _opened(fitted)
+    items = items_of(images) if _is_stream(images) else items_of_source(_open_images(images))
+    answers = _answers(model, head, weights, backbone, device, top_k)
+    batches = _run(answers, items, batch_size, workers, device)
+    return (line for lines in batches for line in best(lines, top_k))
+
+
+def _check(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        least = 0 if name == "workers" else 1
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise HandoffError(f"{name}: expected a whole number of {least} or more, got {value!r}")
-    source = _open_images(images)
-    network = backbone_of(head, backbone, weights)
-    blocks = blocks_of_head(head, network)
+
+
+def _opened(model: Any) -> Any:
+    """The head, bundle or network that is meant."""
+    if isinstance(model, Bundle) or is_module(model):
+        return model
+    return load_bundle(model) if is_bundle(model) else open_head(model)
+
+
+def _of_codes(model: Any, codes: FeatureSet, top_k: int | None) -> list[dict[str, Any]]:
+    fitted = model.head if isinstance(model, Bundle) else model
+    if not isinstance(fitted, FittedHead):
+        raise HandoffError("images: expected images for a network, got codes; give images, or a head for codes")
+    _check_top(fitted.target, top_k)
+    return lines_of_head(fitted, codes.row_ids.tolist(), codes)
+
+
+def _answers(model: Any, head: Any, weights: Any, backbone: Backbone | None, device: str, top_k: int | None) -> Answers:
+    target = Backbone.usual_device() if device == "auto" else device
+    if is_module(model):
+        if head is None:
+            raise HandoffError(
+                "network: how to preprocess images is unknown; give head=, the fitted head that it was made of"
+            )
+        given = {"weights": weights, "backbone": backbone}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise HandoffError(f"{wrong[0]}: expected a head to find the backbone of, got a network; leave it out")
+        meaning = Meaning.of(open_head(head))
+        _check_top(meaning.target, top_k)
+        return NetworkAnswers(model, meaning, target)
+    if head is not None:
+        raise HandoffError("head: expected a network that was made of it, got a head or bundle; leave it out")
+    if isinstance(model, Bundle):
+        _check_top(model.manifest["target"], top_k)
+        return model.answers(weights=weights, backbone=backbone, device=target)
+    _check_top(model.target, top_k)
+    return HeadAnswers(model, backbone_of(model, backbone, weights), target)
+
+
+def _check_top(target: str, top_k: int | None) -> None:
+    if target and top_k is not None:
+        raise HandoffError(f"top_k: expected a head with labels, got one for the number {target!r}; leave it out")
+
+
+def _run(
+    answers: Answers, items: Iterator[Item], batch_size: int | None, workers: int | None, device: str
+) -> Iterator[list[dict[str, Any]]]:
     target = Backbone.usual_device() if device == "auto" else device
     threads = Backbone.usual_threads() if workers is None else workers
-    found: list[dict[str, Any]] = []
-    with progress_for(progress) as bar:
-        bar.start("predicting", len(source))
-        for ids, pixels, errors in _decoded(source, network, batch_size or Backbone.usual_batch(target), threads):
-            if len(pixels):
-                codes = _joined(network.encode(pixels, mode="fp32", device=target), head.node, blocks)
-                good = iter(_label(head, ids, codes))
-            else:
-                good = iter(())
-            found += [{"id": i, "error": e} if e else next(good) for i, e in errors]
-            bar.advance(len(errors))
-    return found
+    return answered(answers, items, batch_size or Backbone.usual_batch(target), threads)
+
+
+def _is_stream(images: Any) -> bool:
+    """Whether images come one by one, and nobody knows how many."""
+    return hasattr(images, "__iter__") and not hasattr(images, "__len__") and not isinstance(images, ImageSource)
 
 
 def _open_images(images: Any) -> ImageSource:
@@ -109,69 +226,3 @@ def _open_images(images: Any) -> ImageSource:
     if isinstance(images, Sequence) and images and all(isinstance(i, (str, os.PathLike)) for i in images):
         return ImageSource.from_paths(list(images))
     return ImageSource.open(images)
-
-
-def _joined(codes: Mapping[str, np.ndarray], node: str, blocks: LayerBlocks | None) -> np.ndarray:
-    """The codes that a head takes: of one node, or of several as it joined them."""
-    return codes[node].reshape(len(codes[node]), -1) if blocks is None else blocks.join(codes)
-
-
-Batch = tuple[list[str], np.ndarray, list[tuple[str, str]]]
-
-
-def _decoded(source: ImageSource, network: Backbone, batch_size: int, workers: int) -> Iterator[Batch]:
-    """Yield per batch: ids that could be read, their pixels, and (id, error or "") of all."""
-    recipe = network.preprocess
-
-    def decode(index: int) -> tuple[str, np.ndarray | None, str]:
-        try:
-            return source.ids[index], recipe.pixels(source.read(index)), ""
-        except ImageError as error:
-            return source.ids[index], None, str(error)
-        except OSError as error:
-            return source.ids[index], None, f"cannot be read: {error.strerror or error}"
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(source), batch_size):
-            part = range(start, min(start + batch_size, len(source)))
-            results = list(pool.map(decode, part) if workers else map(decode, part))
-            pixels = [p for _, p, _ in results if p is not None]
-            stacked = np.stack(pixels) if pixels else np.zeros((0, *recipe.shape), dtype="u1")
-            yield [i for i, p, _ in results if p is not None], stacked, [(i, e) for i, _, e in results]
-
-
-def _scores(head: FittedHead, codes: FeatureSet | np.ndarray) -> np.ndarray | None:
-    try:
-        return head.predict_scores(codes)
-    except HeadError:  # a foreign estimator may have none; its labels stand alone then
-        return None
-
-
-def _label(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
-    found = _numbers(head, ids, codes) if head.target else _labels(head, ids, codes)
-    if head.rejection is not None:
-        for line, accepted in zip(found, head.accept(codes).tolist(), strict=True):
-            line["accepted"] = accepted
-    if head.detector is not None:
-        for line, score in zip(found, head.novelty(codes).tolist(), strict=True):
-            line["novelty"] = {"score": score if math.isfinite(score) else None, "novel": score > 0}
-    return found
-
-
-def _numbers(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
-    return [{"id": i, "value": value} for i, value in zip(ids, head.predict(codes).tolist(), strict=True)]
-
-
-def _labels(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
-    labels, scores = head.predict(codes), _scores(head, codes)
-    lists = head.predict_labels(codes) if head.separator else [[]] * len(ids)
-    rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
-    classes = [str(c) for c in head.classes_]
-    found: list[dict[str, Any]] = []
-    for i, label, several, row in zip(ids, labels.tolist(), lists, rows, strict=True):
-        line: dict[str, Any] = {"id": i, "label": str(label)}
-        if head.separator:
-            line["labels"] = several
-        line["scores"] = {} if row is None else dict(zip(classes, row, strict=True))
-        found.append(line)
-    return found

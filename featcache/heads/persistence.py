@@ -29,7 +29,7 @@ from .contents import check_contents
 if TYPE_CHECKING:
     from .fitted import FittedHead
 
-__all__ = ["check_target", "load_head", "save_head"]
+__all__ = ["check_target", "head_bytes", "head_of_bytes", "load_head", "save_head"]
 
 #: 2 has the fields that `fit` adds on request, 3 those of several labels per image and of numbers. Only heads that have
 #: such a field are written as 3, so that any other can be read by a featcache that knows none; 1 and 2 are read.
@@ -125,9 +125,22 @@ def _is_head(path: Path) -> bool:
 
 def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
     """Write a head; see `FittedHead.save`."""
+    check_target(path, replace=replace)
+    try:
+        files.publish_bytes(path, head_bytes(fitted), replace=replace)
+    except FileExistsError:
+        raise HeadError(f"{path}: exists already; give another name, or allow replacing it") from None
+    except OSError as error:
+        raise HeadError(
+            f"{path}: the head cannot be written: {error.strerror or error}; look at the folder and the free space"
+        ) from error
+    return path
+
+
+def head_bytes(fitted: FittedHead) -> bytes:
+    """Return what a head's file holds; the same for equal heads. HeadError for an estimator that cannot be written."""
     from safetensors.numpy import save
 
-    check_target(path, replace=replace)
     tensors: dict[str, np.ndarray] = {}
     # What only a featcache of today reads rightly says so.
     version = 3 if fitted.separator or fitted.target or "temperature" in (fitted.rejection or {}) else 2
@@ -141,22 +154,23 @@ def save_head(fitted: FittedHead, path: Path, *, replace: bool) -> Path:
     }
     text = json.dumps(body, allow_nan=False)
     metadata = {"featcache_head": f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"}
-    try:
-        files.publish_bytes(path, save(tensors, metadata), replace=replace)
-    except FileExistsError:
-        raise HeadError(f"{path}: exists already; give another name, or allow replacing it") from None
-    except OSError as error:
-        raise HeadError(
-            f"{path}: the head cannot be written: {error.strerror or error}; look at the folder and the free space"
-        ) from error
-    return path
+    return save(tensors, metadata)
 
 
 def load_head(path: Path) -> FittedHead:
     """Read a head; see `FittedHead.load`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise HeadError(f"{path}: the head cannot be read: {error.strerror or error}") from error
+    return head_of_bytes(data, str(path))
+
+
+def head_of_bytes(data: bytes, path: str) -> FittedHead:
+    """Return the head that `head_bytes` gave; `path` is what messages call it. HeadError for anything else."""
     from .fitted import FittedHead
 
-    body, tensors = _read(path)
+    body, tensors = _read(data, path)
     try:
         fields = {name: _decode(body["fields"][name], tensors) for name in _names(body["format"])}
         estimator = _decode(body["estimator"], tensors)
@@ -179,14 +193,10 @@ def _names(version: int) -> tuple[str, ...]:
     return _FIELDS + (_GUARDS if version > 1 else ()) + (_KINDS if version > 2 else ())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(data: bytes, path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the verified JSON body and the tensors of a file."""
     from safetensors.numpy import load
 
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise HeadError(f"{path}: the head cannot be read: {error.strerror or error}") from error
     try:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}

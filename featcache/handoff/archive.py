@@ -1,0 +1,210 @@
+"""The members of a bundle as one file or one folder: written the same way each time, read as a stranger's.
+
+A file is a zip of stored (uncompressed) members, sorted by name, all of one fixed date: equal members give equal bytes.
+Nothing in it is trusted before it was checked: names are those of a short list, sizes are bounded by the file itself,
+and contents by the digests of the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..errors import HandoffError
+from ..files import DISK, Disk, publish_bytes, unique_name
+
+__all__ = ["CARD", "HEAD", "MANIFEST", "WEIGHTS", "is_archive", "is_folder_name", "read_members", "write_members"]
+
+MANIFEST, HEAD, WEIGHTS, CARD = "manifest.json", "head.safetensors", "weights.safetensors", "MODEL_CARD.md"
+_NAMES = frozenset({MANIFEST, HEAD, WEIGHTS, CARD})
+_ZIP = b"PK\x03\x04"
+#: A zip knows no earlier date.
+_DATE = (1980, 1, 1, 0, 0, 0)
+_AGAIN = "it is damaged or was changed, get the bundle again"
+
+
+def is_folder_name(path: Path) -> bool:
+    """Whether a bundle of that name is a folder: its name has no ending."""
+    return not path.suffix
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a path looks like a bundle: a zip, or a folder with a manifest."""
+    if path.is_dir():
+        return os.path.lexists(path / MANIFEST)
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == _ZIP
+    except OSError:
+        return False
+
+
+def write_members(path: Path, members: Mapping[str, bytes], *, overwrite: bool, disk: Disk | None = None) -> None:
+    """Write a bundle durably, as a file or, where its name has no ending, as a folder.
+
+    Raises
+    ------
+    HandoffError
+        When the name is taken, or the disk refuses; nothing has been written then.
+    """
+    _check_target(path, overwrite)
+    try:
+        if is_folder_name(path):
+            _write_folder(path, members, disk or DISK)
+        else:
+            publish_bytes(path, zip_of(members), replace=overwrite, disk=disk)
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError as error:
+        raise HandoffError(
+            f"{path}: the bundle cannot be written: {error.strerror or error}; look at the folder and the free space"
+        ) from error
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise HandoffError(f"{path}: expected a folder {str(path.parent)!r} to write to, got none; make it first")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise _taken(path)
+    if path.is_dir() != is_folder_name(path):
+        kind = "folder" if path.is_dir() else "file"
+        raise HandoffError(f"{path}: exists and is a {kind}, so no bundle replaces it; give another name")
+    if path.is_dir() and not {entry.name for entry in path.iterdir()} <= _NAMES:
+        raise HandoffError(f"{path}: exists and holds other things than a bundle; give another name")
+
+
+def _taken(path: Path) -> HandoffError:
+    return HandoffError(f"{path}: exists already; give another name, or allow replacing it (overwrite)")
+
+
+def zip_of(members: Mapping[str, bytes]) -> bytes:
+    """Return the bytes of the file: the same members give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(members):
+            info = zipfile.ZipInfo(name, _DATE)
+            info.create_system, info.external_attr = 3, 0o100644 << 16
+            archive.writestr(info, members[name])
+    return buffer.getvalue()
+
+
+def _write_folder(path: Path, members: Mapping[str, bytes], disk: Disk) -> None:
+    """Write a folder aside, sync all of it, and only then give it its name."""
+    aside = path.with_name(f".{path.name}.{unique_name('.tmp')}")
+    old = path.with_name(f".{path.name}.{unique_name('.old')}")
+    try:
+        disk.mkdir(aside)
+        for name, content in members.items():
+            disk.write(aside / name, content)
+            disk.fsync(aside / name)
+        disk.fsync_folder(aside)
+        replaced = path.is_dir()
+        if replaced:
+            disk.rename(path, old)
+        try:
+            disk.rename(aside, path)
+        except OSError:
+            if replaced:
+                disk.rename(old, path)
+            raise
+        disk.fsync_folder(path.parent)
+    finally:
+        for leftover in (aside, old):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(leftover)
+
+
+def read_members(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+    """Read the members of a bundle.
+
+    Parameters
+    ----------
+    path : Path
+        File or folder.
+    limits : mapping of str to int
+        Largest size in bytes of a member, by name; others are as large as the bundle allows.
+
+    Returns
+    -------
+    dict of str to bytes
+
+    Raises
+    ------
+    HandoffError
+        For a file that is no bundle or was cut short; a member of another name, or outside the bundle; two of one
+        name; compressed, encrypted or oversized ones.
+    """
+    try:
+        return _read_folder(path, limits) if path.is_dir() else _read_zip(path, limits)
+    except HandoffError:
+        raise
+    except FileNotFoundError:
+        raise HandoffError(f"{path}: expected a bundle, found nothing; check the path") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, UnicodeError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise HandoffError(
+            f"{path}: expected a whole bundle, got a damaged or shortened file ({reason}); {_AGAIN}"
+        ) from error
+    except OSError as error:
+        raise HandoffError(f"{path}: the bundle cannot be read: {error.strerror or error}") from error
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        shown = ascii(name)[:100]
+        if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
+            raise HandoffError(
+                f"{path}: expected members inside the bundle, got {shown}, which points out of it; do not use it"
+            )
+        if name not in _NAMES:
+            raise HandoffError(f"{path}: expected only {', '.join(sorted(_NAMES))}, got a member {shown}; {_AGAIN}")
+        if name in seen:
+            raise HandoffError(f"{path}: expected each member once, got {shown} twice; {_AGAIN}")
+        seen.add(name)
+    if MANIFEST not in seen:
+        raise HandoffError(f"{path}: expected a bundle with {MANIFEST}, got none; give a bundle that save_bundle wrote")
+
+
+def _check_size(path: Path, name: str, size: int, limits: Mapping[str, int]) -> None:
+    if size > limits.get(name, size):
+        raise HandoffError(f"{path}: {name}: expected {limits[name]:,} bytes at most, got {size:,}; {_AGAIN}")
+
+
+def _read_zip(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+    whole = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        _check_names(path, (info.orig_filename for info in infos))
+        if sum(info.file_size for info in infos) > whole:
+            raise HandoffError(
+                f"{path}: expected members smaller than the file of {whole:,} bytes, got larger ones; {_AGAIN}"
+            )
+        for info in infos:
+            # Stored members cannot grow when they are read, which is all that a zip bomb does.
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+                raise HandoffError(
+                    f"{path}: {info.filename}: expected a member stored as it is, got it packed; {_AGAIN}"
+                )
+            _check_size(path, info.filename, info.file_size, limits)
+        return {info.filename: archive.read(info) for info in infos}
+
+
+def _read_folder(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+    names = sorted(entry.name for entry in path.iterdir())
+    _check_names(path, names)
+    members = {}
+    for name in names:
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise HandoffError(f"{path}: {name}: expected a plain file, got a link or folder; {_AGAIN}")
+        _check_size(path, name, file.stat().st_size, limits)
+        members[name] = file.read_bytes()
+    return members
