@@ -1,9 +1,9 @@
 """The rival: the two recipes of PyTorch's transfer-learning tutorial, written as the tutorial writes them.
 
-Fixed feature extractor: all weights frozen, a new last layer trained. Fine-tuning: all weights trained from the pretrained ones.
-Both for 25 epochs of SGD (0.001, momentum 0.9, batches of 4, the rate times 0.1 every 7 epochs), with random crops and
-mirroring, keeping the epoch that was best on the evaluated images. As in the tutorial those are the validation images; the
-test images are asked once, at the end, for the comparison.
+Fixed feature extractor: all weights frozen, a new last layer trained. Fine-tuning: all weights trained from the
+pretrained ones. Both for 25 epochs of SGD (0.001, momentum 0.9, batches of 4, the rate times 0.1 every 7 epochs), with
+random crops and mirroring, keeping the epoch that was best on the evaluated images. As in the tutorial those are the
+validation images; the test images are asked once, at the end, for the comparison.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What the parts work with: lists of real images with as many labels as are asked for, and a network small enough for two cores."""
+"""What the parts work with: lists of real images with as many labels as are asked for, and a network."""
 
 import csv
 from dataclasses import dataclass
@@ -33,7 +33,8 @@ class Case(HeadsCase):
     def images(
         self, name: str, shots: int | str, seed: int, *, n_val: int = 0, n_test: int = 300, classes: Any = None
     ) -> fc.ImageSource:
-        """Return a real set as a list with `shots` training images per class, and the same test images for every number.
+        """Return a real set as a list with `shots` training images per class, and the same test images for every
+        number.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """Does an exported network say what the original says, and is a tampered bundle refused?
 
-A head and its backbone as torch.export's .pt2 and as ONNX, asked about 200 real images through the readers of their formats, and compared
-with the network itself; then bundles with one byte changed at 40 random places.
+A head and its backbone as torch.export's .pt2 and as ONNX, asked about 200 real images through the readers of their
+formats, and compared with the network itself; then bundles with one byte changed at 40 random places.
 """
 
 import zipfile
@@ -36,7 +36,12 @@ def run(case: Any) -> dict[str, Any]:
         ),
         claim("tampered bundles are refused", f"{refused} of 40", refused == 40),
     ]
-    return {"images": len(rows), "formats": found, "tampered bundles refused": refused, "claims": [] if case.tiny else claims}
+    return {
+        "images": len(rows),
+        "formats": found,
+        "tampered bundles refused": refused,
+        "claims": [] if case.tiny else claims,
+    }
 
 
 def _asked(case: Any, module: Any, images: torch.Tensor, expected: np.ndarray, ending: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What does caching the frozen trunk's activations save, and does it change anything?
 
-The last block of MobileNetV2 and the head are trained, everything below is frozen: once with the whole network in the loop, once on
-activations that were extracted once. The same draws, order, seeds and steps: the losses of all epochs are compared, and the time of
-an epoch (decoded pixels are in memory in both; the first epoch, which decodes or extracts, is reported apart).
+The last block of MobileNetV2 and the head are trained, everything below is frozen: once with the whole network in the
+loop, once on activations that were extracted once. The same draws, order, seeds and steps: the losses of all epochs are
+compared, and the time of an epoch (decoded pixels are in memory in both; the first epoch, which decodes or extracts, is
+reported apart).
 """
 
 from typing import Any
@@ -25,7 +26,15 @@ def run(case: Any) -> dict[str, Any]:
         for cache in (False, True):
             out = case.work / f"depth-{repeat}-{cache}"
             done = fc.finetune(
-                head, source, out, stages="last-1", start="head", cache=cache, epochs=epochs, seed=repeat, progress=False
+                head,
+                source,
+                out,
+                stages="last-1",
+                start="head",
+                cache=cache,
+                epochs=epochs,
+                seed=repeat,
+                progress=False,
             )
             pair[cache] = done
         lost = [[line["train_loss"] for line in pair[cache].history[1:]] for cache in (False, True)]

@@ -1,8 +1,8 @@
 """Does the network begin where the head ended?
 
-Heads on an exact store (fp32), written as the last layer of their backbone: what share of the test images does each name
-rightly, the head on cached codes and the network on the images; and by how much do the scores differ? The same with a store
-of the default class, whose codes are float16 of faster arithmetic.
+Heads on an exact store (fp32), written as the last layer of their backbone: what share of the test images does each
+name rightly, the head on cached codes and the network on the images; and by how much do the scores differ? The same
+with a store of the default class, whose codes are float16 of faster arithmetic.
 """
 
 from typing import Any
@@ -25,10 +25,14 @@ def run(case: Any) -> dict[str, Any]:
         backbone = case.backbone(pixels)
         source = case.images(name, 20 if not case.tiny else 5, 0)
         stores = {
-            "exact": fc.extract(source, backbone, case.work / f"{name}-exact.features", precision="fp32", progress=False),
+            "exact": fc.extract(
+                source, backbone, case.work / f"{name}-exact.features", precision="fp32", progress=False
+            ),
             "default": fc.extract(source, backbone, case.work / f"{name}.features", progress=False),
         }
-        rows += [_compared(name, head, kind, store, source, backbone) for kind, store in stores.items() for head in HEADS]
+        rows += [
+            _compared(name, head, kind, store, source, backbone) for kind, store in stores.items() for head in HEADS
+        ]
     exact = [row for row in rows if row["store"] == "exact"]
     other = [row for row in rows if row["store"] == "default"]
     claims = [
@@ -58,7 +62,10 @@ def _compared(name: str, head: str, kind: str, store: Any, source: Any, backbone
     test = np.asarray(feed.rows["test"])
     with torch.inference_mode():
         scores = np.concatenate(
-            [module(feed.batch(part, 0, 0, 0, False)[0]).numpy() for part in np.array_split(test, max(1, len(test) // 32))]
+            [
+                module(feed.batch(part, 0, 0, 0, False)[0]).numpy()
+                for part in np.array_split(test, max(1, len(test) // 32))
+            ]
         )
     place = {identity: i for i, identity in enumerate(data.row_ids.tolist())}
     codes = data.X[[place[feed.ids[i]] for i in test.tolist()]]

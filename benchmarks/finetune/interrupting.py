@@ -1,8 +1,9 @@
-"""Is a run that is killed (kill -9) and started again bit-equal to one that never was? And one that is extended, to a longer one?
+"""Is a run that is killed (kill -9) and started again bit-equal to one that never was? And one that is extended, to a
+longer one?
 
-The command is run with three stages on real images. Chains of kills: each process is killed at a random moment, some as soon as a stage
-changes, then the same command goes on. At the end the weights are compared byte by byte with those of a run that nobody
-touched, and so are the two halves of an extended run with the whole.
+The command is run with three stages on real images. Chains of kills: each process is killed at a random moment, some as
+soon as a stage changes, then the same command goes on. At the end the weights are compared byte by byte with those of a
+run that nobody touched, and so are the two halves of an extended run with the whole.
 """
 
 import json
@@ -50,7 +51,12 @@ def run(case: Any) -> dict[str, Any]:
         ),
         claim("5 epochs extended by 5 equal 10 in one go", f"bit-equal: {extended}", extended),
     ]
-    return {"seconds uninterrupted": round(seconds, 1), "kills": hits, "bit-equal": same, "claims": [] if case.tiny else claims}
+    return {
+        "seconds uninterrupted": round(seconds, 1),
+        "kills": hits,
+        "bit-equal": same,
+        "claims": [] if case.tiny else claims,
+    }
 
 
 def _command(case: Any, head: Path, listing: Path, source: Any) -> list[str]:
@@ -58,7 +64,8 @@ def _command(case: Any, head: Path, listing: Path, source: Any) -> list[str]:
     root = case.work / "drawn" if case.tiny else case.data / "datasets" / "clothing10"
     return [
         sys.executable, "-m", "featcache", "finetune", str(head), str(listing), "--root", str(root), *roles,
-        "--stages", "gradual", "--epochs", "3" if case.tiny else "6", "--augment", "views", "--checkpoint-minutes", "0.02", "--quiet", "--json",
+        "--stages", "gradual", "--epochs", "3" if case.tiny else "6", "--augment", "views",
+        "--checkpoint-minutes", "0.02", "--quiet", "--json",
     ]  # fmt: skip
 
 
@@ -86,7 +93,12 @@ def _killed(command: list[str], out: Path, rng: np.random.Generator, seconds: fl
     if not ended:
         os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    return {"after": round(time.perf_counter() - start, 2), "stage changed": changed, "ended before": ended, "epochs": len(_lines(out))}
+    return {
+        "after": round(time.perf_counter() - start, 2),
+        "stage changed": changed,
+        "ended before": ended,
+        "epochs": len(_lines(out)),
+    }
 
 
 def _lines(out: Path) -> list[dict[str, Any]]:
@@ -100,7 +112,7 @@ def _weights(out: Path) -> bytes:
 
 def _extended(case: Any, head: Path, listing: Path, source: Any) -> bool:
     short, whole = (2, 4) if case.tiny else (5, 10)
-    command = [word for word in _command(case, head, listing, source)]
+    command = list(_command(case, head, listing, source))
     command[command.index("gradual")] = "last-1"
     place = command.index("--epochs") + 1
     for epochs, out in ((short, "extended"), (whole, "extended"), (whole, "at-once")):

@@ -1,9 +1,9 @@
 """Is fine-tuning from the fitted head (LP-FT, Kumar et al. 2022) better than from a random one at the same budget?
 
-Both train everything, for the same epochs, at the same rates, on the same images in the same order; one begins with the head that was
-fitted on cached codes of the training images, the other with a random layer. Several splits and draws per set; the
-difference is paired by draw, its 95 % interval is mean ± t·s/√draws (of draws that share test images, hence optimistic), and beside
-it stands the share of draws in which LP-FT is below.
+Both train everything, for the same epochs, at the same rates, on the same images in the same order; one begins with the
+head that was fitted on cached codes of the training images, the other with a random layer. Several splits and draws per
+set; the difference is paired by draw, its 95 % interval is mean ± t·s/√draws (of draws that share test images, hence
+optimistic), and beside it stands the share of draws in which LP-FT is below.
 """
 
 from typing import Any
@@ -30,8 +30,10 @@ def run(case: Any) -> dict[str, Any]:
         sums.append(
             {
                 "data": name, "draws": draws, "head alone": _mean(found, "head alone"),
-                "from the head": _mean(found, "from the head"), "from a random head": _mean(found, "from a random head"),
-                "difference": round(float(gain.mean()), 2), "ci95": [round(float(gain.mean()) - half, 2), round(float(gain.mean()) + half, 2)],
+                "from the head": _mean(found, "from the head"),
+                "from a random head": _mean(found, "from a random head"),
+                "difference": round(float(gain.mean()), 2),
+                "ci95": [round(float(gain.mean()) - half, 2), round(float(gain.mean()) + half, 2)],
             }
         )  # fmt: skip
     claims = [

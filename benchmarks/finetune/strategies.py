@@ -1,8 +1,8 @@
 """Which strategy at how many labels? The textbook's table, measured.
 
-Each strategy of the textbooks on the same draws: the cached head alone; the last one or two blocks trained; everything; the last blocks
-replaced by blocks of one's own; everything from random weights. From few labels per class to all there are; the same test
-images throughout.
+Each strategy of the textbooks on the same draws: the cached head alone; the last one or two blocks trained; everything;
+the last blocks replaced by blocks of one's own; everything from random weights. From few labels per class to all there
+are; the same test images throughout.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """The two recipes of PyTorch's transfer-learning tutorial, by hand and by featcache, on photos of two classes.
 
-By hand: see by_hand.py. By featcache: the fixed extractor is a head on cached codes (extraction included in its time); fine-tuning is
-`finetune` from that head. Both see the same training and validation images; test images are asked once. Runs are
-interleaved in one process each; the accuracy's difference has a 95 % interval, paired by image.
+By hand: see by_hand.py. By featcache: the fixed extractor is a head on cached codes (extraction included in its time);
+fine-tuning is `finetune` from that head. Both see the same training and validation images; test images are asked once.
+Runs are interleaved in one process each; the accuracy's difference has a 95 % interval, paired by image.
 """
 
 import time
@@ -41,13 +41,15 @@ def run(case: Any) -> dict[str, Any]:
                 "recipe": recipe, "by hand": round(100 * found.head, 2), "featcache": round(100 * found.finetuned, 2),
                 "difference": round(100 * found.difference, 2),
                 "ci95": [round(100 * bound, 2) for bound in found.difference_ci95],
-                "seconds by hand": round(seconds, 1), "seconds by featcache": round(own, 1), "times": round(seconds / own, 1),
+                "seconds by hand": round(seconds, 1), "seconds by featcache": round(own, 1),
+                "times": round(seconds / own, 1),
             }
         )  # fmt: skip
     claims = [
         claim(
             f"{row['recipe']}: accuracy not lower than the tutorial's by hand",
-            f"{row['featcache']} against {row['by hand']} ({row['difference']:+.1f} {row['ci95']}), {row['times']} times as fast",
+            f"{row['featcache']} against {row['by hand']} ({row['difference']:+.1f} {row['ci95']}), "
+            f"{row['times']} times as fast",
             row["difference"] >= 0 or row["ci95"][1] >= 0,
         )
         for row in rows

@@ -21,19 +21,22 @@ def _interpolation(text: str | None) -> Any:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"expected auto or a number from 0 to 1, got {text!r}", param_hint="--interpolate") from None
+        raise typer.BadParameter(
+            f"expected auto or a number from 0 to 1, got {text!r}", param_hint="--interpolate"
+        ) from None
 
 
 @app.command(epilog="Example: featcache finetune flowers.head flowers/ -o flowers-run --stages last-2")
 def finetune(
     head: Annotated[str, typer.Argument(help="A linear head that fit made.", metavar="HEAD")],
-    source: Annotated[str, typer.Argument(help="Labelled images: a folder, or a CSV or parquet list.", metavar="SOURCE")],
+    source: Annotated[
+        str, typer.Argument(help="Labelled images: a folder, or a CSV or parquet list.", metavar="SOURCE")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run; the same command goes on with it.")],
-    stages: Annotated[
-        str, typer.Option("--stages", help="head, last-1, last-2, gradual, all or scratch.")
-    ] = "gradual",
+    stages: Annotated[str, typer.Option("--stages", help="head, last-1, last-2, gradual, all or scratch.")] = "gradual",
     start: Annotated[
-        str, typer.Option("--start", help="auto (the head, fitted again if it saw what judges it), head, fresh, scratch.")
+        str,
+        typer.Option("--start", help="auto (the head, fitted again if it saw what judges it), head, fresh, scratch."),
     ] = "auto",
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="In all (default 10); more extend a finished run.")
@@ -44,9 +47,12 @@ def finetune(
         float | None, typer.Option("--backbone-lr", help="Of the last block (default: a tenth of the head's).")
     ] = None,
     schedule_epochs: Annotated[
-        int | None, typer.Option("--schedule-epochs", min=1, help="Epochs that the rates fall over, if more may follow.")
+        int | None,
+        typer.Option("--schedule-epochs", min=1, help="Epochs that the rates fall over, if more may follow."),
     ] = None,
-    augment: Annotated[str | None, typer.Option("--augment", help="views: recorded random crops and mirroring.")] = None,
+    augment: Annotated[
+        str | None, typer.Option("--augment", help="views: recorded random crops and mirroring.")
+    ] = None,
     n_views: Annotated[int | None, typer.Option("--n-views", min=1, help="So many of each image (default 8).")] = None,
     class_weight: Annotated[
         str | None, typer.Option("--class-weight", help="balanced: rare classes count more.")
@@ -75,9 +81,7 @@ def finetune(
         float, typer.Option("--test-size", min=0, max=1, help="Held out for the outcome, likewise.")
     ] = 0.0,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of everything random (default 0).")] = None,
-    cache: Annotated[
-        str, typer.Option("--cache", help="Run frozen blocks once: auto, always, never.")
-    ] = "auto",
+    cache: Annotated[str, typer.Option("--cache", help="Run frozen blocks once: auto, always, never.")] = "auto",
     root: Annotated[Path | None, typer.Option("--root", help="Folder that a list's paths are relative to.")] = None,
     suffix: Annotated[str, typer.Option("--suffix", help="Appended to a list's paths, e.g. .jpg")] = "",
     path_column: Annotated[str | None, typer.Option("--path-column", help="A list's column of paths.")] = None,
@@ -88,7 +92,9 @@ def finetune(
         str | None, typer.Option("--weights", help="The backbone's weights, if they are no longer where they were.")
     ] = None,
     workers: Workers = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; default: the first GPU, or the CPU.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, …; default: the first GPU, or the CPU.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +104,7 @@ def finetune(
     from ..sources import ImageSource
     from . import show
 
-    choices = {"auto": "auto", "always": True, "never": False}
+    choices: dict[str, Any] = {"auto": "auto", "always": True, "never": False}
     if cache not in choices:
         raise typer.BadParameter(f"expected auto, always or never, got {cache!r}", param_hint="--cache")
     listing = {

@@ -1,16 +1,16 @@
 """The frozen part of a network, run once: its activations at the cut stand in for the images.
 
-While the blocks below a cut stay frozen and images are plain (or K recorded views of each stand in for augmentation), what comes
-out of them is the same in every epoch. It is extracted into a store (float32, eager, reference pixels: exactly what the
-network itself computes, but for the last bits that depend on the size of a batch), and only the blocks above are trained.
-A store in the run's folder makes a killed run go on with what was extracted.
+While the blocks below a cut stay frozen and images are plain (or K recorded views of each stand in for augmentation),
+what comes out of them is the same in every epoch. It is extracted into a store (float32, eager, reference pixels:
+exactly what the network itself computes, but for the last bits that depend on the size of a batch), and only the blocks
+above are trained. A store in the run's folder makes a killed run go on with what was extracted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class CachedFeed:
             self._places[row] = place.get(self.ids[row], -1)
             if self._places[row] < 0:
                 raise FinetuneError(
-                    f"{store.path}: expected activations of {self.ids[row]!r}, got none; delete the folder and run again"
+                    f"{store.path}: expected activations of {self.ids[row]!r}, got none; delete it and run again"
                 )
 
     def __len__(self) -> int:

@@ -65,6 +65,12 @@ class Outcome:
             said = f"fine-tuning made it worse: {gain} {where}; keep the head"
         return said + ("; they chose the epoch, so this flatters the network" if self.part == "val" else "")
 
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The network's accuracy as a bundle states it."""
+        low, high = self.finetuned_ci95
+        return {f"accuracy ({self.part})": {"value": self.finetuned, "low": low, "high": high, "n": self.n_images}}
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, the verdict, and `worth_it`, in JSON types."""
         pairs = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -1,4 +1,4 @@
-"""What a run consists of: the network and its blocks, the settings, and where the frozen part is cut off in each stage."""
+"""What a run consists of: the network and its blocks, the settings, and what a stage leaves frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..handoff.opening import backbone_of, open_head
 from ..heads import FittedHead
 from ..preprocess import Preprocess
 from .blocks import Block, blocks_of
-from .settings import STRATEGIES, Stage, Training, strategy
+from .settings import Stage, Training, strategy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +55,9 @@ class Opened:
     own: bool
 
 
-def opened_network(head: Any, *, weights: Any = None, backbone: Backbone | None = None, compare_with: Any = None) -> Opened:
+def opened_network(
+    head: Any, *, weights: Any = None, backbone: Backbone | None = None, compare_with: Any = None
+) -> Opened:
     """Return the network of a head, or a given network with what it says of itself.
 
     Raises
@@ -78,8 +80,8 @@ def opened_network(head: Any, *, weights: Any = None, backbone: Backbone | None 
     recipe = backbone.preprocess if backbone is not None else getattr(head, "preprocess", None)
     if not classes or not isinstance(recipe, Preprocess):
         raise FinetuneError(
-            f"network {type(head).__name__}: expected one with classes and a recipe for images, as to_module and assemble "
-            "make them, got neither or one; use those, or pass backbone="
+            f"network {type(head).__name__}: expected classes and a recipe for images, as networks of to_module and assemble "
+            "have them, got neither or one; use those, or pass backbone="
         )
     other = None if compare_with is None else open_head(compare_with)
     known = backbone if other is None or backbone is not None else backbone_of(other, None, weights)
@@ -101,7 +103,9 @@ def training_of(
     FinetuneError
         An unknown name; settings given twice.
     """
-    twice = {**given, **rates, **sizes} if isinstance(stages, Training) else sizes if not isinstance(stages, str) else {}
+    twice = (
+        {**given, **rates, **sizes} if isinstance(stages, Training) else sizes if not isinstance(stages, str) else {}
+    )
     if twice:
         what = "a Training" if isinstance(stages, Training) else "stages of your own"
         raise FinetuneError(f"finetune: expected no {', '.join(twice)} beside {what}, which say it; leave one out")
@@ -145,5 +149,3 @@ def frozen_below(blocks: Sequence[Block], stage: Stage) -> int:
             f"the network has {', '.join(names)}"
         )
     return min(names.index(name) for name in stage.unfreeze)
-
-

@@ -1,8 +1,8 @@
 """What a run starts from: the given head, or one of its kind that has not seen the images it will be judged by.
 
-`fit` trains on all rows that are not test rows, those that are to choose the epoch among them; a head that has seen them makes the first
-epoch look better than any later one. Such a head is fitted again, with its own settings, on the training rows alone. Its codes come from
-the network's own trunk in float32.
+`fit` trains on all rows that are not test rows, those that are to choose the epoch among them; a head that has seen
+them makes the first epoch look better than any later one. Such a head is fitted again, with its own settings, on the
+training rows alone. Its codes come from the network's own trunk in float32.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..errors import FinetuneError
 from ..features import FeatureSet
 from ..heads import FittedHead, fit
 from ..heads.zoo import HEADS
+from .evaluating import scores_of
 
 if TYPE_CHECKING:
     import torch
@@ -103,30 +104,22 @@ def _groups(feed: ImageFeed, rows: np.ndarray) -> np.ndarray | None:
 
 def codes_of(model: nn.Module, feed: ImageFeed, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """Return the codes (n, n_features) that a network's head takes, of plain images, in float32."""
+    from torch import nn
 
-    def codes(images: torch.Tensor) -> torch.Tensor:
-        found = model.trunk(images)
-        return found[model.node].flatten(1) if model.node else model.join(found)
+    network: Any = model  # with the attributes of a ClassifierNetwork
 
-    return _over(model, codes, feed, rows, device)
+    class Codes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = network.trunk
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found = self.trunk(images)
+            return found[network.node].flatten(1) if network.node else network.join(found)
+
+    return scores_of(Codes().to(device), feed, rows, batch_size=_CHUNK)
 
 
 def said_of(model: nn.Module, feed: ImageFeed, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """Return the class number (n,) that a network says of plain images."""
-    return _over(model, model, feed, rows, device).argmax(axis=1)
-
-
-def _over(model: nn.Module, function: Any, feed: ImageFeed, rows: np.ndarray, device: str) -> np.ndarray:
-    import torch
-
-    training = model.training
-    model.eval().to(device)
-    try:
-        with torch.inference_mode():
-            parts = [
-                function(feed.batch(rows[i : i + _CHUNK], 0, 0, 0, False)[0].to(device)).cpu().numpy()
-                for i in range(0, len(rows), _CHUNK)
-            ]
-    finally:
-        model.train(training)
-    return np.concatenate(parts)
+    return scores_of(model.to(device), feed, rows, batch_size=_CHUNK).argmax(axis=1)

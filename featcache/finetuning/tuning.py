@@ -54,7 +54,7 @@ class FineTuned:
 
     def __repr__(self) -> str:
         said = "no outcome" if self.outcome is None else self.outcome.verdict
-        return f"FineTuned({len(self.history) - 1} epochs, {len(self.classes)} classes: {said})"
+        return f"FineTuned(epochs={len(self.history) - 1}, classes={len(self.classes)}: {said})"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the network, in JSON types."""
@@ -124,9 +124,9 @@ def finetune(
         "head", "last-1", "last-2", "gradual" (the head, then the last quarter of the blocks, then all), "all" or
         "scratch"; or stages of your own; or a `Training`, which says all that the other settings say.
     start : {"auto", "head", "fresh", "scratch"}, default="auto"
-        "head": the head as it is. "auto": the same, but where it has seen the images that judge or test, one of its kind
-        fitted on the training images alone. "fresh": a random last layer. "scratch": random weights throughout (what
-        "auto" means with the stages "scratch").
+        "head": the head as it is. "auto": the same, but where it has seen the images that judge or test, one of its
+        kind fitted on the training images alone. "fresh": a random last layer. "scratch": random weights throughout
+        (what "auto" means with the stages "scratch").
     epochs, batch_size, lr : optional
         Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 1e-3 for
         the head. See `strategy`.
@@ -177,7 +177,8 @@ checkpoint_minutes, seed, device : optional
     given = {
         "augment": augment, "n_views": n_views, "mix": mix, "loss": loss, "class_weight": class_weight,
         "batch_norm": batch_norm, "patience": patience, "average": average, "interpolate": interpolate,
-        "micro_batch": micro_batch, "amp": amp, "checkpoint_minutes": checkpoint_minutes, "seed": seed, "device": device,
+        "micro_batch": micro_batch, "amp": amp, "checkpoint_minutes": checkpoint_minutes, "seed": seed,
+        "device": device,
     }  # fmt: skip
     rates = {"backbone_lr": backbone_lr, "schedule_epochs": schedule_epochs}
     sizes = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
@@ -186,10 +187,8 @@ checkpoint_minutes, seed, device : optional
 
     opened = opened_network(head, weights=weights, backbone=backbone, compare_with=compare_with)
     training = training_of(stages, len(opened.blocks), given=_said(given), rates=_said(rates), sizes=_said(sizes))
-    sizes = {"val_size": val_size, "test_size": test_size}
-    return WholeRun(opened, training, Path(out), start_of(start, stages), cache, command, progress).done(
-        source, workers=workers, **sizes
-    )
+    run = WholeRun(opened, training, Path(out), start_of(start, stages), cache, command, progress)
+    return run.done(source, val_size=val_size, test_size=test_size, workers=workers)
 
 
 def _said(values: dict[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from ..progress import Progress
 from .blocks import split_after
 from .caching import CachedFeed, trunk_store
 from .feeding import Feed, ImageFeed
-from .tuning import FineTuned
 from .outcome import Outcome, outcome_of
 from .planning import Opened, frozen_below
 from .running import train
 from .settings import Stage, Training
 from .starting import refitted, said_of, seen_by
+from .tuning import FineTuned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,7 +130,9 @@ class WholeRun:
         """Return the head's network, or that of a head fitted again where it has seen what is to judge it."""
         seen = seen_by(head, feed)
         if not seen.known:
-            self.notes.append("the head was trained on other images than these train here; it may have seen some that test")
+            self.notes.append(
+                "the head was trained on other images than these train here; it may have seen some that test"
+            )
         if not (seen.test or (seen.val and self.start == "auto" and not self.opened.own)):
             return module
         which = "test" if seen.test else "validation"
@@ -151,8 +153,10 @@ class WholeRun:
                 raise FinetuneError(f"stage {stage.title}: cannot be cached, {why}; use cache='auto'")
             return model, feed
         lower, upper = split_after(model, block)
-        if self.cache != True and not self._fits(lower, feed):  # noqa: E712 - "auto"
-            self.notes.append(f"stage {stage.title}: activations after {block} would take too much of the disk; not cached")
+        if self.cache == "auto" and not self._fits(lower, feed):
+            self.notes.append(
+                f"stage {stage.title}: activations after {block} would take too much of the disk; not cached"
+            )
             return model, feed
         start = time.perf_counter()
         store = trunk_store(feed, lower, block, self.folder, device=self._device, progress=self.progress)
@@ -201,11 +205,9 @@ class WholeRun:
             "rows": {name: len(rows) for name, rows in feed.rows.items()},
             "trunk seconds": round(self.trunk_seconds, 2),
         }
-        notes = tuple(dict.fromkeys([*feed.notes, *self.notes, *trained.notes]))
         bundle = self._bundled(model, feed, outcome)
-        result = FineTuned(
-            model, self.opened.classes, self.folder, trained.history, outcome, notes, bundle, settings
-        )
+        notes = tuple(dict.fromkeys([*feed.notes, *self.notes, *trained.notes]))
+        result = FineTuned(model, self.opened.classes, self.folder, trained.history, outcome, notes, bundle, settings)
         publish_bytes(self.folder / "outcome.json", json.dumps(result.as_dict(), indent=1).encode(), replace=True)
         return result
 
@@ -213,8 +215,18 @@ class WholeRun:
         from ..handoff.bundle import save_bundle
 
         path = self.folder / "model.bundle"
+        train = feed.labels[np.asarray(feed.rows["train"])]
+        counts = np.bincount(train, minlength=len(feed.classes)).tolist()
         try:
-            return save_bundle(model, path, metrics=None if outcome is None else outcome.as_dict(), overwrite=True)
+            save_bundle(
+                model,
+                path,
+                head=self.opened.head,
+                metrics=None if outcome is None else outcome.metrics,
+                training_data=dict(zip(feed.classes, counts, strict=True)),
+                overwrite=True,
+            )
         except FeatcacheError as error:
             self.notes.append(f"no bundle was written: {error}")
             return None
+        return path
