@@ -4,9 +4,14 @@ Memory is short (simulated) in the forward pass, in the backward pass, and in an
 limit go through the network at once. The run's weights are compared with those of one that had memory enough.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from measuring import claim
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import featcache as fc
 
@@ -61,7 +66,7 @@ def run(case: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _short(place: str) -> Iterator[None]:
-    """Let memory run out where a linear layer gets more images than fit: in training, on the way back, or when judging."""
+    """Let memory run out where a linear layer gets more images than fit: on the way there, back, or when judging."""
 
     def short(*_: Any) -> None:
         raise torch.OutOfMemoryError("out of memory (simulated)")
