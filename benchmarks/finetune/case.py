@@ -56,7 +56,7 @@ class Case(HeadsCase):
         split = np.full(len(y), "", dtype="<U10")
         split[test] = "test"
         if n_val:
-            kept, val = holdout(y[rest], test_size=n_val / len(rest), ids=ids[rest], seed=seed)
+            kept, val = holdout(y[rest], test_size=min(0.4, n_val / len(rest)), ids=ids[rest], seed=seed)
             split[rest[val]], rest = "validation", rest[kept]
         train = rest if shots == "all" else k_shot(y, int(shots), rows=rest, ids=ids, seed=seed)
         split[train] = "train"

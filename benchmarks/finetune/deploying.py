@@ -26,7 +26,7 @@ def run(case: Any) -> dict[str, Any]:
     images = feed.batch(rows, 0, 0, 0, False)[0]
     with torch.inference_mode():
         expected = torch.cat([module(part) for part in images.split(20)]).numpy()
-    found = [_asked(case, module, images, expected, ending) for ending in ("pt2", "onnx")]
+    found = [_asked(case, head, module, images, expected, ending) for ending in ("pt2", "onnx")]
     refused = _tampered(case, head)
     claims = [
         claim(
@@ -44,9 +44,11 @@ def run(case: Any) -> dict[str, Any]:
     }
 
 
-def _asked(case: Any, module: Any, images: torch.Tensor, expected: np.ndarray, ending: str) -> dict[str, Any]:
+def _asked(
+    case: Any, head: Any, module: Any, images: torch.Tensor, expected: np.ndarray, ending: str
+) -> dict[str, Any]:
     path = case.work / f"model.{ending}"
-    fc.export(module, path)
+    fc.export(module, path, head=head)
     if ending == "pt2":
         again = torch.export.load(path).module()
         with torch.inference_mode():

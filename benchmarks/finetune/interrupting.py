@@ -103,7 +103,7 @@ def _killed(command: list[str], out: Path, rng: np.random.Generator, seconds: fl
 
 def _lines(out: Path) -> list[dict[str, Any]]:
     path = out / "history.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8"))["history"] if path.exists() else []
 
 
 def _weights(out: Path) -> bytes:

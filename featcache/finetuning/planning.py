@@ -80,8 +80,8 @@ def opened_network(
     recipe = backbone.preprocess if backbone is not None else getattr(head, "preprocess", None)
     if not classes or not isinstance(recipe, Preprocess):
         raise FinetuneError(
-            f"network {type(head).__name__}: expected classes and a recipe for images, as those of to_module and assemble "
-            "have, got neither or one; use those, or pass backbone="
+            f"network {type(head).__name__}: expected classes and a recipe, as to_module and assemble give them, "
+            "got neither or one; use those, or pass backbone="
         )
     other = None if compare_with is None else open_head(compare_with)
     known = backbone if other is None or backbone is not None else backbone_of(other, None, weights)
