@@ -74,7 +74,8 @@ def _initialise(layer: nn.Module, last: nn.Module) -> None:
         nn.init.normal_(layer.weight, std=0.01 if layer is last else math.sqrt(2.0 / layer.in_features))
         _zero(layer.bias)
     elif isinstance(layer, nn.MultiheadAttention):
-        layer._reset_parameters()  # those of the layer inside as well
+        layer.out_proj.reset_parameters()
+        layer._reset_parameters()  # zeros that layer's bias, too
         return
     elif callable(reset := getattr(layer, "reset_parameters", None)):  # ones and zeros, of norms
         reset()

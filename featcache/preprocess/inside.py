@@ -28,9 +28,9 @@ class PixelsToInput(nn.Module):
     -----
     Pixels of the recipe's own `shape` are taken for what ``recipe.pixels(image)`` gives and only normalised, with the
     same bits as ``recipe.normalize`` on a CPU. Others are resized as Pillow does it, in two passes each of which is
-    rounded to bytes, with torch's antialiased interpolation in float32. Its weights are not rounded as Pillow's are: few
-    bytes differ, by one grey level, hardly ever by two (a test on photographs holds it to that). More differ, by as
-    little, where ``resize=(height, width)`` changes the aspect: since version 13 Pillow does there the vertical pass
+    rounded to bytes, with torch's antialiased interpolation in float32. Its weights are not rounded as Pillow's are:
+    few bytes differ, by one grey level, hardly ever by two (a test on photographs holds it to that). More differ, by
+    as little, where ``resize=(height, width)`` changes the aspect: since version 13 Pillow does there the vertical pass
     first when that saves work. "nearest" takes the pixels that Pillow takes. Of a recipe with "lanczos", "box" or
     "hamming", which torch does not have, other sizes are refused.
     """
@@ -53,7 +53,8 @@ class PixelsToInput(nn.Module):
                 f"pixels: expected uint8 (N, {channels}, H, W), got {pixels.dtype} {tuple(pixels.shape)}; give e.g. "
                 "torch.from_numpy(recipe.pixels(image)).permute(2, 0, 1)[None]"
             )
-        x = pixels.to(torch.float32)
+        # Of one layout whatever that of the pixels, on which the last bits of a convolution depend.
+        x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         if tuple(pixels.shape[2:]) != (height, width):
             x = self._sized(x)
         return (x / 255 - self.mean) / self.std
