@@ -136,8 +136,9 @@ def _final_weights(run: Run) -> dict[str, Any]:
     place, training = run.place, run.training
     stage = run.stages[place.stage]
     final: dict[str, Any] = {"weights": f"stage {place.stage + 1}, epoch {place.epoch}"}
-    if run.averaged is not None and int(run.averaged.n_averaged) > 0:
-        run.model.load_state_dict(run.averaged.module.state_dict())
+    averaged = None if run.work is None else run.work.averaged
+    if averaged is not None and int(averaged.n_averaged) > 0:
+        run.model.load_state_dict(averaged.module.state_dict())
         _refresh(run)
         final["weights"] = f"{training.average} of stage {place.stage + 1} ({stage.title})"
     elif training.restore_best and place.best is not None:
