@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from unittest import mock
+
 import numpy as np
 import torch
 from torch import nn
@@ -59,10 +62,13 @@ def two_stages(**options):
     return Training((first, Stage(2, epochs=3, batch_size=8, lr=1e-2)), **options)
 
 
-def run(folder, training=None, feed=None, model=None, **options):
+def run(folder, training=None, feed=None, model=None, plot=False, **options):
+    """Train; without the figure, which takes longer than all of these runs."""
     model = model or TinyNet()
     options = {"progress": False, **options}
-    return train(model, feed or make_feed(), training or two_stages(), folder, blocks=blocks_of_tiny(model), **options)
+    drawn = contextlib.nullcontext() if plot else mock.patch("featcache.finetuning.plotting.plot_history")
+    with drawn:
+        return train(model, feed or make_feed(), training or two_stages(), folder, blocks=blocks_of_tiny(model), **options)
 
 
 def same(a, b):

@@ -20,7 +20,7 @@ def test_history_begins_before_the_first_step(tmp_path):
     model, feed = TinyNet(), make_feed()
     rows = feed.rows["val"]
     right = scores_of(model, feed, rows).argmax(1) == feed.labels[rows]
-    trained = run(tmp_path / "run", feed=feed, model=model)
+    trained = run(tmp_path / "run", feed=feed, model=model, plot=True)
     first = trained.history[0]
     assert (first["epoch"], first["train_loss"], first["val_accuracy"]) == (0, None, right.mean())
     assert [(row["stage"], row["epoch"]) for row in trained.history] == [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
