@@ -68,7 +68,9 @@ def run(folder, training=None, feed=None, model=None, plot=False, **options):
     options = {"progress": False, **options}
     drawn = contextlib.nullcontext() if plot else mock.patch("featcache.finetuning.plotting.plot_history")
     with drawn:
-        return train(model, feed or make_feed(), training or two_stages(), folder, blocks=blocks_of_tiny(model), **options)
+        return train(
+            model, feed or make_feed(), training or two_stages(), folder, blocks=blocks_of_tiny(model), **options
+        )
 
 
 def same(a, b):

@@ -1,11 +1,11 @@
 """What survives: kills at any moment, damaged files, other settings, extensions."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +49,9 @@ def everything_feed():
 class Telling:
     """Tells another process of each step, after it."""
 
+    def __init__(self, pipe=None):
+        self.pipe = pipe
+
     def __enter__(self):
         return self
 
@@ -59,32 +62,30 @@ class Telling:
         return None
 
     def advance(self, steps=1, note=""):
-        print(note, flush=True)
+        if note:
+            self.pipe.send(note)
 
 
-def child(folder):
+def child(folder, pipe):
     torch.set_num_threads(1)
-    run(folder, everything(checkpoint_minutes=0.0002), everything_feed(), progress=Telling())
+    run(folder, everything(checkpoint_minutes=0.0002), everything_feed(), progress=Telling(pipe))
 
 
-def killed_after(folder, lines, seconds=0.0):
-    """Run in another process, and kill it when it has told so many lines."""
-    code = f"import test_checkpoints as t; t.child({str(folder)!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
-    seen = 0
-    for _ in process.stdout:
-        seen += 1
-        if seen == lines:
-            if seconds:
-                import time
-
-                time.sleep(seconds)
-            process.send_signal(signal.SIGKILL)
-            break
-    process.stdout.read()
-    process.wait()
-    return seen
+def killed_after(folder, steps, seconds=0.0):
+    """Run in another process, and kill it so many seconds after so many steps."""
+    # A server that has imported everything starts each process at once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_checkpoints", "torchvision.transforms.v2"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(str(folder), theirs))
+    process.start()
+    theirs.close()
+    with contextlib.suppress(EOFError):  # it was done before
+        for _ in range(steps):
+            ours.recv()
+        time.sleep(seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def check_kill(tmp_path, moment, uninterrupted):
     assert same(trained.model, uninterrupted.model)
     timeless = [{**row, "seconds": 0, "images_per_second": 0} for row in trained.history]
     assert timeless == [{**row, "seconds": 0, "images_per_second": 0} for row in uninterrupted.history]
-    assert {k: v for k, v in trained.final.items()} == uninterrupted.final
+    assert trained.final == uninterrupted.final
 
 
 @pytest.mark.parametrize("moment", moments(0, 3))
@@ -149,7 +150,9 @@ def test_every_step_of_a_run_can_be_the_last_before_an_interruption(tmp_path, st
     assert same(run(tmp_path, everything(), everything_feed()).model, uninterrupted.model)
 
 
-@pytest.mark.parametrize("stage", [{"schedule": "constant"}, {"schedule_epochs": 6}, {"schedule_epochs": 6, "schedule": "linear"}])
+@pytest.mark.parametrize(
+    "stage", [{"schedule": "constant"}, {"schedule_epochs": 6}, {"schedule_epochs": 6, "schedule": "linear"}]
+)
 @pytest.mark.parametrize("average", ["none", "swa"])
 def test_extending_is_as_if_it_had_been_asked_for_at_once(tmp_path, stage, average):
     def training(epochs):

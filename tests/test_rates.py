@@ -119,7 +119,9 @@ def test_the_range_test_restores_everything_and_suggests_a_rate_that_learns(tmp_
     before, random = {n: v.clone() for n, v in model.state_dict().items()}, torch.get_rng_state()
     model.train()
     training = Training(Stage("all", batch_size=12, lr=1e-3), batch_norm="trained")
-    curve = find_lr(model, feed, training, blocks=blocks_of_tiny(model), start=1e-5, stop=10.0, steps=60, progress=False)
+    curve = find_lr(
+        model, feed, training, blocks=blocks_of_tiny(model), start=1e-5, stop=10.0, steps=60, progress=False
+    )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(m.training for m in model.modules()) and all(p.requires_grad for p in model.parameters())
     assert all(p.grad is None for p in model.parameters()) and torch.equal(random, torch.get_rng_state())

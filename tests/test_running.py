@@ -24,7 +24,14 @@ def test_history_begins_before_the_first_step(tmp_path):
     first = trained.history[0]
     assert (first["epoch"], first["train_loss"], first["val_accuracy"]) == (0, None, right.mean())
     assert [(row["stage"], row["epoch"]) for row in trained.history] == [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
-    assert set(trained.history[-1]["lr"]) == {"head", "head, no decay", "three", "three, no decay", "two", "two, no decay"}
+    assert set(trained.history[-1]["lr"]) == {
+        "head",
+        "head, no decay",
+        "three",
+        "three, no decay",
+        "two",
+        "two, no decay",
+    }
     assert all(row["images_per_second"] > 0 and row["micro_batch"] in (16, 8) for row in trained.history[1:])
     kept = json.loads((tmp_path / "run" / "history.json").read_text())
     assert kept["history"] == trained.history and kept["notes"] == trained.notes
@@ -34,7 +41,9 @@ def test_history_begins_before_the_first_step(tmp_path):
 def test_training_learns_and_frozen_parts_do_not_change(tmp_path):
     model = TinyNet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    training = Training(Stage(1, epochs=12, batch_size=8, lr=3e-2, backbone_lr=3e-2), batch_norm="trained", restore_best=False)
+    training = Training(
+        Stage(1, epochs=12, batch_size=8, lr=3e-2, backbone_lr=3e-2), batch_norm="trained", restore_best=False
+    )
     trained = run(tmp_path, training, model=model)
     losses = [row["train_loss"] for row in trained.history[1:]]
     assert losses[-1] < 0.8 * losses[0]
@@ -50,7 +59,9 @@ def test_batch_norms_are_frozen_by_default(tmp_path):
     assert all(torch.equal(model.state_dict()[name], value) for name, value in norms.items())
 
 
-@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}, {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"class_weight": "balanced"}, {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}]
+)
 def test_gradients_are_means_over_the_effective_batch_whatever_the_micro_batch(options):
     torch.manual_seed(0)
     images, codes = torch.randn(11, 3, 16, 16), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
@@ -62,7 +73,9 @@ def test_gradients_are_means_over_the_effective_batch_whatever_the_micro_batch(o
         before = [p.detach().clone() for p in model.parameters()]
         stepper = Stepper(model, objective, optimizer, scaler_for(False, torch.device("cpu")), False, None)
         losses.append(stepper.step(images, codes, MicroBatch(limit, print), torch.random.fork_rng, "here"))
-        gradients.append(torch.cat([(b - p.detach()).flatten() for b, p in zip(before, model.parameters(), strict=True)]))
+        gradients.append(
+            torch.cat([(b - p.detach()).flatten() for b, p in zip(before, model.parameters(), strict=True)])
+        )
     model = TinyNet().eval()
     loss = options.get("loss") or nn.CrossEntropyLoss(class_weights(options.get("class_weight"), codes.numpy(), "abc"))
     value = loss(model(images), codes)
@@ -172,7 +185,9 @@ def test_a_loss_that_explodes_names_the_step_and_keeps_the_checkpoint(tmp_path):
 
 
 def test_weights_that_explode_never_reach_a_checkpoint(tmp_path):
-    stage = Stage("all", epochs=2, batch_size=36, lr=1e30, backbone_lr=1e30, optimizer="sgd", schedule="constant", warmup=0)
+    stage = Stage(
+        "all", epochs=2, batch_size=36, lr=1e30, backbone_lr=1e30, optimizer="sgd", schedule="constant", warmup=0
+    )
     with pytest.raises(FinetuneError, match="finite"):
         run(tmp_path, Training(stage))
     from featcache.finetuning.checkpoints import Checkpoints
@@ -249,7 +264,9 @@ def test_blocks_of_a_handed_over_network(tmp_path):
     def network():
         backbone = make_tiny_backbone(crop=32)
         weight = torch.zeros(3, 512, dtype=torch.float64)
-        return backbone, ClassifierNetwork(backbone.module(), backbone.nodes[0], weight, weight[:, 0], ["blue", "green", "red"])
+        return backbone, ClassifierNetwork(
+            backbone.module(), backbone.nodes[0], weight, weight[:, 0], ["blue", "green", "red"]
+        )
 
     backbone, model = network()
     feed = ImageFeed(make_source(18), backbone.preprocess, classes=model.classes, progress=False)

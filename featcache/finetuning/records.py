@@ -137,10 +137,10 @@ class Record:
         old, new = there.get("run", {}), self.content["run"]
         differences = [line for line in describe_difference(old, new) if not self._longer(line, old, new)]
         if differences:
-            more = f" and {len(differences) - 6} more" if len(differences) > 6 else ""
+            told = "; ".join(differences[:6]) + (f" and {len(differences) - 6} more" if len(differences) > 6 else "")
             raise FinetuneError(
-                f"{self.path.parent}: expected the run that is in the folder, got another: {'; '.join(differences[:6])}{more}"
-                "; repeat its settings, give more epochs to its last stage, or give another folder"
+                f"{self.path.parent}: expected the run that is in the folder, got another: {told}; "
+                "repeat its settings, give more epochs to its last stage, or give another folder"
             )
         self.extended = old != new
         for line in describe_difference(there.get("environment", {}), self.content["environment"]):
