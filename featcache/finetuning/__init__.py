@@ -2,7 +2,7 @@
 
 * ``settings``: stages and strategies as data
 * ``parting``, ``feeding``: which images train, which judge; images as batches, whatever their order and the threads
-* ``blocks``, ``normalising``: what can be frozen, and which norms keep their running statistics
+* ``blocks``, ``modes``: what can be frozen, and which norms keep their running statistics
 * ``rates``, ``finding``: who learns how fast, and which rate to begin with
 * ``losses``, ``stepping``, ``memory``, ``seeding``: one step of the optimiser
 * ``running``, ``place``, ``evaluating``: the loop over stages, epochs and steps
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .finding import find_lr as find_lr
     from .tuning import FineTuned as FineTuned
     from .tuning import finetune as finetune
-    from .normalising import set_training as set_training
     from .outcome import Outcome as Outcome
     from .running import Trained as Trained
     from .running import train as train
@@ -48,7 +47,6 @@ _WHERE = {
     "finetune": "tuning",
     "head_parameters": "blocks",
     "scores_of": "evaluating",
-    "set_training": "normalising",
     "split_after": "blocks",
     "strategy": "settings",
     "train": "running",

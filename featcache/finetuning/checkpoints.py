@@ -47,7 +47,8 @@ def load_weights(model: nn.Module, data: bytes, where: str) -> None:
     try:
         model.load_state_dict(load_tensors(data))
     except (SafetensorError, RuntimeError, ValueError) as error:
-        raise FinetuneError(f"{where}: expected the network's weights, got another file ({error}); run again") from error
+        reason = str(error).splitlines()[0]
+        raise FinetuneError(f"{where}: expected the network's weights, got others ({reason}); run again") from error
 
 
 class Checkpoints:
@@ -140,11 +141,8 @@ class Checkpoints:
     def save_weights(self, kind: str, state: Mapping[str, Tensor]) -> str:
         """Write weights under a name that follows from what they are; returns the name."""
         data = weights_bytes(state)
-        name = f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
-        if not (self.folder / name).exists() or hashlib.sha256((self.folder / name).read_bytes()).hexdigest()[
-            :16
-        ] != name.rpartition("-")[2].removesuffix(".safetensors"):
-            publish_bytes(self.folder / name, data, disk=self.disk)
+        name = f"{kind}-{_named(data)}.safetensors"
+        publish_bytes(self.folder / name, data, disk=self.disk)
         return name
 
     def read_weights(self, name: str) -> dict[str, Tensor]:
@@ -152,10 +150,13 @@ class Checkpoints:
         try:
             data = (self.folder / name).read_bytes()
         except OSError as error:
-            raise FinetuneError(f"{self.folder / name}: expected the run's weights, got: {error}; run in a new folder") from error
-        if hashlib.sha256(data).hexdigest()[:16] != name.rpartition("-")[2].removesuffix(".safetensors"):
-            raise FinetuneError(f"{self.folder / name}: expected the run's weights, got a damaged file; run in a new folder")
+            raise self._lost(name, f"none ({error.strerror or error})") from error
+        if _named(data) not in name:
+            raise self._lost(name, "a damaged file")
         return load_tensors(data)
+
+    def _lost(self, name: str, got: str) -> FinetuneError:
+        return FinetuneError(f"{self.folder / name}: expected the run's weights, got {got}; run in a new folder")
 
     def _clean(self, place: Place) -> None:
         """Remove older checkpoints, and weights that no checkpoint names any more."""
@@ -170,6 +171,11 @@ class Checkpoints:
             for path in self.folder.glob(f"{kind}-*.safetensors"):
                 if path.name not in named:
                     self.disk.unlink(path)
+
+
+def _named(data: bytes) -> str:
+    """Return the part of a file's name that follows from its content."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _digest(here: str, payload: memoryview | bytes) -> str:

@@ -229,8 +229,7 @@ class ImageFeed:
     def _decode(self, row: int, payload: Any) -> Any:
         """Return what is kept of an image: uint8 (1 or 1 + n_views, H, W, C), or the decoded image for a transform."""
         if row in self._training and callable(self.augment):
-            recipe = self.recipe
-            return open_rgb(payload, exif=recipe.exif, alpha=recipe.alpha, channels=recipe.channels)
+            return self._open(payload)
         if row in self._training and self.augment == "views":
             return self.recipe.views(payload, self._keys[row], self.n_views)
         return self.recipe.pixels(payload)[None]
@@ -242,29 +241,32 @@ class ImageFeed:
                 self._left -= size
                 self._kept[row] = decoded
 
-    def _found(self, row: int) -> Any:
+    def _open(self, payload: Any) -> Image.Image:
+        recipe = self.recipe
+        return open_rgb(payload, exif=recipe.exif, alpha=recipe.alpha, channels=recipe.channels)
+
+    def _image(self, row: int) -> Image.Image:
+        """Return a decoded image for a transform."""
         kept = self._kept.get(row)
-        return self._again(row, lambda payload: self._decode(row, payload)) if kept is None else kept
+        return kept if isinstance(kept, Image.Image) else self._again(row, self._open)
 
     def _again(self, row: int, decode: Callable[[Any], Any]) -> Any:
         try:
             return decode(self.source.read(row))
         except (ImageError, OSError) as error:
             raise FinetuneError(
-                f"image {self.ids[row]!r}: expected to be read as at the start of the run, got: {error}; put it back and "
-                "run again"
+                f"image {self.ids[row]!r}: expected to be read as at the start of the run, got: {error}; put it "
+                "back and run again"
             ) from error
 
-    def _view(self, pair_row: int, number: int) -> np.ndarray:
+    def _view(self, row: int, number: int) -> np.ndarray:
         """Return one view of an image; 0 is the image itself."""
-        kept = self._kept.get(pair_row)
-        if isinstance(kept, np.ndarray):
+        kept = self._kept.get(row)
+        if isinstance(kept, np.ndarray) and number < len(kept):
             return kept[number]
-        if kept is not None:  # decoded for a transform, but asked for as it is
-            return self.recipe.pixels(kept)
         if number:
-            return self._again(pair_row, lambda x: self.recipe.views(x, self._keys[pair_row], number)[number])
-        return self._again(pair_row, self.recipe.pixels)
+            return self._again(row, lambda payload: self.recipe.views(payload, self._keys[row], number)[number])
+        return self._again(row, self.recipe.pixels) if kept is None else self.recipe.pixels(kept)
 
     def _each(self, function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
         """Map in threads where something has to be decoded."""
@@ -278,10 +280,11 @@ class ImageFeed:
 
     def _transformed(self, rows: np.ndarray, stage: int, epoch: int) -> Tensor:
         # Transforms draw from the global generators, which threads share: only decoding is done side by side.
-        images, done = self._each(self._found, rows.tolist()), []
+        transform, images, done = self.augment, self._each(self._image, rows.tolist()), []
+        assert callable(transform)  # `batch` looks
         for row, image in zip(rows.tolist(), images, strict=True):
             with seeded(self._seed(row, stage, epoch)):
-                done.append(self._as_input(self.augment(image.copy()), self.ids[row]))  # type: ignore[operator]
+                done.append(self._as_input(transform(image.copy()), self.ids[row]))
         return torch.stack(done)
 
     def _as_input(self, image: Any, name: str) -> Tensor:

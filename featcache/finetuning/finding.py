@@ -103,8 +103,8 @@ def find_lr(
 
     Notes
     -----
-    Smith, Cyclical learning rates for training neural networks, WACV 2017. The point of the steepest descent, instead of
-    the last one before the loss rises, is a rate with some room above it.
+    Smith, Cyclical learning rates for training neural networks, WACV 2017. The point of the steepest descent, instead
+    of the last one before the loss rises, is a rate with some room above it.
 
     Examples
     --------
@@ -179,7 +179,14 @@ def _rise(
 
 
 def _step(
-    stepper: Stepper, feed: Feed, training: Training, rows: np.ndarray, size: int, stage: int, step: int, micro: MicroBatch
+    stepper: Stepper,
+    feed: Feed,
+    training: Training,
+    rows: np.ndarray,
+    size: int,
+    stage: int,
+    step: int,
+    micro: MicroBatch,
 ) -> float:
     per_epoch = max(1, len(rows) // size)
     order = epoch_order(feed.ids, rows, training.seed, stage, step // per_epoch)
@@ -195,8 +202,8 @@ def _step(
 def _curve(rates: list[float], losses: list[float]) -> RateCurve:
     if len(rates) < 5:
         raise FinetuneError(
-            f"find_lr: expected a loss that stays finite for some steps, got {len(rates)}; begin lower (start) or look at "
-            "the images and the loss"
+            f"find_lr: expected a loss that stays finite for some steps, got {len(rates)}; begin lower (start) or look "
+            "at the images and the loss"
         )
     mean, smoothed = 0.0, []
     for i, loss in enumerate(losses):

@@ -86,7 +86,8 @@ def still_falling(history: list[dict[str, Any]]) -> str:
 def finish(run: Run, extend_command: str) -> Trained:
     """Bring the final weights about, once, and write down what they are."""
     place, weights = run.place, run.folder / "final.safetensors"
-    final = _known(run, weights)
+    final, curves = _known(run, weights), run.folder / "curves.png"
+    new = final is None
     if final is None:
         final = _final_weights(run)
         _judge_final(run, final)
@@ -101,7 +102,8 @@ def finish(run: Run, extend_command: str) -> Trained:
         run.say(f"{falling}; more epochs may pay{advice}")
     from .plotting import plot_history
 
-    curves = plot_history(place.history, run.folder / "curves.png", final)
+    if new or not curves.exists():
+        plot_history(place.history, curves, final)
     write_json(run.folder / "history.json", {"history": place.history, "notes": place.notes})
     return Trained(
         run.model,
@@ -136,8 +138,9 @@ def _final_weights(run: Run) -> dict[str, Any]:
     place, training = run.place, run.training
     stage = run.stages[place.stage]
     final: dict[str, Any] = {"weights": f"stage {place.stage + 1}, epoch {place.epoch}"}
-    if run.averaged is not None and int(run.averaged.n_averaged) > 0:
-        run.model.load_state_dict(run.averaged.module.state_dict())
+    averaged = None if run.work is None else run.work.averaged
+    if averaged is not None and int(averaged.n_averaged) > 0:
+        run.model.load_state_dict(averaged.module.state_dict())
         _refresh(run)
         final["weights"] = f"{training.average} of stage {place.stage + 1} ({stage.title})"
     elif training.restore_best and place.best is not None:

@@ -69,12 +69,13 @@ class Objective:
     """
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.loss, self.weight = loss, None
+        self.loss: Any = loss
+        self.weight: Tensor | None = None
         self.cross_entropy = type(loss) is nn.CrossEntropyLoss and loss.reduction == "mean"
         if self.cross_entropy:
             self.loss = copy.deepcopy(loss)
-            self.loss.reduction = "sum"  # type: ignore[attr-defined]
-            self.weight = self.loss.weight  # type: ignore[attr-defined]
+            self.loss.reduction = "sum"
+            self.weight = self.loss.weight
 
     @classmethod
     def of(cls, training: Training, labels: np.ndarray, classes: Sequence[str]) -> Objective:
@@ -87,15 +88,15 @@ class Objective:
         """Move the weights of the classes."""
         if isinstance(self.loss, nn.Module):
             self.loss = self.loss.to(device)
-        if self.cross_entropy:
-            self.weight = self.loss.weight  # type: ignore[attr-defined]
+        if self.weight is not None:
+            self.weight = self.weight.to(device)
         return self
 
     def total(self, targets: Tensor) -> float:
         """Return what the sums over a whole batch are divided by."""
         if not self.cross_entropy or targets.is_floating_point():
             return float(len(targets))
-        counted = targets != self.loss.ignore_index  # type: ignore[attr-defined]
+        counted = targets != self.loss.ignore_index
         if self.weight is None:
             return float(counted.sum())
         return float(self.weight.to(targets.device)[targets[counted]].sum())

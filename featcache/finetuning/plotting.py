@@ -69,7 +69,9 @@ def _accuracies(panel: Any, at: list[int], history: list[dict[str, Any]], final:
     _line(panel, at, [row["val_accuracy"] for row in history], _RED, "--", "s", "each epoch")
     if final.get("val_accuracy") is not None:
         panel.axhline(final["val_accuracy"], color=_GREEN, linewidth=1.2, linestyle="-.", label="final weights")
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if round(100 * value, 6) % 1 == 0 else f"{value:.1%}")
+    panel.yaxis.set_major_formatter(
+        lambda value, _: f"{value:.0%}" if round(100 * value, 6) % 1 == 0 else f"{value:.1%}"
+    )
     panel.set_title("accuracy on the validation rows", fontsize=10)
     panel.legend(frameon=False, fontsize=8, loc="lower right")
 

@@ -31,10 +31,18 @@ def digest_of(model: nn.Module) -> str:
             name,
             str(value.dtype).removeprefix("torch."),
             tuple(value.shape),
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else np.zeros(0, "u1"),
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            if value.numel()
+            else np.zeros(0, "u1"),
         )
         for name, value in model.state_dict().items()
     )
+
+
+def _bytes_of(value: torch.Tensor) -> np.ndarray:
+    # NumPy does not know all of torch's types, but bytes.
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if len(flat) else np.zeros(0, np.uint8)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -129,8 +137,9 @@ class Record:
         old, new = there.get("run", {}), self.content["run"]
         differences = [line for line in describe_difference(old, new) if not self._longer(line, old, new)]
         if differences:
+            told = "; ".join(differences[:6]) + (f" and {len(differences) - 6} more" if len(differences) > 6 else "")
             raise FinetuneError(
-                f"{self.path.parent}: expected the run that is in the folder, got another: {'; '.join(differences[:6])}; "
+                f"{self.path.parent}: expected the run that is in the folder, got another: {told}; "
                 "repeat its settings, give more epochs to its last stage, or give another folder"
             )
         self.extended = old != new

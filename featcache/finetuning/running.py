@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import FinetuneError
 from ..progress import Progress, progress_for
-from .averaging import average_of, first_averaged
+from .at_work import AtWork
 from .blocks import Block
 from .checkpoints import Checkpoints
 from .evaluating import Judged, judge
@@ -24,13 +24,12 @@ from .feeding import Feed
 from .finishing import Trained, finish
 from .losses import Objective
 from .memory import MicroBatch, OutOfMemory
-from .modes import set_modes
 from .place import Place
-from .rates import Schedule, groups_of, make_optimizer, trained_blocks
+from .rates import trained_blocks
 from .records import Record, write_json
 from .seeding import epoch_order, seed_of, seeded
 from .settings import Stage, Training
-from .stepping import NonFinite, Stepper, deterministic, scaler_for
+from .stepping import NonFinite, deterministic
 
 __all__ = ["StageView", "Trained", "train"]
 
@@ -158,14 +157,15 @@ class Run:
         self.place = Place()
         self.micro = MicroBatch(training.micro_batch, self.say)
         self.pending: dict[str, Any] = {}
-        self.averaged: Any = None
+        self.work: AtWork | None = None
         self.saved_at = time.monotonic()
 
     # ------------------------------------------------------------------------------------------------ what is said
 
     def say(self, text: str) -> None:
         """Tell the user, and remember it."""
-        self.place.notes.append(text)
+        if text not in self.place.notes:  # said before by the part of the run that is repeated
+            self.place.notes.append(text)
         self._say(text)
 
     def where(self, moment: str = "") -> str:
@@ -203,10 +203,10 @@ class Run:
 
     def _first_evaluation(self) -> None:
         self.model.eval()
-        judged, began = self._judge("first evaluation"), time.monotonic()
+        judged = self._judge("first evaluation")
         if judged is not None:
             self._remember_best(judged)
-        self._add_row(0, None, judged, {}, time.monotonic() - began, 0)
+        self._add_row(0, None, judged, {})
         self.save()
 
     def go(self) -> None:
@@ -223,7 +223,7 @@ class Run:
     def _roll_back(self) -> None:
         """Memory ran out while weights changed: begin again at the last checkpoint, with half of the images at once."""
         batch, where, limit = self.stages[self.place.stage].batch_size, self.where(), self.micro.limit
-        self.optimizer = self.stepper = self.schedule = self.averaged = None  # type: ignore[assignment]
+        self.work = None  # its tensors go before new ones come
         if not self._take_up():
             raise FinetuneError(f"{where}: out of memory, and no checkpoint can be read; run again")
         self.micro.limit = limit
@@ -233,41 +233,31 @@ class Run:
 
     def _stage(self) -> None:
         stage = self.stages[self.place.stage]
-        self._enter(stage)
-        steps, images = len(self._batches(stage)), len(self.rows)
+        work = self.work = self._enter(stage)
+        images = len(self.rows)
         self.bar.start(f"stage {self.place.stage + 1}/{len(self.stages)} {stage.title}", stage.epochs * images)
         self.bar.advance(min(self.place.epoch * images + self.place.step * stage.batch_size, stage.epochs * images))
         while self.place.epoch < stage.epochs and not self.place.stopped:
-            self._epoch(stage, steps)
+            self._epoch(stage, work)
         if self.place.stopped:
             self.say(
                 f"stage {self.place.stage + 1} ({stage.title}) ended after epoch {self.place.epoch}: nothing better in "
                 f"{self.training.patience} epochs"
             )
 
-    def _enter(self, stage: Stage) -> None:
+    def _enter(self, stage: Stage) -> AtWork:
         """Set up what the stage needs, as it was where a checkpoint was taken up."""
         self._keep_anchor(stage)
         self.seen = self.stage_view(self.place.stage, stage)
-        self.seen[0].to(self.device)
-        held = set_modes(self.model, self.blocks, stage, stage.batch_norm or self.training.batch_norm)
-        groups = groups_of(self.model, self.blocks, stage, frozen=held)
-        self.optimizer = make_optimizer(stage, groups)
-        self.schedule = Schedule(stage, self.optimizer, len(self._batches(stage)))
-        self.scaler = scaler_for(self.training.amp, self.device)
-        self.averaged = average_of(self.model, self.training) if self._last() else None
-        if self.pending.get("optimizer") is not None:
-            self.optimizer.load_state_dict(self.pending["optimizer"])
-            self.schedule.load(self.pending["schedule"])
-            self.scaler.load_state_dict(self.pending["scaler"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(self.pending["averaged"])
+        network = self.seen[0].to(self.device)
+        steps = len(self._batches(stage))
+        work = AtWork(self.model, self.blocks, stage, self.training, self.objective, steps, self._last(), network)
+        work.load(self.pending)
         self.pending = {}
-        self.stepper = Stepper(
-            self.seen[0], self.objective, self.optimizer, self.scaler, self.training.amp, self.training.clip_norm
-        )
-        if self.stepper.norms and self.micro.of(stage.batch_size) < stage.batch_size and not self.place.step:
-            self.say(f"{self.where('start')}: batch norms see {self.micro.of(stage.batch_size)} images at once")
+        micro = self.micro.of(stage.batch_size)
+        if work.stepper.norms and micro < stage.batch_size:
+            self.say(f"stage {self.place.stage + 1} ({stage.title}): batch norms see {micro} images at once")
+        return work
 
     def _last(self) -> bool:
         return self.place.stage == len(self.stages) - 1
@@ -289,28 +279,24 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ an epoch
 
-    def _epoch(self, stage: Stage, steps: int) -> None:
-        place = self.place
+    def _epoch(self, stage: Stage, work: AtWork) -> None:
+        place, batches = self.place, self._batches(stage)
         order = epoch_order(self.feed.ids, self.rows, self.training.seed, place.stage, place.epoch)
-        batches = self._batches(stage)
-        while place.step < steps:
+        while place.step < len(batches):
             began = time.monotonic()
             rows = order[batches[place.step]]
-            self.schedule.before(place.epoch * steps + place.step)
-            loss = self._step(rows)
-            rate = self.schedule.rates()
-            self.schedule.after()
-            if self.averaged is not None and self.training.average == "ema":
-                self.averaged.update_parameters(self.model)
+            work.schedule.before(place.epoch * len(batches) + place.step)
+            loss, rates = self._step(rows, work), work.schedule.rates()
+            work.after_step()
             place.loss, place.count = place.loss + loss * len(rows), place.count + len(rows)
             place.step, place.taken = place.step + 1, place.taken + 1
             place.seconds += time.monotonic() - began
-            self.bar.advance(len(rows), self._remark(stage, rate))
-            if place.step < steps and time.monotonic() - self.saved_at >= 60 * self.training.checkpoint_minutes:
+            self.bar.advance(len(rows), self._remark(stage, rates))
+            if place.step < len(batches) and time.monotonic() - self.saved_at >= 60 * self.training.checkpoint_minutes:
                 self.save()
-        self._close_epoch(stage, rate if steps and place.count else self.schedule.rates())
+        self._close_epoch(work, rates)
 
-    def _step(self, rows: np.ndarray) -> float:
+    def _step(self, rows: np.ndarray, work: AtWork) -> float:
         place, seed = self.place, self.training.seed
         here = (place.stage, place.epoch, place.step)
         images, targets = self.seen[1].batch(rows, *here, True)
@@ -318,7 +304,7 @@ class Run:
             with seeded(seed_of(seed, "mix", *here)):
                 images, targets = self.training.mix(images, targets)
         number = seed_of(seed, "step", *here)
-        return self.stepper.step(images, targets, self.micro, lambda: seeded(number, self.device), self.where())
+        return work.stepper.step(images, targets, self.micro, lambda: seeded(number, self.device), self.where())
 
     def _remark(self, stage: Stage, rates: dict[str, float]) -> str:
         place = self.place
@@ -327,15 +313,11 @@ class Run:
         loss = place.loss / max(1, place.count)
         return f"epoch {place.epoch + 1}/{stage.epochs}, loss {loss:.4f}, lr {max(rates.values()):.1e}{val}"
 
-    def _close_epoch(self, stage: Stage, rates: dict[str, float]) -> None:
-        place = self.place
-        judged = self._judge("evaluation")
+    def _close_epoch(self, work: AtWork, rates: dict[str, float]) -> None:
+        place, judged = self.place, self._judge("evaluation")
         loss = place.loss / max(1, place.count)
-        self.schedule.after_epoch(loss if judged is None else judged.loss)
-        if self.averaged is not None and self.training.average == "swa":
-            if place.epoch + 1 >= first_averaged(stage, self.training):
-                self.averaged.update_parameters(self.model)
-        self._add_row(place.epoch + 1, loss, judged, rates, place.seconds, place.count)
+        work.after_epoch(place.epoch + 1, loss if judged is None else judged.loss)
+        self._add_row(place.epoch + 1, loss, judged, rates)
         if judged is not None:
             self._remember_best(judged)
             place.wait(judged, self.training.patience)
@@ -376,23 +358,21 @@ class Run:
             "file": file,
         }
 
-    def _add_row(
-        self, epoch: int, loss: float | None, judged: Judged | None, rates: dict[str, float], seconds: float, n: int
-    ) -> None:
-        stage = self.stages[self.place.stage]
+    def _add_row(self, epoch: int, loss: float | None, judged: Judged | None, rates: dict[str, float]) -> None:
+        place, stage = self.place, self.stages[self.place.stage]
         row = {
-            "stage": self.place.stage + 1,
+            "stage": place.stage + 1,
             "name": stage.title,
             "epoch": epoch,
             "train_loss": loss,
             "val_loss": None if judged is None else judged.loss,
             "val_accuracy": None if judged is None else judged.accuracy,
             "lr": rates,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(n / seconds, 1) if n and seconds else None,
+            "seconds": round(place.seconds, 3),
+            "images_per_second": round(place.count / place.seconds, 1) if place.seconds else None,
             "micro_batch": self.micro.of(stage.batch_size),
         }
-        self.place.history.append(row)
+        place.history.append(row)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -401,19 +381,10 @@ class Run:
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise NonFinite(
-                    f"{self.where()}: expected finite weights, got others in {name}; lower the learning rates (find_lr) or "
-                    "set clip_norm=1.0. The last checkpoint is kept"
+                    f"{self.where()}: expected finite weights, got others in {name}; lower the rates (find_lr) "
+                    "or set clip_norm=1.0. The last checkpoint is kept"
                 )
-        at_work = getattr(self, "optimizer", None) is not None
-        self._keep(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict() if at_work else None,
-                "schedule": dict(self.schedule.state()) if at_work else None,
-                "scaler": self.scaler.state_dict() if at_work else None,
-                "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            }
-        )
+        self._keep({"model": self.model.state_dict(), **({} if self.work is None else self.work.state())})
 
     def _keep(self, state: dict[str, Any]) -> None:
         self.place.limit = self.micro.limit

@@ -50,7 +50,7 @@ def epoch_order(ids: Sequence[str], rows: np.ndarray, seed: int, stage: int, epo
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch, NumPy and Python within the context, and put the caller's states back after it."""
     gpus = [device] if device is not None and device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=gpus):
             # torch.manual_seed would also seed devices whose state is not put back.

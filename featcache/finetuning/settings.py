@@ -162,7 +162,10 @@ class Stage:
         number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not (names or number or value in ("head", "all")):
             raise _refuse(
-                "stage.unfreeze", "'head', 'all', a number of last blocks, or names of blocks", value, "name one of them"
+                "stage.unfreeze",
+                "'head', 'all', a number of last blocks, or names of blocks",
+                value,
+                "name one of them",
             )
 
     @property
@@ -276,7 +279,9 @@ class Training:
     def __post_init__(self) -> None:
         stages = (self.stages,) if isinstance(self.stages, Stage) else tuple(self.stages)
         if not stages or not all(isinstance(stage, Stage) for stage in stages):
-            raise _refuse("training.stages", "one Stage or more", self.stages, "strategy('gradual', n_blocks) makes some")
+            raise _refuse(
+                "training.stages", "one Stage or more", self.stages, "strategy('gradual', n_blocks) makes some"
+            )
         object.__setattr__(self, "stages", stages)
         _whole("training.seed", self.seed, 0, "0 is usual")
         _whole("training.n_views", self.n_views, 1, "8 is usual")
@@ -305,7 +310,10 @@ class Training:
             raise _refuse("training.augment", "None, 'views' or a callable", self.augment, "give a transform")
         if self.loss is not None and self.class_weight is not None:
             raise _refuse(
-                "training.class_weight", "none beside a loss of your own", self.class_weight, "give the loss the weights"
+                "training.class_weight",
+                "none beside a loss of your own",
+                self.class_weight,
+                "give the loss the weights",
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -315,7 +323,9 @@ class Training:
         return found
 
 
-def strategy(name: str, n_blocks: int, *, epochs: int = 10, batch_size: int = 32, lr: float = 1e-3) -> tuple[Stage, ...]:
+def strategy(
+    name: str, n_blocks: int, *, epochs: int = 10, batch_size: int = 32, lr: float = 1e-3
+) -> tuple[Stage, ...]:
     """Return the stages of a strategy of the field.
 
     Parameters

@@ -128,8 +128,8 @@ class Stepper:
             value = float(part.detach())
             if not math.isfinite(value):
                 raise NonFinite(
-                    f"{where}: expected a finite loss, got {value}; lower the learning rates (find_lr), set clip_norm=1.0 "
-                    "or amp=False. The last checkpoint is kept"
+                    f"{where}: expected a finite loss, got {value}; lower the rates (find_lr), set clip_norm=1.0"
+                    " or amp=False. The last checkpoint is kept"
                 )
             self.scaler.scale(part).backward()
             loss += value

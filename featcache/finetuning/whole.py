@@ -184,7 +184,8 @@ class WholeRun:
 
         row = np.asarray(feed.rows["train"][:1])
         with torch.inference_mode():
-            one = lower.eval().to("cpu")(feed.batch(row, 0, 0, 0, False)[0])
+            device = next((parameter.device for parameter in lower.parameters()), torch.device("cpu"))
+            one = lower.eval()(feed.batch(row, 0, 0, 0, False)[0].to(device))
         views = 1 + (feed.n_views if feed.augment == "views" else 0)
         return one.numel() * 4 * len(feed) * views < _OF_DISK * shutil.disk_usage(self.folder).free
 
