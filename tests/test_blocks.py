@@ -12,7 +12,8 @@ import featcache as fc
 from featcache._modules import ClassifierNetwork, JoinLayers
 from featcache.backbone import zoo
 from featcache.errors import HandoffError
-from featcache.finetuning import blocks_of, head_parameters, set_training, split_after
+from featcache.finetuning import Stage, blocks_of, head_parameters, split_after
+from featcache.finetuning.modes import set_modes
 
 #: One small member per family → (blocks at the penultimate node, a few of them).
 FAMILIES = {
@@ -147,14 +148,14 @@ def test_training_the_upper_part_on_kept_activations_is_training_the_whole():
     with torch.no_grad():
         activations = lower(x)
     runs = []
-    for net, given, frozen in ((whole, x, names[:-2]), (upper, activations, ())):
+    for net, given in ((whole, x), (upper, activations)):
         trained = [p for b in blocks_of(net) if b.name in names[-2:] for p in b.parameters]
         for name in (*trained, *head_parameters(net)):
             net.get_parameter(name).requires_grad_(True)
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
         losses = []
         for _ in range(4):
-            set_training(net, frozen)
+            set_modes(net, blocks_of(net), Stage(2), "frozen")
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(given), target)
             loss.backward()

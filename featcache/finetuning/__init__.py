@@ -8,8 +8,8 @@
 * ``running``, ``place``, ``evaluating``: the loop over stages, epochs and steps
 * ``checkpoints``, ``records``: what of it survives, and what a run's folder says
 * ``averaging``, ``finishing``, ``plotting``: means of weights, what comes out, its curves
-* ``tuning``, ``planning``, ``starting``, ``caching``, ``whole``, ``outcome``: `finetune`: what a run starts from, its frozen part run
-  once, and whether it was worth it
+* ``tuning``, ``planning``, ``starting``, ``caching``, ``whole``, ``outcome``: `finetune`: what a run starts from, its
+  frozen part run once, and whether it was worth it
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from .evaluating import scores_of as scores_of
     from .feeding import ImageFeed as ImageFeed
     from .finding import find_lr as find_lr
-    from .tuning import FineTuned as FineTuned
-    from .tuning import finetune as finetune
     from .outcome import Outcome as Outcome
     from .running import Trained as Trained
     from .running import train as train
     from .settings import Stage as Stage
     from .settings import Training as Training
     from .settings import strategy as strategy
+    from .tuning import FineTuned as FineTuned
+    from .tuning import finetune as finetune
 
 _WHERE = {
     "Block": "blocks",

@@ -45,11 +45,25 @@ class Feed(Protocol):
         Of all that the batches depend on.
     """
 
-    ids: Sequence[str]
-    labels: np.ndarray
-    classes: Sequence[str]
-    rows: Mapping[str, np.ndarray]
-    digest: str
+    @property
+    def ids(self) -> Sequence[str]:
+        """Of all rows."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Code of each row's class, int64."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What the codes mean."""
+
+    @property
+    def rows(self) -> Mapping[str, np.ndarray]:
+        """Row numbers of each part."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that the batches depend on."""
 
     def __len__(self) -> int: ...
 

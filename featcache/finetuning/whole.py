@@ -21,7 +21,7 @@ from .caching import CachedFeed, trunk_store
 from .feeding import Feed, ImageFeed
 from .outcome import Outcome, outcome_of
 from .planning import Opened, frozen_below
-from .running import train
+from .running import device_of, train
 from .settings import Stage, Training
 from .starting import refitted, said_of, seen_by
 from .tuning import FineTuned
@@ -69,8 +69,8 @@ class WholeRun:
 
     def done(self, source: Any, *, val_size: float, test_size: float, workers: int | None) -> FineTuned:
         """Run, and return what came of it."""
+        settings, _ = self.training, self._device  # refused before anything is read
         make_folder(self.folder)
-        settings = self.training
         feed = ImageFeed(
             source,
             self.opened.recipe,
@@ -107,9 +107,7 @@ class WholeRun:
 
     @property
     def _device(self) -> str:
-        from ..backbone import Backbone
-
-        return Backbone.usual_device() if self.training.device == "auto" else self.training.device
+        return str(device_of(self.training.device))
 
     # -- where it starts ----------------------------------------------------------------------------------------------
 

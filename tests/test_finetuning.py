@@ -1,0 +1,236 @@
+"""`finetune`: begins where the head ended, runs the frozen part once, goes on after a stop, says what it was worth."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import featcache as fc
+from featcache.cli import run
+from featcache.errors import FeatcacheError, FinetuneError
+from featcache.finetuning import ImageFeed
+from featcache.finetuning.outcome import outcome_of
+from featcache.finetuning.starting import seen_by
+
+SMALL = {"resize": 40, "crop": 40}
+CLASSES = {"blue": (60, 60, 180), "green": (60, 180, 60), "red": (180, 60, 60)}
+
+
+def draw(folder, n, seed=0):
+    """Write n noisy images of each of three colours."""
+    rng = np.random.default_rng(seed)
+    for label, colour in CLASSES.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            pixels = np.clip(rng.normal(colour, 90.0, (40, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Images with parts in a list, and their codes."""
+    tmp = tmp_path_factory.mktemp("finetuning")
+    draw(tmp / "images", 18)
+    lines = ["file,class,part"]
+    for label in CLASSES:
+        parts = ["train"] * 8 + ["validation"] * 4 + ["test"] * 6
+        lines += [f"{label}/{i:02d}.png,{label},{part}" for i, part in enumerate(parts)]
+    (tmp / "list.csv").write_text("\n".join(lines))
+    roles = {"path_column": "file", "label_column": "class", "split_column": "part"}
+    source = fc.ImageSource.from_list(tmp / "list.csv", root=tmp / "images", **roles)
+    backbone = fc.Backbone("embedded", preprocess=SMALL)
+    data = fc.extract(source, backbone, tmp / "s.features", precision="fp32", progress=False).load()
+    return source, backbone, data
+
+
+@pytest.fixture(scope="module")
+def head(setting):
+    """A head that has seen the training images alone."""
+    data = setting[2]
+    return fc.fit("logreg", data.select(np.flatnonzero(data.splits == "train")))
+
+
+def tuned(head, source, out, **options):
+    options = {"stages": "last-1", "epochs": 2, "progress": False, "micro_batch": None, **options}
+    return fc.finetune(head, source, out, **options)
+
+
+@pytest.mark.parametrize("name", ["logreg", "softmax", "svm", "ridge", "lda", "centroid"])
+def test_the_first_evaluation_is_the_heads_own_accuracy(name, setting, tmp_path):
+    source, _, data = setting
+    train = data.select(np.flatnonzero(data.splits == "train"))
+    fitted = fc.fit(name, train)
+    done = tuned(fitted, source, tmp_path / "run", epochs=1)
+    val = data.select(np.flatnonzero(data.splits == "validation"))
+    assert done.history[0]["epoch"] == 0
+    assert done.history[0]["val_accuracy"] == float(np.mean(fitted.predict(val) == val.y))
+    test = data.select(np.flatnonzero(data.splits == "test"))
+    assert done.outcome.part == "test" and done.outcome.n_images == 18
+    assert done.outcome.head == float(np.mean(fitted.predict(test) == test.y))
+
+
+@pytest.mark.parametrize("augment", [None, "views"])
+@pytest.mark.parametrize("unfreeze", ["head", 1, 2])
+def test_a_cached_trunk_changes_nothing(unfreeze, augment, setting, head, tmp_path):
+    # SGD: Adam's first steps make as much of a gradient of 1e-8 as of any other, and so of the last bits below it.
+    stage = fc.Stage(unfreeze, epochs=2, batch_size=8, lr=1e-3, optimizer="sgd")
+    common = {"stages": stage, "epochs": None, "augment": augment, "n_views": 2}
+    runs = [tuned(head, setting[0], tmp_path / str(cache), cache=cache, **common) for cache in (False, True)]
+    for key in ("train_loss", "val_loss"):
+        losses = [[line[key] for line in run.history if line[key] is not None] for run in runs]
+        assert len(losses[0]) >= 2 and np.allclose(losses[0], losses[1], atol=1e-5, rtol=0)
+    a, b = (dict(run.module.state_dict()) for run in runs)
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+    assert (tmp_path / "True" / "trunk").is_dir() and not (tmp_path / "False" / "trunk").exists()
+
+
+def test_a_head_that_saw_the_images_that_judge_is_fitted_again(setting, tmp_path):
+    source, _, data = setting
+    fitted = fc.fit("logreg", data)  # on train and validation rows
+    feed = ImageFeed(source, setting[1].preprocess, classes=fitted.classes_, progress=False)
+    seen = seen_by(fitted, feed)
+    assert (seen.known, seen.val, seen.test) == (True, True, False)
+    done = tuned(fitted, source, tmp_path / "run", epochs=1)
+    assert any("validation images" in note and "fitted again" in note for note in done.notes)
+    train = fc.fit("logreg", data.select(np.flatnonzero(data.splits == "train")), params=fitted.params)
+    val = data.select(np.flatnonzero(data.splits == "validation"))
+    assert done.history[0]["val_accuracy"] == pytest.approx(float(np.mean(train.predict(val) == val.y)))
+    as_it_is = tuned(fitted, source, tmp_path / "head", epochs=1, start="head")
+    assert not any("fitted again" in note for note in as_it_is.notes)
+
+
+def test_a_head_that_saw_the_test_images_is_never_compared(setting, tmp_path):
+    source, _, data = setting
+    everything = fc.FeatureSet(data.X, data.y, ids=data.ids, spec=data.spec, locator=data.locator, node=data.node)
+    done = tuned(fc.fit("ridge", everything), source, tmp_path / "run", epochs=1, start="head")
+    assert any("test images" in note for note in done.notes)
+
+
+def test_parts_are_held_out_where_none_are_named(setting, head, tmp_path):
+    folder = draw(tmp_path / "images", 10, seed=3)
+    done = tuned(head, folder, tmp_path / "run", epochs=1, val_size=0.2, test_size=0.3)
+    rows = done.settings["rows"]
+    assert sum(rows.values()) == 30 and rows["test"] == 9 and rows["val"] > 0
+    none = tuned(head, folder, tmp_path / "none", epochs=1, val_size=0.0)
+    assert none.outcome is None and none.history[-1]["val_accuracy"] is None
+
+
+@pytest.mark.parametrize("start", ["fresh", "scratch"])
+def test_other_starts_are_seeded_and_leave_the_head_alone(start, setting, head, tmp_path):
+    runs = [
+        tuned(head, setting[0], tmp_path / f"{i}", stages="all", start=start, epochs=1, seed=seed)
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    first = [next(iter(run.module.head.parameters())) for run in runs]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+    assert runs[0].outcome.head == runs[2].outcome.head
+
+
+def test_own_blocks_on_a_frozen_trunk(setting, head, tmp_path):
+    lower = fc.Backbone("embedded", nodes="features.6", pooling="none", preprocess=SMALL)
+    channels = lower.output_shapes[lower.nodes[0]][0]
+    top = nn.Sequential(
+        nn.Conv2d(channels, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    model = fc.assemble(lower, top, head.classes_.tolist())
+    before = {name: value.clone() for name, value in model.trunk.state_dict().items()}
+    done = tuned(model, setting[0], tmp_path / "run", stages="head", epochs=4, lr=0.01, compare_with=head)
+    assert done.history[-1]["train_loss"] < done.history[1]["train_loss"]
+    assert all(torch.equal(value, before[name]) for name, value in done.module.trunk.state_dict().items())
+    assert done.outcome.head == pytest.approx(
+        float(
+            np.mean(
+                head.predict(setting[2].select(np.flatnonzero(setting[2].splits == "test")))
+                == np.repeat(sorted(CLASSES), 6)
+            )
+        )
+    )
+
+
+def test_frozen_blocks_keep_weights_and_running_statistics(setting, head, tmp_path):
+    before = fc.to_module(head).state_dict()
+    stages = fc.Training((fc.Stage(1, epochs=2, batch_norm="trained"),), restore_best=False)
+    done = tuned(head, setting[0], tmp_path / "run", stages=stages, epochs=None, cache=False)
+    last = fc.finetuning.blocks_of(done.module)[-1]
+    moved = {name for name, value in done.module.state_dict().items() if not torch.equal(value, before[name])}
+    inside = [name for name in moved if any(name.startswith(f"{module}.") for module in last.modules)]
+    assert inside and all(name in inside or name.startswith("head.") for name in moved)
+
+
+def test_a_finished_run_is_extended_and_a_changed_one_refused(setting, head, tmp_path):
+    common = {"schedule_epochs": 4, "cache": False}
+    tuned(head, setting[0], tmp_path / "run", epochs=2, **common)
+    longer = tuned(head, setting[0], tmp_path / "run", epochs=4, **common)
+    at_once = tuned(head, setting[0], tmp_path / "other", epochs=4, **common)
+    assert (tmp_path / "run" / "final.safetensors").read_bytes() == (
+        tmp_path / "other" / "final.safetensors"
+    ).read_bytes()
+    assert [line["epoch"] for line in longer.history] == [line["epoch"] for line in at_once.history]
+    with pytest.raises(FinetuneError, match="lr"):
+        tuned(head, setting[0], tmp_path / "run", epochs=4, lr=0.5, **common)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stages": "upside-down"}, "strategy"),
+        ({"start": "middle"}, "start"),
+        ({"stages": fc.Stage("head"), "epochs": 3}, "epochs"),
+        ({"stages": fc.Stage(("layer9",)), "epochs": None}, "layer9"),
+        ({"cache": True, "augment": lambda image: image}, "cannot be cached"),
+        ({"augment": "upside-down"}, "augment"),
+        ({"device": "abacus"}, "device"),
+    ],
+)
+def test_what_makes_no_sense_is_one_clear_line(options, said, setting, head, tmp_path):
+    with pytest.raises(FeatcacheError, match=said) as caught:
+        tuned(head, setting[0], tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_that_are_no_layer_and_strange_labels_are_refused(setting, head, tmp_path):
+    with pytest.raises(FeatcacheError, match="linear head"):
+        tuned(fc.fit("knn", setting[2]), setting[0], tmp_path / "run")
+    strange = draw(tmp_path / "images", 2)
+    (strange / "violet").mkdir()
+    Image.new("RGB", (40, 40)).save(strange / "violet" / "1.png")
+    with pytest.raises(FinetuneError, match="violet"):
+        tuned(head, strange, tmp_path / "run")
+
+
+def test_the_command_trains_predicts_and_says_what_it_was_worth(setting, head, tmp_path, capsys):
+    head.save(tmp_path / "h.head")
+    folder = draw(tmp_path / "images", 8, seed=5)
+    words = ["finetune", tmp_path / "h.head", folder, "-o", tmp_path / "run", "--stages", "last-1", "--epochs", "1"]
+    assert run([*map(str, words), "--test-size", "0.3", "--quiet", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["epochs"] == 1 and said["outcome"]["part"] == "test" and said["outcome"]["verdict"]
+    assert run([*map(str, words), "--test-size", "0.3", "--quiet"]) == 0  # a finished run: nothing to do
+    assert "test images" in capsys.readouterr().out
+    assert run(["predict", said["bundle"], str(folder / "red"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 8
+    assert run([*map(str, words), "--epochs", "0"]) == 2
+
+
+def test_the_outcome_is_paired_and_knows_groups():
+    true = np.arange(200) % 2
+    rng = np.random.default_rng(0)
+    before, after = (np.where(rng.random(200) < share, true, 1 - true) for share in (0.7, 0.9))
+    alone = outcome_of(true, before, after, part="test")
+    assert alone.worth_it and alone.difference_ci95[0] > 0 and "worth it" in alone.verdict
+    grouped = outcome_of(true, before, after, part="test", units=np.arange(200) // 40)
+    assert np.ptp(grouped.difference_ci95) > np.ptp(alone.difference_ci95)
+    same = outcome_of(true, before, before, part="val")
+    assert same.worth_it is None and same.difference_ci95 == (0.0, 0.0) and "chose the epoch" in same.verdict
+    worse = outcome_of(true, after, before, part="test")
+    assert worse.worth_it is False and "worse" in worse.verdict
+    assert alone.difference == pytest.approx(-worse.difference)
