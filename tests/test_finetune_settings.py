@@ -9,7 +9,8 @@ import torch
 
 from featcache.errors import FinetuneError
 from featcache.finetuning import Stage, Training, strategy
-from featcache.finetuning.settings import STRATEGIES, recorded
+from featcache.finetuning.settings import recorded
+from featcache.finetuning.strategies import STRATEGIES
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,22 @@ from .losses import Objective
 from .memory import MicroBatch, OutOfMemory, is_out_of_memory, pieces
 from .modes import learning_norms
 
-__all__ = ["NonFinite", "Stepper", "autocast", "scaler_for"]
+__all__ = ["NonFinite", "Stepper", "autocast", "deterministic", "device_of", "scaler_for"]
 
 
 class NonFinite(FinetuneError):
     """A loss, a gradient or a weight is no number any more."""
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that a setting names; FinetuneError where torch cannot use it."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FinetuneError(f"device: expected one that torch can use, got {name!r} ({reason}); try 'cpu'") from error
+    return device
 
 
 def autocast(amp: bool | str, device: torch.device) -> Any:
