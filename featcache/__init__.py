@@ -29,8 +29,10 @@ _WHERE = {
     "SoftmaxClassifier": "softmax",
     "Suggestions": "labelling",
     "Verifier": "verification",
+    "assemble": "handoff",
     "audit": "hygiene",
     "advise": "advice",
+    "backbone_of_module": "handoff",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "export": "exchange",
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from .extraction import extract as extract
     from .extraction import plan as plan
     from .features import FeatureSet as FeatureSet
+    from .handoff import assemble as assemble
+    from .handoff import backbone_of_module as backbone_of_module
     from .handoff import predict as predict
     from .handoff import to_module as to_module
     from .heads import FittedHead as FittedHead

@@ -169,7 +169,7 @@ class HeadError(FeatcacheError, ValueError):
 
 
 class HandoffError(FeatcacheError, ValueError):
-    """A head and images (or codes) that do not belong together."""
+    """A head and images (or codes), or parts of a network, that do not belong together."""
 
 
 class FinetuneError(FeatcacheError, ValueError):

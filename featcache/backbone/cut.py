@@ -276,7 +276,11 @@ class Cut(nn.Module):
         Paths of the network's units (see `featcache.backbone.units`), also of those that were cut off.
     names : dict of str to str
         Name of a node in the graph → its name in the network that was traced.
+    built : tuple of str, dict and int, or None
+        Architecture, keyword arguments and channels of the network, where it is one of torchvision's.
     """
+
+    built: tuple[str, dict[str, Any], int] | None = None
 
     def __init__(self, traced: Traced, poolings: Mapping[str, str], axes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .evaluating import scores_of as scores_of
     from .feeding import ImageFeed as ImageFeed
     from .finding import find_lr as find_lr
+    from .normalising import set_training as set_training
     from .running import Trained as Trained
     from .running import train as train
     from .settings import Stage as Stage
@@ -39,6 +40,7 @@ _WHERE = {
     "find_lr": "finding",
     "head_parameters": "blocks",
     "scores_of": "evaluating",
+    "set_training": "normalising",
     "split_after": "blocks",
     "strategy": "strategies",
     "train": "running",
