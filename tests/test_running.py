@@ -129,6 +129,17 @@ def test_mixed_precision_in_bf16_trains(tmp_path):
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
 
 
+def test_scaled_gradients_of_fp16_survive_a_resume(tmp_path):
+    def training(epochs):
+        stage = Stage("all", epochs=epochs, batch_size=12, lr=1e-2, schedule="constant")
+        return Training(stage, amp="fp16", clip_norm=1.0, restore_best=False)
+
+    whole = run(tmp_path / "whole", training(4))
+    run(tmp_path / "parts", training(2))
+    assert same(whole.model, run(tmp_path / "parts", training(4)).model)
+    assert whole.history[-1]["train_loss"] < whole.history[1]["train_loss"]
+
+
 def test_clipping_changes_the_run(tmp_path):
     stage = Stage("all", epochs=1, optimizer="sgd", lr=1e-1)
     options = {"restore_best": False}

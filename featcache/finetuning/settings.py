@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,8 +68,22 @@ def recorded(value: Any) -> Any:
         return {"call": recorded(value.func), "args": recorded(value.args), "keywords": recorded(value.keywords)}
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    # The default repr ends in an address, which differs from run to run and says nothing.
-    return repr(value).split(" object at 0x")[0].lstrip("<")
+    return _object(value)
+
+
+def _object(value: Any) -> Any:
+    """Return what an object prints, and what it holds: a loss of torch prints neither its smoothing nor its weights."""
+    # An address differs from run to run and says nothing.
+    text = re.sub(r"^<(.*)>$", r"\1", re.sub(r"( object)? at 0x[0-9a-fA-F]+", "", repr(value)))
+    held = {
+        name: item
+        for name, item in getattr(value, "__dict__", {}).items()
+        if not name.startswith("_") and name != "training" and isinstance(item, (bool, int, float, str))
+    }
+    state = value.state_dict() if hasattr(value, "state_dict") else {}
+    if isinstance(state, dict) and state:
+        held["state"] = recorded(state)
+    return {"object": text, **held} if held else text
 
 
 @dataclasses.dataclass(frozen=True)

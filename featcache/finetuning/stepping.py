@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -165,6 +166,8 @@ class Stepper:
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     """Let torch compute the same bits each time, within the context."""
+    if torch.cuda.is_available():  # cuBLAS asks for it, once, when it begins
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     enabled, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
