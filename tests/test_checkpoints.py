@@ -3,8 +3,6 @@
 import contextlib
 import json
 import multiprocessing
-import os
-import signal
 import time
 
 import numpy as np
@@ -87,7 +85,7 @@ def killed_after(folder, steps, seconds=0.0):
         for _ in range(steps):
             ours.recv()
         time.sleep(seconds)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()  # SIGKILL
     process.join()
 
 
