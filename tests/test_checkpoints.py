@@ -3,8 +3,6 @@
 import contextlib
 import json
 import multiprocessing
-import os
-import signal
 import time
 
 import numpy as np
@@ -20,6 +18,9 @@ from featcache.finetuning.checkpoints import Checkpoints
 from featcache.finetuning.evaluating import Judged
 from featcache.finetuning.place import Place
 
+needs_kill = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="needs processes that can be forked and killed"
+)
 STEPS = 3 * 3 + 2 * 5 + 3 * 5
 
 
@@ -84,7 +85,7 @@ def killed_after(folder, steps, seconds=0.0):
         for _ in range(steps):
             ours.recv()
         time.sleep(seconds)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()  # SIGKILL
     process.join()
 
 
@@ -116,11 +117,13 @@ def check_kill(tmp_path, moment, uninterrupted):
     assert trained.final == uninterrupted.final
 
 
+@needs_kill
 @pytest.mark.parametrize("moment", moments(0, 3))
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, moment, uninterrupted):
     check_kill(tmp_path, moment, uninterrupted)
 
 
+@needs_kill
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", moments(1, 20), ids=lambda m: f"step{m}")
 def test_twenty_killed_runs_end_with_the_same_bits(tmp_path, moment, uninterrupted):
@@ -164,6 +167,13 @@ def test_extending_is_as_if_it_had_been_asked_for_at_once(tmp_path, stage, avera
     longer = run(tmp_path / "parts", training(6))
     assert len(first.history) == 5 and len(longer.history) == 8
     assert same(longer.model, whole.model)
+
+
+def test_a_schedule_that_an_extension_stretches_is_told(tmp_path):
+    said = []
+    run(tmp_path, Training(Stage("head", 2)), say=said.append)
+    run(tmp_path, Training(Stage("head", 3)), say=said.append)
+    assert any("spanned 2 epochs and spans 3" in text for text in said)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

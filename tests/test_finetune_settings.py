@@ -9,7 +9,8 @@ import torch
 
 from featcache.errors import FinetuneError
 from featcache.finetuning import Stage, Training, strategy
-from featcache.finetuning.settings import STRATEGIES, recorded
+from featcache.finetuning.settings import recorded
+from featcache.finetuning.strategies import STRATEGIES
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,9 @@ def test_objects_are_recorded_without_their_address():
         pass
 
     assert recorded(Mine()) == recorded(Mine()) and "0x" not in recorded(Mine())
+    assert "0x" not in json.dumps(recorded(torch.nn.Sequential(torch.nn.ReLU())))
+    one, other = torch.nn.CrossEntropyLoss(label_smoothing=0.1), torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0]))
+    assert len({json.dumps(recorded(x)) for x in (one, other, torch.nn.CrossEntropyLoss())}) == 3
     assert recorded(torch.tensor([1.0, 2.0])) == [1.0, 2.0]
 
 

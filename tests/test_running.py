@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from finetuning_parts import RECIPE, TinyNet, blocks_of_tiny, make_feed, make_source, run, same, two_stages
+from finetuning_parts import RECIPE, TinyNet, make_feed, make_source, run, same, two_stages
 from torch import nn
 
 from featcache.errors import FinetuneError
@@ -82,7 +82,7 @@ def test_gradients_are_means_over_the_effective_batch_whatever_the_micro_batch(o
     value.backward()
     direct = torch.cat([p.grad.flatten() for p in model.parameters()])
     for gradient, found in zip(gradients, losses, strict=True):
-        assert torch.allclose(gradient, direct, atol=1e-5) and found == pytest.approx(float(value), abs=1e-5)
+        assert torch.allclose(gradient, direct, atol=1e-5) and found == pytest.approx(value.item(), abs=1e-5)
 
 
 def test_class_weights_as_scikit_learn_has_them():
@@ -127,6 +127,17 @@ def test_mixed_precision_in_bf16_trains(tmp_path):
     trained = run(tmp_path, Training(Stage("all", epochs=3, batch_size=12, lr=1e-2), amp=True))
     assert trained.history[-1]["train_loss"] < trained.history[1]["train_loss"]
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+
+
+def test_scaled_gradients_of_fp16_survive_a_resume(tmp_path):
+    def training(epochs):
+        stage = Stage("all", epochs=epochs, batch_size=12, lr=1e-2, schedule="constant")
+        return Training(stage, amp="fp16", clip_norm=1.0, restore_best=False)
+
+    whole = run(tmp_path / "whole", training(4))
+    run(tmp_path / "parts", training(2))
+    assert same(whole.model, run(tmp_path / "parts", training(4)).model)
+    assert whole.history[-1]["train_loss"] < whole.history[1]["train_loss"]
 
 
 def test_clipping_changes_the_run(tmp_path):
@@ -254,27 +265,57 @@ def test_progress_tells_loss_rate_and_all_images(tmp_path):
     assert "loss" in told.notes[-1] and "lr" in told.notes[-1] and "epoch 3/3" in told.notes[-1]
 
 
-def test_blocks_of_a_handed_over_network(tmp_path):
-    """The engine takes what `to_module` and `blocks_of` give, also the upper part of a split network."""
+def handed_over():
+    """A network as `to_module` gives it, and a feed for it."""
     from conftest import make_tiny_backbone
 
     from featcache._modules import ClassifierNetwork
-    from featcache.finetuning import blocks_of, split_after, train
 
-    def network():
-        backbone = make_tiny_backbone(crop=32)
-        weight = torch.zeros(3, 512, dtype=torch.float64)
-        return backbone, ClassifierNetwork(
-            backbone.module(), backbone.nodes[0], weight, weight[:, 0], ["blue", "green", "red"]
-        )
+    backbone = make_tiny_backbone(crop=32)
+    weight = torch.zeros(3, 512, dtype=torch.float64)
+    classes = ["blue", "green", "red"]
+    model = ClassifierNetwork(backbone.module(), backbone.nodes[0], weight, weight[:, 0], classes)
+    return model, ImageFeed(make_source(18), backbone.preprocess, classes=classes, progress=False)
 
-    backbone, model = network()
-    feed = ImageFeed(make_source(18), backbone.preprocess, classes=model.classes, progress=False)
+
+def test_blocks_of_a_handed_over_network(tmp_path):
+    from featcache.finetuning import blocks_of, train
+
+    model, feed = handed_over()
     training = Training((Stage("head", 1, 8), Stage(1, 1, 8, lr=1e-2)))
     trained = train(model, feed, training, tmp_path, blocks=blocks_of(model), progress=False)
     assert len(trained.history) == 3 and np.isfinite(trained.history[-1]["train_loss"])
+    assert {"head", blocks_of(model)[-1].name} <= set(trained.history[-1]["lr"])
+
+
+class Activations:
+    """Activations at a cut, computed once: a feed for the network above it."""
+
+    def __init__(self, feed, lower):
+        self.ids, self.labels, self.classes, self.rows = feed.ids, feed.labels, feed.classes, feed.rows
+        self.digest, self.ahead = feed.digest + " below", True
+        with torch.no_grad():
+            self.kept = lower.eval()(feed.batch(np.arange(len(feed)), 0, 0, 0, False)[0])
+
+    def __len__(self):
+        return len(self.ids)
+
+    def batch(self, rows, stage, epoch, step, augment):
+        return self.kept[torch.from_numpy(rows)], torch.from_numpy(self.labels[rows])
+
+
+def test_training_above_a_cut_is_training_the_whole(tmp_path):
+    from featcache.finetuning import blocks_of, split_after, train
+
+    # Not Adam, whose first steps are as long where a gradient is all rounding as where it is large.
+    rates = {"lr": 1e-1, "optimizer": "sgd"}
+    training = Training((Stage("head", 1, 8, **rates), Stage(1, 3, 8, **rates)), restore_best=False)
+    whole, feed = handed_over()
+    full = train(whole, feed, training, tmp_path / "full", blocks=blocks_of(whole), progress=False)
+    model, _ = handed_over()
     lower, upper = split_after(model, blocks_of(model)[-2].name)
-    images = feed.batch(np.arange(4), 0, 0, 0, False)[0]
-    with torch.no_grad():
-        assert torch.equal(upper(lower(images)), model(images))
-    assert len(blocks_of(upper)) == 1 and blocks_of_tiny(TinyNet())[0].name == "one"
+    part = train(upper, Activations(feed, lower), training, tmp_path / "part", blocks=blocks_of(upper), progress=False)
+    for ours, theirs in zip(part.history, full.history, strict=True):
+        assert ours["lr"] == theirs["lr"] and ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-6)
+    for name, value in model.state_dict().items():  # the upper part shares its layers
+        assert torch.allclose(value, whole.state_dict()[name], atol=1e-6)

@@ -1,11 +1,11 @@
 """Fine-tuning: a network that begins at a head's accuracy, trained stage by stage.
 
-* ``settings``: stages and strategies as data
+* ``settings``, ``strategies``: stages as data, and those of the field by name
 * ``parting``, ``feeding``: which images train, which judge; images as batches, whatever their order and the threads
 * ``blocks``, ``modes``: what can be frozen, and which norms keep their running statistics
 * ``rates``, ``finding``: who learns how fast, and which rate to begin with
 * ``losses``, ``stepping``, ``memory``, ``seeding``: one step of the optimiser
-* ``running``, ``place``, ``evaluating``: the loop over stages, epochs and steps
+* ``running``, ``at_work``, ``place``, ``evaluating``: the loop over stages, epochs and steps
 * ``checkpoints``, ``records``: what of it survives, and what a run's folder says
 * ``averaging``, ``finishing``, ``plotting``: means of weights, what comes out, its curves
 * ``tuning``, ``planning``, ``starting``, ``caching``, ``whole``, ``outcome``: `finetune`: what a run starts from, its
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .running import train as train
     from .settings import Stage as Stage
     from .settings import Training as Training
-    from .settings import strategy as strategy
+    from .strategies import strategy as strategy
     from .tuning import FineTuned as FineTuned
     from .tuning import finetune as finetune
 
@@ -48,7 +48,7 @@ _WHERE = {
     "head_parameters": "blocks",
     "scores_of": "evaluating",
     "split_after": "blocks",
-    "strategy": "settings",
+    "strategy": "strategies",
     "train": "running",
 }
 

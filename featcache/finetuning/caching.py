@@ -91,7 +91,7 @@ class CachedFeed:
     """
 
     def __init__(self, images: ImageFeed, store: FeatureStore) -> None:
-        self.images = images
+        self.images, self.ahead = images, True
         self.ids, self.labels, self.classes = images.ids, images.labels, images.classes
         self.rows, self.digest = images.rows, images.digest
         n_views = images.n_views if images.augment == "views" else 0

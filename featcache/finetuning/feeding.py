@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from .parting import class_codes, given_parts, parts_of
 from .seeding import seed_of, seeded
 from .settings import recorded
 
-__all__ = ["Feed", "ImageFeed"]
+__all__ = ["Feed", "ImageFeed", "fed"]
 
 _BUDGET = 2 * 1024**3
 
@@ -71,6 +72,27 @@ class Feed(Protocol):
         """Return float32 (N, …) for the network and int64 (N,), on the CPU; a function of its arguments alone."""
 
 
+def fed(
+    feed: Feed, batches: Sequence[np.ndarray], stage: int, epoch: int, step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of an epoch from a step on, each made while the one before it is used.
+
+    Only of a feed that says so (``ahead = True``): one that draws from the global generators would disturb the step.
+    """
+    if not getattr(feed, "ahead", False):
+        for number in range(step, len(batches)):
+            yield feed.batch(batches[number], stage, epoch, number, True)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(
+            [pool.submit(feed.batch, batches[step], stage, epoch, step, True)] if step < len(batches) else []
+        )
+        for number in range(step + 1, len(batches) + 1):
+            if number < len(batches):
+                waiting.append(pool.submit(feed.batch, batches[number], stage, epoch, number, True))
+            yield waiting.popleft().result()
+
+
 class ImageFeed:
     """Labelled images as batches.
 
@@ -111,6 +133,9 @@ class ImageFeed:
     ----------
     ids, labels, classes, rows, digest
         As `Feed` has them; `labels` is -1 for images without a label.
+    ahead : bool
+        Whether a batch may be made while another one is used: not with a transform, which draws from the global
+        generators.
     failures : list of (str, str)
         Id and reason of each image that could not be read.
     notes : list of str
@@ -149,6 +174,7 @@ class ImageFeed:
             raise FinetuneError(f"augment: expected None, 'views' or a callable, got {augment!r}; give a transform")
         self.source, self.recipe, self.seed = ImageSource.open(source), recipe, seed
         self.augment, self.n_views = augment, n_views
+        self.ahead = not callable(augment)
         self.workers = max(1, Backbone.usual_threads() if workers is None else workers)
         self.ids = self.source.ids
         self.labels, self.classes = class_codes(self.source, classes)

@@ -22,7 +22,7 @@ from .modes import set_modes
 from .rates import groups_of, make_optimizer
 from .seeding import epoch_order, seed_of, seeded
 from .settings import Stage, Training
-from .stepping import NonFinite, Stepper, deterministic, scaler_for
+from .stepping import NonFinite, Stepper, deterministic, device_of, scaler_for
 
 __all__ = ["RateCurve", "find_lr"]
 
@@ -116,8 +116,6 @@ def find_lr(
             f"find_lr: expected a stage of the {len(training.stages)}, 0 < start < stop and 10 steps or more, got "
             f"stage={stage}, start={start}, stop={stop}, steps={steps}"
         )
-    from .running import device_of
-
     device = device_of(training.device)
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}

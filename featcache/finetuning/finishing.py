@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ class Trained:
         Whether the loss still fell at the last epoch.
     folder, weights, curves : Path
         The run's folder, and in it the final weights (safetensors) and the figure.
+    best : dict or None
+        "stage", "epoch", "loss", "accuracy" of the best epoch on the validation rows; None without such rows.
     """
 
     model: nn.Module
@@ -65,7 +67,7 @@ class Trained:
     folder: Path
     weights: Path
     curves: Path
-    best: dict[str, Any] | None = field(default=None)
+    best: dict[str, Any] | None = None
 
 
 def still_falling(history: list[dict[str, Any]]) -> str:

@@ -61,6 +61,35 @@ class Place:
         """Return the place as JSON types."""
         return dataclasses.asdict(self)
 
+    def add(
+        self, name: str, epoch: int, loss: float | None, judged: Judged | None, rates: dict[str, float], micro: int
+    ) -> None:
+        """Add an epoch of the present stage (0: the evaluation before the first one) to the history."""
+        self.history.append(
+            {
+                "stage": self.stage + 1,
+                "name": name,
+                "epoch": epoch,
+                "train_loss": loss,
+                "val_loss": None if judged is None else judged.loss,
+                "val_accuracy": None if judged is None else judged.accuracy,
+                "lr": rates,
+                "seconds": round(self.seconds, 3),
+                "images_per_second": round(self.count / self.seconds, 1) if self.seconds else None,
+                "micro_batch": micro,
+            }
+        )
+
+    def is_best(self, judged: Judged) -> bool:
+        """Whether nothing better came before."""
+        return judged.better_than(None if self.best is None else Judged(self.best["loss"], self.best["accuracy"]))
+
+    def remember_best(self, judged: Judged, file: str) -> None:
+        """Take the epoch that was added last for the best of all."""
+        row = self.history[-1]
+        self.best = {"stage": row["stage"], "epoch": row["epoch"], "file": file}
+        self.best |= {"loss": judged.loss, "accuracy": judged.accuracy}
+
     def next_epoch(self) -> None:
         """Go on to the next epoch of the stage."""
         self.epoch, self.step, self.loss, self.count, self.seconds = self.epoch + 1, 0, 0.0, 0, 0.0

@@ -14,7 +14,8 @@ from ..handoff.opening import backbone_of, open_head
 from ..heads import FittedHead
 from ..preprocess import Preprocess
 from .blocks import Block, blocks_of
-from .settings import Stage, Training, strategy
+from .settings import Stage, Training
+from .strategies import strategy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,12 +113,12 @@ def training_of(
     if isinstance(stages, Training):
         return stages
     if isinstance(stages, str):
-        stages = strategy(stages, n_blocks, **sizes)
-        if stages[0].name == "from scratch":
+        found = strategy(stages, n_blocks, **sizes)
+        if stages == "scratch":
             given = {"batch_norm": "trained", **given}
-    elif isinstance(stages, Stage):
-        stages = (stages,)
-    return Training(tuple(replace(stage, **rates) for stage in stages), **given)
+    else:
+        found = (stages,) if isinstance(stages, Stage) else tuple(stages)
+    return Training(tuple(replace(stage, **rates) for stage in found), **given)
 
 
 def start_of(start: str, stages: Any) -> str:

@@ -98,7 +98,7 @@ def _stages(panel: Any, history: list[dict[str, Any]]) -> None:
             panel.axvline(x - 0.5, color=_GREY, linewidth=0.8, linestyle=":")
             panel.text(
                 x - 0.42, 0.99, row["name"], transform=panel.get_xaxis_transform(), fontsize=7, color="0.35", va="top",
-                rotation=90,
+                rotation=90, bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
             )  # fmt: skip
 
 

@@ -143,8 +143,19 @@ class Record:
                 "repeat its settings, give more epochs to its last stage, or give another folder"
             )
         self.extended = old != new
+        self._say_span(old, new)
         for line in describe_difference(there.get("environment", {}), self.content["environment"]):
             self.notes.append(f"the run began with {line}: the last bits of its numbers may differ")
+
+    def _say_span(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Say where an extension changes the schedule."""
+        spans = [stage["schedule_epochs"] or stage["epochs"] for stage in (old[self.last], new[self.last])]
+        schedule = new[self.last]["schedule"]
+        if spans[0] != spans[1] and schedule in ("cosine", "linear"):
+            self.notes.append(
+                f"{self.last}: its {schedule} schedule spanned {spans[0]} epochs and spans {spans[1]} from here on; "
+                "schedule_epochs says beforehand how long it may become"
+            )
 
     def _longer(self, line: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
         """Whether a difference is only that the last stage becomes longer."""

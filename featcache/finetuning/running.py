@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import FinetuneError
 from ..progress import Progress, progress_for
@@ -20,7 +20,7 @@ from .at_work import AtWork
 from .blocks import Block
 from .checkpoints import Checkpoints
 from .evaluating import Judged, judge
-from .feeding import Feed
+from .feeding import Feed, fed
 from .finishing import Trained, finish
 from .losses import Objective
 from .memory import MicroBatch, OutOfMemory
@@ -29,7 +29,7 @@ from .rates import trained_blocks
 from .records import Record, write_json
 from .seeding import epoch_order, seed_of, seeded
 from .settings import Stage, Training
-from .stepping import NonFinite, deterministic
+from .stepping import NonFinite, deterministic, device_of
 
 __all__ = ["StageView", "Trained", "train"]
 
@@ -55,8 +55,8 @@ def train(
     Parameters
     ----------
     model : nn.Module
-        As it is before the first step; what `feed` gives → scores (N, n_classes). Changed in place: it comes back in
-        evaluation mode with the final weights.
+        As it is before the first step; what `feed` gives → scores (N, n_classes). Changed in place: it comes back with
+        the final weights, in evaluation mode, on the device that it was trained on.
     feed : Feed
         Batches: an `ImageFeed`, or activations at a cut with the network above it.
     training : Training
@@ -112,17 +112,6 @@ def train(
 
 def _to_stderr(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device that a setting names; FinetuneError where torch cannot use it."""
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise FinetuneError(f"device: expected one that torch can use, got {name!r} ({reason}); try 'cpu'") from error
-    return device
 
 
 class Run:
@@ -203,10 +192,7 @@ class Run:
 
     def _first_evaluation(self) -> None:
         self.model.eval()
-        judged = self._judge("first evaluation")
-        if judged is not None:
-            self._remember_best(judged)
-        self._add_row(0, None, judged, {})
+        self._write_down(0, None, self._judge("first evaluation"), {})
         self.save()
 
     def go(self) -> None:
@@ -282,24 +268,26 @@ class Run:
     def _epoch(self, stage: Stage, work: AtWork) -> None:
         place, batches = self.place, self._batches(stage)
         order = epoch_order(self.feed.ids, self.rows, self.training.seed, place.stage, place.epoch)
-        while place.step < len(batches):
-            began = time.monotonic()
-            rows = order[batches[place.step]]
+        began = time.monotonic()
+        for images, targets in fed(
+            self.seen[1], [order[batch] for batch in batches], place.stage, place.epoch, place.step
+        ):
+            n = len(images)
             work.schedule.before(place.epoch * len(batches) + place.step)
-            loss, rates = self._step(rows, work), work.schedule.rates()
+            loss, rates = self._step(images, targets, work), work.schedule.rates()
             work.after_step()
-            place.loss, place.count = place.loss + loss * len(rows), place.count + len(rows)
+            place.loss, place.count = place.loss + loss * n, place.count + n
             place.step, place.taken = place.step + 1, place.taken + 1
-            place.seconds += time.monotonic() - began
-            self.bar.advance(len(rows), self._remark(stage, rates))
-            if place.step < len(batches) and time.monotonic() - self.saved_at >= 60 * self.training.checkpoint_minutes:
+            now = time.monotonic()
+            place.seconds, began = place.seconds + now - began, now
+            self.bar.advance(n, self._remark(stage, rates))
+            if place.step < len(batches) and now - self.saved_at >= 60 * self.training.checkpoint_minutes:
                 self.save()
         self._close_epoch(work, rates)
 
-    def _step(self, rows: np.ndarray, work: AtWork) -> float:
+    def _step(self, images: Tensor, targets: Tensor, work: AtWork) -> float:
         place, seed = self.place, self.training.seed
         here = (place.stage, place.epoch, place.step)
-        images, targets = self.seen[1].batch(rows, *here, True)
         if self.training.mix is not None:
             with seeded(seed_of(seed, "mix", *here)):
                 images, targets = self.training.mix(images, targets)
@@ -317,9 +305,8 @@ class Run:
         place, judged = self.place, self._judge("evaluation")
         loss = place.loss / max(1, place.count)
         work.after_epoch(place.epoch + 1, loss if judged is None else judged.loss)
-        self._add_row(place.epoch + 1, loss, judged, rates)
+        self._write_down(place.epoch + 1, loss, judged, rates)
         if judged is not None:
-            self._remember_best(judged)
             place.wait(judged, self.training.patience)
         place.next_epoch()
         self.save()
@@ -344,35 +331,15 @@ class Run:
             )
         return judged
 
-    def _remember_best(self, judged: Judged) -> None:
-        best, place = self.place.best, self.place
-        if not judged.better_than(None if best is None else Judged(best["loss"], best["accuracy"])):
-            return
-        row = place.history[-1] if place.history else {"stage": 1, "epoch": 0}
-        file = self.checkpoints.save_weights("best", self.model.state_dict()) if self.training.restore_best else ""
-        place.best = {
-            "stage": row["stage"],
-            "epoch": row["epoch"],
-            "loss": judged.loss,
-            "accuracy": judged.accuracy,
-            "file": file,
-        }
-
-    def _add_row(self, epoch: int, loss: float | None, judged: Judged | None, rates: dict[str, float]) -> None:
-        place, stage = self.place, self.stages[self.place.stage]
-        row = {
-            "stage": place.stage + 1,
-            "name": stage.title,
-            "epoch": epoch,
-            "train_loss": loss,
-            "val_loss": None if judged is None else judged.loss,
-            "val_accuracy": None if judged is None else judged.accuracy,
-            "lr": rates,
-            "seconds": round(place.seconds, 3),
-            "images_per_second": round(place.count / place.seconds, 1) if place.seconds else None,
-            "micro_batch": self.micro.of(stage.batch_size),
-        }
-        place.history.append(row)
+    def _write_down(self, epoch: int, loss: float | None, judged: Judged | None, rates: dict[str, float]) -> None:
+        """Add an epoch to the history, and keep its weights where they are the best so far."""
+        stage = self.stages[self.place.stage]
+        micro = self.micro.of(stage.batch_size)
+        self.place.add(stage.title, epoch, loss, judged, rates, micro)
+        if judged is not None and self.place.is_best(judged):
+            restore = self.training.restore_best
+            file = self.checkpoints.save_weights("best", self.model.state_dict()) if restore else ""
+            self.place.remember_best(judged, file)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 

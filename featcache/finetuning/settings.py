@@ -1,4 +1,4 @@
-"""How a network is trained, as data: stages, what holds for all of them, and the strategies of the field by name.
+"""How a network is trained, as data: stages, and what holds for all of them.
 
 Imports neither torch nor torchvision: losses, optimisers, schedulers and transforms are the user's own objects, passed
 through as they are and recorded by what they print.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import FinetuneError
 
-__all__ = ["BATCH_NORMS", "STRATEGIES", "Stage", "Training", "recorded", "strategy"]
+__all__ = ["BATCH_NORMS", "Stage", "Training", "recorded", "refuse_unless_one_of", "refuse_unless_whole"]
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "sgd")
@@ -21,14 +22,14 @@ OPTIMIZERS = ("adamw", "sgd")
 BATCH_NORMS = ("frozen", "statistics", "trained")
 AVERAGES = ("none", "swa", "ema")
 PRECISIONS = (False, True, "bf16", "fp16")
-STRATEGIES = ("head", "last-1", "last-2", "gradual", "all", "scratch")
 
 
 def _refuse(where: str, expected: str, got: Any, advice: str) -> FinetuneError:
     return FinetuneError(f"{where}: expected {expected}, got {got!r}; {advice}")
 
 
-def _whole(where: str, value: Any, least: int, advice: str) -> None:
+def refuse_unless_whole(where: str, value: Any, least: int, advice: str) -> None:
+    """Raise FinetuneError unless a value is a whole number of at least so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise _refuse(where, f"a whole number of {least} or more", value, advice)
 
@@ -41,7 +42,8 @@ def _number(where: str, value: Any, least: float, most: float, advice: str, *, o
         raise _refuse(where, f"a number {bounds}", value, advice)
 
 
-def _choice(where: str, value: Any, choices: Sequence[Any], others: str = "") -> None:
+def refuse_unless_one_of(where: str, value: Any, choices: Sequence[Any], others: str = "") -> None:
+    """Raise FinetuneError unless a value is one of the choices."""
     if not any(value is c or (isinstance(c, str) and value == c) for c in choices):
         raise _refuse(where, f"one of {', '.join(map(repr, choices))}{others}", value, "choose one of them")
 
@@ -66,8 +68,22 @@ def recorded(value: Any) -> Any:
         return {"call": recorded(value.func), "args": recorded(value.args), "keywords": recorded(value.keywords)}
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    # The default repr ends in an address, which differs from run to run and says nothing.
-    return repr(value).split(" object at 0x")[0].lstrip("<")
+    return _object(value)
+
+
+def _object(value: Any) -> Any:
+    """Return what an object prints, and what it holds: a loss of torch prints neither its smoothing nor its weights."""
+    # An address differs from run to run and says nothing.
+    text = re.sub(r"^<(.*)>$", r"\1", re.sub(r"( object)? at 0x[0-9a-fA-F]+", "", repr(value)))
+    held = {
+        name: item
+        for name, item in getattr(value, "__dict__", {}).items()
+        if not name.startswith("_") and name != "training" and isinstance(item, (bool, int, float, str))
+    }
+    state = value.state_dict() if hasattr(value, "state_dict") else {}
+    if isinstance(state, dict) and state:
+        held["state"] = recorded(state)
+    return {"object": text, **held} if held else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,22 +152,24 @@ class Stage:
 
     def __post_init__(self) -> None:
         self._check_unfreeze()
-        _whole("stage.epochs", self.epochs, 1, "leave the stage out if it shall not run")
-        _whole("stage.batch_size", self.batch_size, 1, "32 is usual")
+        refuse_unless_whole("stage.epochs", self.epochs, 1, "leave the stage out if it shall not run")
+        refuse_unless_whole("stage.batch_size", self.batch_size, 1, "32 is usual")
         _number("stage.lr", self.lr, 0.0, math.inf, "find_lr suggests one", open_below=True)
         if self.backbone_lr is not None:
             _number("stage.backbone_lr", self.backbone_lr, 0.0, math.inf, "a tenth of lr is usual", open_below=True)
         _number("stage.layer_decay", self.layer_decay, 0.0, 1.0, "1.0 is one rate for all blocks", open_below=True)
         _number("stage.weight_decay", self.weight_decay, 0.0, math.inf, "0.01 is usual")
         if self.schedule_epochs is not None:
-            _whole("stage.schedule_epochs", self.schedule_epochs, self.epochs, "it cannot end before the stage does")
+            refuse_unless_whole(
+                "stage.schedule_epochs", self.schedule_epochs, self.epochs, "it cannot end before the stage does"
+            )
         _number("stage.warmup", self.warmup, 0.0, float(self.span), "it is a part of the schedule's epochs")
         if not callable(self.schedule):
-            _choice("stage.schedule", self.schedule, SCHEDULES, " or a callable")
+            refuse_unless_one_of("stage.schedule", self.schedule, SCHEDULES, " or a callable")
         if not callable(self.optimizer):
-            _choice("stage.optimizer", self.optimizer, OPTIMIZERS, " or a callable")
+            refuse_unless_one_of("stage.optimizer", self.optimizer, OPTIMIZERS, " or a callable")
         if self.batch_norm is not None:
-            _choice("stage.batch_norm", self.batch_norm, BATCH_NORMS)
+            refuse_unless_one_of("stage.batch_norm", self.batch_norm, BATCH_NORMS)
 
     def _check_unfreeze(self) -> None:
         value = self.unfreeze
@@ -184,7 +202,7 @@ class Stage:
         if self.name:
             return self.name
         if isinstance(self.unfreeze, int):
-            return f"last {self.unfreeze} block{'s' if self.unfreeze > 1 else ''}"
+            return "last block" if self.unfreeze == 1 else f"last {self.unfreeze} blocks"
         return self.unfreeze if isinstance(self.unfreeze, str) else ", ".join(self.unfreeze)
 
     def as_dict(self) -> dict[str, Any]:
@@ -199,7 +217,8 @@ class Training:
     Parameters
     ----------
     stages : sequence of Stage
-        One after the other; `strategy` makes the usual ones.
+        One after the other; `strategy` makes the usual ones. Each begins with the weights that the one before it
+        ended with.
     seed : int, default=0
         All randomness follows from it and from the place in the run.
     loss : callable, default=None
@@ -252,8 +271,8 @@ class Training:
 
     Examples
     --------
-    >>> Training(strategy("gradual", 10)).as_dict()["stages"][1]["unfreeze"]
-    2
+    >>> Training(Stage("all"), patience=3).as_dict()["stages"][0]["unfreeze"]
+    'all'
     """
 
     stages: Sequence[Stage]
@@ -283,18 +302,18 @@ class Training:
                 "training.stages", "one Stage or more", self.stages, "strategy('gradual', n_blocks) makes some"
             )
         object.__setattr__(self, "stages", stages)
-        _whole("training.seed", self.seed, 0, "0 is usual")
-        _whole("training.n_views", self.n_views, 1, "8 is usual")
+        refuse_unless_whole("training.seed", self.seed, 0, "0 is usual")
+        refuse_unless_whole("training.n_views", self.n_views, 1, "8 is usual")
         self._check_objects()
-        _choice("training.amp", self.amp, PRECISIONS)
-        _choice("training.batch_norm", self.batch_norm, BATCH_NORMS)
-        _choice("training.average", self.average, AVERAGES)
-        _choice("training.restore_best", self.restore_best, (True, False))
+        refuse_unless_one_of("training.amp", self.amp, PRECISIONS)
+        refuse_unless_one_of("training.batch_norm", self.batch_norm, BATCH_NORMS)
+        refuse_unless_one_of("training.average", self.average, AVERAGES)
+        refuse_unless_one_of("training.restore_best", self.restore_best, (True, False))
         for name, value in (("patience", self.patience), ("average_from", self.average_from)):
             if value is not None:
-                _whole(f"training.{name}", value, 1, "leave it out for none")
+                refuse_unless_whole(f"training.{name}", value, 1, "leave it out for none")
         if self.micro_batch is not None:
-            _whole("training.micro_batch", self.micro_batch, 1, "leave it out for the batch size")
+            refuse_unless_whole("training.micro_batch", self.micro_batch, 1, "leave it out for the batch size")
         if self.clip_norm is not None:
             _number("training.clip_norm", self.clip_norm, 0.0, math.inf, "1.0 is usual", open_below=True)
         _number("training.ema_decay", self.ema_decay, 0.0, 1.0, "0.999 is usual")
@@ -321,58 +340,3 @@ class Training:
         found = {field.name: recorded(getattr(self, field.name)) for field in dataclasses.fields(self)}
         found["stages"] = [stage.as_dict() for stage in self.stages]
         return found
-
-
-def strategy(
-    name: str, n_blocks: int, *, epochs: int = 10, batch_size: int = 32, lr: float = 1e-3
-) -> tuple[Stage, ...]:
-    """Return the stages of a strategy of the field.
-
-    Parameters
-    ----------
-    name : {"head", "last-1", "last-2", "gradual", "all", "scratch"}
-        "head": the trunk stays frozen. "last-1", "last-2": the last one or two blocks train, too. "all": everything.
-        "gradual": the head, then the last quarter of the blocks, then everything. "scratch": everything, at one rate,
-        batch norms included; the caller initialises the network.
-    n_blocks : int
-        Blocks of the trunk.
-    epochs : int, default=10
-        In all; "gradual" divides them, one fifth to the head, two to each other stage.
-    batch_size : int, default=32
-        Of stages that train blocks; where only the head trains it is four times as large.
-    lr : float, default=1e-3
-        Of the head.
-
-    Returns
-    -------
-    tuple of Stage
-
-    Raises
-    ------
-    FinetuneError
-        For another name.
-
-    Examples
-    --------
-    >>> [(stage.title, stage.epochs) for stage in strategy("gradual", 12)]
-    [('head', 2), ('last 3 blocks', 4), ('all', 4)]
-    """
-    _choice("strategy", name, STRATEGIES)
-    _whole("strategy: n_blocks", n_blocks, 1, "len(blocks_of(model))")
-    _whole("strategy: epochs", epochs, 1, "10 is usual")
-    common: dict[str, Any] = {"batch_size": batch_size, "lr": lr}
-    head: dict[str, Any] = {"batch_size": 4 * batch_size, "lr": lr}
-    if name == "head":
-        return (Stage("head", epochs, **head),)
-    if name == "all":
-        return (Stage("all", epochs, **common),)
-    if name == "scratch":
-        rates = {**common, "backbone_lr": lr, "layer_decay": 1.0, "weight_decay": 0.05, "batch_norm": "trained"}
-        return (Stage("all", epochs, name="from scratch", warmup=min(1.0, epochs / 4), **rates),)
-    if name == "gradual":
-        first = max(1, round(epochs / 5))
-        second = max(1, (epochs - first) // 2)
-        third = max(1, epochs - first - second)
-        blocks = max(1, n_blocks // 4)
-        return (Stage("head", first, **head), Stage(blocks, second, **common), Stage("all", third, **common))
-    return (Stage(min(int(name[-1]), n_blocks), epochs, **common),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +16,22 @@ from .losses import Objective
 from .memory import MicroBatch, OutOfMemory, is_out_of_memory, pieces
 from .modes import learning_norms
 
-__all__ = ["NonFinite", "Stepper", "autocast", "scaler_for"]
+__all__ = ["NonFinite", "Stepper", "autocast", "deterministic", "device_of", "scaler_for"]
 
 
 class NonFinite(FinetuneError):
     """A loss, a gradient or a weight is no number any more."""
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that a setting names; FinetuneError where torch cannot use it."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FinetuneError(f"device: expected one that torch can use, got {name!r} ({reason}); try 'cpu'") from error
+    return device
 
 
 def autocast(amp: bool | str, device: torch.device) -> Any:
@@ -154,6 +166,8 @@ class Stepper:
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     """Let torch compute the same bits each time, within the context."""
+    if torch.cuda.is_available():  # cuBLAS asks for it, once, when it begins
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     enabled, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
