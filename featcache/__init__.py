@@ -30,8 +30,10 @@ _WHERE = {
     "SoftmaxClassifier": "softmax",
     "Suggestions": "labelling",
     "Verifier": "verification",
+    "assemble": "handoff",
     "audit": "hygiene",
     "advise": "advice",
+    "backbone_of_module": "handoff",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "export": "handoff",
@@ -70,6 +72,8 @@ if TYPE_CHECKING:
     from .extraction import plan as plan
     from .features import FeatureSet as FeatureSet
     from .handoff import Bundle as Bundle
+    from .handoff import assemble as assemble
+    from .handoff import backbone_of_module as backbone_of_module
     from .handoff import export as export
     from .handoff import load_bundle as load_bundle
     from .handoff import predict as predict

@@ -1,13 +1,17 @@
-"""The one network class of the hand-off, in a room of its own so that `handoff` imports without torch."""
+"""The network classes of the hand-off, in a room of their own so that `handoff` imports without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassifierNetwork", "JoinLayers", "Standardise"]
+if TYPE_CHECKING:
+    from .preprocess import Preprocess
+
+__all__ = ["AssembledNetwork", "ClassifierNetwork", "JoinLayers", "LowerPart", "Standardise"]
 
 
 class JoinLayers(nn.Module):
@@ -84,7 +88,14 @@ class ClassifierNetwork(nn.Module):
         Labels, in the order of the scores.
     prelude : Standardise, optional
         What stands in front of the head.
+    prepare : nn.Module, optional
+        What images go through before the trunk: uint8 pixels → normalised images.
+    preprocess : Preprocess, optional
+        The recipe from an image to the trunk's input, kept for whoever feeds the network.
     """
+
+    #: Seed of the last random initialisation; None where there was none.
+    initialised_seed: int | None = None
 
     def __init__(
         self,
@@ -94,8 +105,12 @@ class ClassifierNetwork(nn.Module):
         bias: Tensor,
         classes: list[str],
         prelude: Standardise | None = None,
+        prepare: nn.Module | None = None,
+        preprocess: Preprocess | None = None,
     ) -> None:
         super().__init__()
+        self.preprocess = preprocess
+        self.prepare: nn.Module = nn.Identity() if prepare is None else prepare
         self.trunk, self.node, self.classes = trunk, node if isinstance(node, str) else "", classes
         self.join: nn.Module = nn.Identity() if isinstance(node, str) else node
         self.prelude: nn.Module = nn.Identity() if prelude is None else prelude
@@ -106,7 +121,65 @@ class ClassifierNetwork(nn.Module):
             self.head.bias.copy_(bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) → scores (N, n_classes)."""
-        codes = self.trunk(images)
+        """Images (N, C, H, W), normalised or as `prepare` takes them → scores (N, n_classes)."""
+        codes = self.trunk(self.prepare(images))
         joined = codes[self.node].flatten(1) if self.node else self.join(codes)
         return self.head(self.prelude(joined))
+
+
+class AssembledNetwork(nn.Module):
+    """A cut backbone and a module of one's own on top.
+
+    Parameters
+    ----------
+    trunk : nn.Module
+        Images → dict of node → codes.
+    node : str
+        Which of them the top takes, in the shape that it has.
+    top : nn.Module
+        Codes → scores (N, n_classes).
+    classes : list of str
+        Labels, in the order of the scores.
+    prepare, preprocess
+        As for `ClassifierNetwork`.
+    """
+
+    initialised_seed: int | None = None
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        node: str,
+        top: nn.Module,
+        classes: list[str],
+        prepare: nn.Module | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        super().__init__()
+        self.preprocess, self.node, self.classes = preprocess, node, classes
+        self.prepare: nn.Module = nn.Identity() if prepare is None else prepare
+        self.trunk, self.top = trunk, top
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), normalised or as `prepare` takes them → scores (N, n_classes)."""
+        return self.top(self.trunk(self.prepare(images))[self.node])
+
+
+class LowerPart(nn.Module):
+    """The part of a network below a cut.
+
+    Parameters
+    ----------
+    prepare : nn.Module
+        What the network's input goes through first.
+    trunk : nn.Module
+        Normalised images (N, C, H, W) → the tensor at the cut.
+    """
+
+    def __init__(self, prepare: nn.Module, trunk: nn.Module) -> None:
+        super().__init__()
+        self.prepare, self.trunk = prepare, trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network takes → the tensor at the cut (N, …)."""
+        return self.trunk(self.prepare(images))

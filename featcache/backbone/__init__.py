@@ -14,6 +14,7 @@ Importing this package, constructing a `Backbone` and asking for its ``request()
   private cache (``compiling``: the child that makes them, ``native``: calls into them); ``mixed``: which layers must
   stay in float32; ``cuda``: streams through GPUs
 * ``own``: a user's own network instead of torchvision's
+* ``units``: the blocks that a network is built of; ``waking``: what it does in training only
 * ``recorded``: the backbone of a store or a head, found again by what these recorded
 """
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import BackboneError
+from .units import units_of
 
 __all__ = ["Cut", "HookCut", "Traced", "applied_pooling", "pool", "pooled_shape", "trace"]
 
@@ -268,12 +269,24 @@ class Cut(nn.Module):
         Node name → pooling, in the order of the outputs.
     axes : mapping of str to tuple of int
         Node name → axes that pooling goes over.
+
+    Attributes
+    ----------
+    units : tuple of str
+        Paths of the network's units (see `featcache.backbone.units`), also of those that were cut off.
+    names : dict of str to str
+        Name of a node in the graph → its name in the network that was traced.
+    built : tuple of str, dict and int, or None
+        Architecture, keyword arguments and channels of the network, where it is one of torchvision's.
     """
+
+    built: tuple[str, dict[str, Any], int] | None = None
 
     def __init__(self, traced: Traced, poolings: Mapping[str, str], axes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         self.poolings, self.axes = dict(poolings), dict(axes)
-        self.trunk = _cut_graph(traced, list(poolings))
+        self.units = units_of(traced.root)
+        self.trunk, self.names = _cut_graph(traced, list(poolings))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return node → codes, for normalised images `x` (N, C, H, W)."""
@@ -316,7 +329,7 @@ def run_with_hooks(model: nn.Module, x: Tensor, nodes: Sequence[str]) -> dict[st
     return found
 
 
-def _cut_graph(traced: Traced, nodes: Sequence[str]) -> fx.GraphModule:
+def _cut_graph(traced: Traced, nodes: Sequence[str]) -> tuple[fx.GraphModule, dict[str, str]]:
     kept, graph = traced.ancestors(nodes), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     outputs: dict[str, fx.Node] = {}
@@ -331,7 +344,8 @@ def _cut_graph(traced: Traced, nodes: Sequence[str]) -> fx.GraphModule:
             outputs[traced.names[node]] = graph.call_method("clone", (copies[node],)) if used_further else copies[node]
     graph.output(tuple(outputs[name] for name in nodes))
     graph.lint()
-    return fx.GraphModule(traced.root, graph, class_name="Trunk").eval()
+    names = {copy.name: traced.names[node] for node, copy in copies.items() if node in traced.names}
+    return fx.GraphModule(traced.root, graph, class_name="Trunk").eval(), names
 
 
 def pool_all(

@@ -300,7 +300,9 @@ def from_architecture(
     poolings, axes, shapes = poolings_of(
         resolved, wished(resolved, pooling, traced.resolve), traced.shapes, (height, width)
     )
-    module = frozen(cut.Cut(traced, poolings, axes))
+    module = cut.Cut(traced, poolings, axes)
+    module.built = arch, dict(kwargs), channels
+    frozen(module)
     return Network(
         arch=arch,
         module=module,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackboneError
+from ..errors import BackboneError, WeightsError
 from . import cut, weights
 from .network import (
     Network,
@@ -26,8 +26,9 @@ from .network import (
 
 if TYPE_CHECKING:
     from ..preprocess import Preprocess
+    from .frozen import Backbone
 
-__all__ = ["from_module"]
+__all__ = ["from_module", "with_weights"]
 
 
 def from_module(
@@ -80,6 +81,47 @@ def from_module(
         tensors=tuple(upstream),
         channels_last=is_convolutional(module) and _runs_channels_last(module, probe),
     )
+
+
+def with_weights(backbone: Backbone, state: Mapping[str, Tensor], **options: Any) -> Backbone:
+    """Return the backbone of a user's own network with other weights: a copy of the network, loaded with them.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of a user's own network.
+    state : mapping of str to Tensor
+        Tensors by the network's own names, perhaps not all.
+    **options
+        As for `Backbone`; the version stays.
+
+    Raises
+    ------
+    BackboneError
+        When the backbone is of another kind.
+    WeightsError
+        When a tensor has no place in the network, or another shape.
+    """
+    from .frozen import Backbone
+
+    if backbone._kind != "module":
+        raise BackboneError(f"like: expected the backbone of a network of one's own, got {backbone!r}; pass that one")
+    network = _copied(backbone._model)  # type: ignore[arg-type]
+    wanted = network.state_dict()
+    for name, tensor in state.items():
+        # Constants of the graph have names of their own.
+        if name in wanted and wanted[name].shape != tensor.shape:
+            raise WeightsError(
+                f"weights: expected {tuple(wanted[name].shape)} for {name} of {type(network).__name__}, got "
+                f"{tuple(tensor.shape)}; pass the backbone that the network was made with"
+            )
+    if not any(name in wanted for name in state):
+        raise WeightsError(
+            f"weights: expected tensors of {type(network).__name__}, got {', '.join(list(state)[:3]) or 'none'}; pass "
+            "the backbone that the network was made with"
+        )
+    network.load_state_dict({name: tensor for name, tensor in state.items() if name in wanted}, strict=False)
+    return Backbone(network, version=backbone._version, **options)
 
 
 def _runs_channels_last(module: nn.Module, probe: Tensor) -> bool:

@@ -30,7 +30,7 @@ from .arguments import embedded_file, sha256_of
 __all__ = ["LoadReport", "cache_folder", "fetch", "match", "read", "sha256_of", "unwrap"]
 
 _NESTINGS = ("state_dict", "model_state_dict", "model", "net", "module", "model_ema", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "network.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "network.", "trunk.")
 _TIMEOUT_SECONDS = 30
 
 
@@ -255,7 +255,7 @@ def _without_prefix(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) ->
         return sum(name in wanted for name in names)
 
     candidates = frontier = [tensors]
-    for _ in range(3):  # "module._orig_mod.model." happens
+    for _ in range(4):  # "_orig_mod.module.trunk.trunk." happens
         frontier = [_strip(t, p) for t in frontier for p in _PREFIXES if any(k.startswith(p) for k in t)]
         candidates = candidates + frontier
     return max(candidates, key=score)  # the first of equals: as few prefixes as possible

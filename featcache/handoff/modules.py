@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backbone import Backbone
-from ..errors import HeadError
+from ..errors import HandoffError, HeadError
 from ..heads import FittedHead
 from ..heads.linear import network_form
 from .opening import backbone_of, blocks_of_head, open_head
@@ -16,11 +16,19 @@ from .opening import backbone_of, blocks_of_head, open_head
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["to_module"]
+    from ..preprocess import Preprocess
+
+__all__ = ["check_images", "preparation", "to_module"]
+
+IMAGES = ("normalized", "uint8")
 
 
 def to_module(
-    fitted: FittedHead | str | os.PathLike[str], *, weights: Any = None, backbone: Backbone | None = None
+    fitted: FittedHead | str | os.PathLike[str],
+    *,
+    weights: Any = None,
+    backbone: Backbone | None = None,
+    images: str = "normalized",
 ) -> nn.Module:
     """Return backbone and head as one network, the head's standardisation folded into its last layer.
 
@@ -31,12 +39,18 @@ def to_module(
         (centroid, `SearchedHead`), which become a layer; also on several nodes that `join_layers` put together.
     weights, backbone
         As for `predict`.
+    images : {"normalized", "uint8"}, default "normalized"
+        What the network takes. "normalized": float32 (N, C, H, W), as ``fitted.preprocess(image)`` gives one image.
+        "uint8": bytes (N, C, H, W), with the preprocessing inside. Those of the recipe's size (which
+        ``fitted.preprocess.pixels(image)`` gives, channels last) are normalised, bit for bit as the recipe does it.
+        Others, all of one size, are resized and cropped as the recipe says, by torch's antialiased interpolation: some
+        bytes differ by a grey level from Pillow's, which rounds between its two passes. Orientation, transparency and
+        grey images are the caller's matter.
 
     Returns
     -------
     nn.Module
-        Input: float32 of shape (N, C, H, W), normalised (``fitted.preprocess(image)`` gives one such image). Output:
-        scores of shape (N, n_classes); the largest is the class in ``module.classes``, and where the head is a
+        Output: scores of shape (N, n_classes); the largest is the class in ``module.classes``, and where the head is a
         (multinomial) logistic regression, or calibrated, their softmax is its probability. For several labels per
         image one score per label, predicted where it is above 0 (of logreg and softmax the log odds: their sigmoid is
         the probability); for a number the number, of shape (N, 1). In eval mode; `trunk` is frozen
@@ -46,7 +60,9 @@ def to_module(
     ------
     HeadError
         When the head is not linear, or its numbers are out of the range of float32.
-    HandoffError, WeightsError
+    HandoffError
+        For another value of `images`, and as for `predict`.
+    WeightsError
         As for `predict`.
 
     Examples
@@ -58,7 +74,9 @@ def to_module(
     import torch
 
     from .._modules import ClassifierNetwork, JoinLayers, Standardise
+    from ..backbone.waking import trainable
 
+    check_images(images)
     head = open_head(fitted)
     form = network_form(head.estimator)
     W, b, prelude = form.weight, form.bias, None
@@ -74,8 +92,33 @@ def to_module(
     blocks = blocks_of_head(head, network)
     node = head.node if blocks is None else JoinLayers(blocks.nodes, blocks.shapes)
     classes = [head.target] if head.target else [str(c) for c in head.classes_]
-    module = ClassifierNetwork(network.module(), node, torch.from_numpy(W), torch.from_numpy(b), classes, prelude)
+    recipe = network.preprocess
+    module = ClassifierNetwork(
+        trainable(network.module()),
+        node,
+        torch.from_numpy(W),
+        torch.from_numpy(b),
+        classes,
+        prelude,
+        preparation(images, recipe),
+        recipe,
+    )
     return module.eval()
+
+
+def check_images(images: str) -> None:
+    """Raise HandoffError unless `images` is a kind of input that a network can take."""
+    if images not in IMAGES:
+        raise HandoffError(f"images: expected one of {', '.join(IMAGES)}, got {images!r}; correct it")
+
+
+def preparation(images: str, recipe: Preprocess) -> nn.Module | None:
+    """Return the layer that stands before a trunk which is given images of that kind."""
+    if images == "normalized":
+        return None
+    from ..preprocess.inside import PixelsToInput
+
+    return PixelsToInput(recipe)
 
 
 def _check_float32(head: FittedHead, weight: np.ndarray, *others: np.ndarray) -> None:

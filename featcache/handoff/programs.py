@@ -2,8 +2,9 @@
 
 Each format gives the bytes of its file, and the network again from such a file. The latter is only ever done with a
 file that was written a moment ago: `torch.export.load` trusts its file as it would trust a program. It unpickles sample
-inputs and tensor subclasses (falling back to ``weights_only=False``) and evaluates shapes written as Python expressions,
-so that a crafted ``.pt2`` runs whatever it likes. An ONNX graph has no such way out; safetensors has no graph at all.
+inputs and tensor subclasses (falling back to ``weights_only=False``) and evaluates the sizes in the graph as
+expressions, so that a crafted ``.pt2`` runs whatever it likes. ONNX is a graph of known operators and safetensors has
+no graph at all: neither has code.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ def _onnx(module: nn.Module, example: Tensor, text: str) -> bytes:
         output_names=["scores"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
-    proto = program.model_proto
+    proto: Any = program.model_proto
     facts = {KEY: text, "classes": json.dumps(json.loads(text)["classes"])}
     for key, value in sorted(facts.items()):
         entry = proto.metadata_props.add()
@@ -157,7 +158,7 @@ def _run_reference(path: Path) -> Run:
     """Without onnxruntime, by ONNX's own slow reference."""
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(str(path))
+    evaluator: Any = ReferenceEvaluator(str(path))
     return lambda images: np.asarray(evaluator.run(["scores"], {"images": images})[0])
 
 
@@ -169,6 +170,10 @@ def _run_safetensors(path: Path, module: nn.Module) -> Run:
     return run_of(again)
 
 
-_WRITERS = {".pt2": _pt2, ".onnx": _onnx, ".safetensors": _safetensors}
+_WRITERS: dict[str, Callable[..., bytes]] = {".pt2": _pt2, ".onnx": _onnx, ".safetensors": _safetensors}
 #: Ending → what makes a function of a file that `written` gave; the module is the original.
-FORMATS = {".pt2": _run_pt2, ".onnx": _run_onnx, ".safetensors": _run_safetensors}
+FORMATS: dict[str, Callable[[Path, Any], Run]] = {
+    ".pt2": _run_pt2,
+    ".onnx": _run_onnx,
+    ".safetensors": _run_safetensors,
+}

@@ -2,7 +2,7 @@
 
 ``recipe`` holds the recipe, ``fields`` checks its fields, ``resizing`` chooses among the ways to resize: Pillow's,
 ``torch_kernel`` for PyTorch's, ``resampling`` for the exact window of a resized image that Pillow could not hold.
-``views`` draws augmented views.
+``views`` draws augmented views. ``inside`` is a recipe as a layer of a network.
 """
 
 from ..images import DECODERS

@@ -366,22 +366,38 @@ class Preprocess:
         """Return what a scaled decoder must leave of an image: twice what it is resized to."""
         if self.resize is None:
             return None
-        width, height = self._resized(size)
+        width, height = self.resized(size)
         return 2 * width, 2 * height
 
     def _centre(self, picture: Picture) -> np.ndarray:
         """Resize and crop."""
-        size = self._resized(picture.size)
+        size = self.resized(picture.size)
         crop = self._crop or (size[1], size[0])
-        rows, top = _window(size[1], crop[0])
-        columns, left = _window(size[0], crop[1])
+        rows, top = centre_window(size[1], crop[0])
+        columns, left = centre_window(size[0], crop[1])
         kept = window_of(picture, size, columns, rows, self.interpolation, self.resampling)
         out = np.zeros((crop[0], crop[1], self.channels), np.uint8)
         out[top : top + len(rows), left : left + len(columns)] = kept.reshape(len(rows), len(columns), self.channels)
         return out
 
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (width, height) that an image of `size` is resized to: torchvision's rule."""
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return what an image is resized to before the crop, by torchvision's rule.
+
+        Parameters
+        ----------
+        size : (int, int)
+            Width and height in pixels.
+
+        Returns
+        -------
+        (int, int)
+            Width and height in pixels.
+
+        Raises
+        ------
+        ImageError
+            When the image is so elongated that its longer side would exceed 2^24 pixels.
+        """
         if self.resize is None:
             return size
         if isinstance(self.resize, tuple):
@@ -446,7 +462,7 @@ class Preprocess:
         return self.normalize(self.pixels(payload)[None])[0]
 
 
-def _window(length: int, wanted: int) -> tuple[range, int]:
+def centre_window(length: int, wanted: int) -> tuple[range, int]:
     """Return what a centre crop keeps of an axis, and how many zeros come before it: torchvision's rounding."""
     if wanted > length:
         return range(length), (wanted - length) // 2
