@@ -32,9 +32,9 @@ def backbone_tensors(trunk: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a cut backbone by the architecture's own names; HandoffError for another module."""
     from ..backbone.cut import Cut
 
-    if type(trunk) is not Cut:
+    if type(trunk) is not Cut or trunk.built is None:
         raise HandoffError(
-            f"backbone: expected an architecture of torchvision, got your own {type(trunk).__name__}, which cannot be "
+            "backbone: expected an architecture of torchvision, got a network of your own, which cannot be "
             "built again without its code; use weights=False and give it as weights= when predicting"
         )
     state = trunk.trunk.state_dict()
