@@ -22,18 +22,26 @@ from featcache.errors import FeatcacheError, HandoffError, HeadError, WeightsErr
 from featcache.files import Disk
 from featcache.handoff.archive import zip_of
 from featcache.handoff.manifest import _dump
+from featcache.heads import join_layers
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("bundle")
     folder = write_images(tmp / "images", 24, classes=("ant", "bee", "cow"))
+    some = sorted((folder / "bee").iterdir())[:3]
     store = fc.extract(folder, fc.Backbone("embedded"), tmp / "s", precision="fp32", progress=False)
     data = store.load()
     fitted = fc.fit("logreg", data, calibrate=True, reject=0.3, novelty="mahalanobis")
     whole = fc.save_bundle(fitted, tmp / "whole.bundle", training_data=data, metrics={"accuracy": (0.5, 0.4, 0.6)})
     bare = fc.save_bundle(fitted, tmp / "bare.bundle", weights=False)
-    return folder, data, fitted, whole, bare
+    return some, data, fitted, whole, bare
+
+
+@pytest.fixture(scope="module")
+def network(setting, tmp_path_factory):
+    fitted = setting[2]
+    return fc.save_bundle(fc.to_module(fitted), tmp_path_factory.mktemp("network") / "net.bundle", head=fitted)
 
 
 def trained(fitted, **options):
@@ -115,7 +123,8 @@ def test_weights_come_from_the_bundle_and_nowhere_else(setting, tmp_path):
     tensors = fc.Backbone("squeezenet1_1", "random").module().trunk.state_dict()
     torch.save(dict(tensors), tmp_path / "w.pth")
     backbone = fc.Backbone("squeezenet1_1", tmp_path / "w.pth", preprocess={"resize": 64, "crop": 64})
-    store = fc.extract(folder, backbone, tmp_path / "s", precision="fp32", progress=False)
+    images = fc.ImageSource.from_arrays([np.full((64, 64, 3), 20 * i, "u1") for i in range(8)], list("abababab"))
+    store = fc.extract(images, backbone, tmp_path / "s", precision="fp32", progress=False)
     fitted = fc.fit("ridge", store.load())
     whole = fc.save_bundle(fitted, tmp_path / "whole.bundle")
     bare = fc.save_bundle(fitted, tmp_path / "bare.bundle", weights=False)
@@ -201,7 +210,8 @@ def test_heads_that_cannot_be_written_safely_are_refused(setting, tmp_path):
         fc.save_bundle(fc.fit("ridge", fc.FeatureSet(data.X, data.y)), tmp_path / "x.bundle")
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     own = fc.Backbone(net, version="1", preprocess=fc.Preprocess(32, 32))
-    head = fc.fit("ridge", fc.extract(folder, own, tmp_path / "s", precision="fp32", progress=False).load())
+    images = fc.ImageSource.from_arrays([np.full((64, 64, 3), 20 * i, "u1") for i in range(8)], list("abababab"))
+    head = fc.fit("ridge", fc.extract(images, own, tmp_path / "s", precision="fp32", progress=False).load())
     with pytest.raises(HandoffError, match="weights=False"):
         fc.save_bundle(head, tmp_path / "x.bundle", backbone=own)
     assert not (tmp_path / "x.bundle").exists()
@@ -437,13 +447,11 @@ def test_weights_of_another_network_are_refused(setting, tmp_path):
         {"scores": "magic"},
     ],
 )
-def test_a_recipe_that_makes_no_network_is_refused_in_one_line(setting, tmp_path, changes):
-    folder, _, fitted, _, _ = setting
-    bundle = fc.save_bundle(fc.to_module(fitted), tmp_path / "net.bundle", head=fitted)
-    parts = bundle.manifest["network"] | changes
-    (tmp_path / "x.bundle").write_bytes(zip_of(resealed(members_of(bundle.path), network=parts)))
+def test_a_recipe_that_makes_no_network_is_refused_in_one_line(setting, network, tmp_path, changes):
+    parts = network.manifest["network"] | changes
+    (tmp_path / "x.bundle").write_bytes(zip_of(resealed(members_of(network.path), network=parts)))
     with pytest.raises(FeatcacheError) as caught:
-        fc.load_bundle(tmp_path / "x.bundle").predict(folder, progress=False)
+        fc.load_bundle(tmp_path / "x.bundle").predict(setting[0], progress=False)
     assert "\n" not in str(caught.value)
 
 
@@ -520,9 +528,8 @@ def test_heads_of_numbers_and_of_several_labels(setting, tmp_path):
 def test_a_head_on_several_nodes(setting, tmp_path):
     folder = setting[0]
     backbone = make_tiny_backbone(nodes="features.5,features.12")
-    store = fc.extract(folder, backbone, tmp_path / "s", precision="fp32", progress=False)
-    from featcache.heads import join_layers
-
+    images = write_images(tmp_path / "images", 12)
+    store = fc.extract(images, backbone, tmp_path / "s", precision="fp32", progress=False)
     fitted = fc.fit("logreg", join_layers([store.load(node=node) for node in backbone.nodes]))
     expected = fc.predict(fitted, folder, progress=False)
     assert fc.save_bundle(fitted, tmp_path / "h.bundle").predict(folder, progress=False) == expected

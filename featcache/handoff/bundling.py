@@ -175,6 +175,7 @@ def _write(path: Path, facts: dict[str, Any], members: dict[str, bytes], overwri
     members[CARD] = card_of(manifest).encode("utf-8", "backslashreplace")
     members[MANIFEST] = seal(facts, members)
     meant = bundle_of(path, members)
-    meant.backbone() if meant.manifest["weights"]["included"] else None
+    if WEIGHTS in members and HEAD in members:  # a network has been put together again before
+        meant.backbone()
     write_members(path, members, overwrite=overwrite, disk=disk)
     return load_bundle(path, sha256=meant.sha256)
