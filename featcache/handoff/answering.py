@@ -126,6 +126,7 @@ class HeadAnswers:
     """
 
     def __init__(self, head: FittedHead, network: Backbone, device: str) -> None:
+        Backbone.check_device(device)
         self.head, self.network, self.device = head, network, device
         self.recipe = network.preprocess
         self.blocks = blocks_of_head(head, network)
