@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_backbone, write_images
+from conftest import REPOSITORY, make_tiny_backbone, write_images
 
 import featcache as fc
 from featcache.cli import run
@@ -91,6 +91,7 @@ def test_the_file_says_what_it_is(setting, tmp_path, ending):
     assert facts["preprocess"] == fitted.spec["preprocess"] and facts["input"]["shape"] == [None, 3, 64, 64]
     again = fc.export(fitted, tmp_path / f"y{ending}").path
     assert again.read_bytes() == path.read_bytes(), "the same model gives the same bytes"
+    assert str(REPOSITORY).encode() not in path.read_bytes(), "no path of this machine"
 
 
 @pytest.mark.parametrize("ending", FORMATS)

@@ -142,7 +142,7 @@ def _is_model(data: Any, path: Path) -> bool:
             raise HandoffError(f"{path}: expected a head or network to export, got features; fit a head on them first")
         return False
     if not isinstance(data, (str, os.PathLike)):
-        return is_module(data) or type(data).__name__ in ("FittedHead", "Bundle")
+        return to_network or is_module(data) or type(data).__name__ in ("FittedHead", "Bundle")
     place = Path(data)
     if to_network and (place / "store.json").exists():
         raise HandoffError(f"{path}: expected a head or bundle to export, got a store; fit a head on it first")

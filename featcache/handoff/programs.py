@@ -102,6 +102,10 @@ def _pt2(module: nn.Module, example: Tensor, text: str) -> bytes:
 
     with torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    # They hold paths of this machine, and counters that make the same network another file.
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={f"{KEY}.json": text})
     return buffer.getvalue()
@@ -124,6 +128,10 @@ def _onnx(module: nn.Module, example: Tensor, text: str) -> bytes:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     proto: Any = program.model_proto
+    for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
+        kept = [entry for entry in node.metadata_props if not entry.key.endswith("stack_trace")]  # as in _pt2
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
     facts = {KEY: text, "classes": json.dumps(json.loads(text)["classes"])}
     for key, value in sorted(facts.items()):
         entry = proto.metadata_props.add()
