@@ -167,4 +167,4 @@ class HeadError(FeatcacheError, ValueError):
 
 
 class HandoffError(FeatcacheError, ValueError):
-    """A head and images (or codes) that do not belong together."""
+    """A head and images (or codes), or parts of a network, that do not belong together."""

@@ -741,7 +741,7 @@ def test_a_file_of_one_tensor_is_no_state_dict(tmp_path):
 
 
 def test_random_weights_do_not_stand_in_for_a_file(tmp_path):
-    backbone = Backbone("squeezenet1_1", "random")
+    backbone = Backbone("squeezenet1_1", "random", init_seed=3)
     torch.save(backbone.module().state_dict(), tmp_path / "w.pth")
     locator = {"kind": "file", "value": str(tmp_path / "w.pth")}
     with pytest.raises(WeightsError):

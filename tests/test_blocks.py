@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import featcache as fc
-from featcache._modules import ClassifierNetwork
+from featcache._modules import ClassifierNetwork, JoinLayers
 from featcache.backbone import zoo
 from featcache.errors import HandoffError
-from featcache.finetuning import blocks_of, head_parameters, split_after
+from featcache.finetuning import blocks_of, head_parameters, set_training, split_after
 
 #: One small member per family → (blocks at the penultimate node, a few of them).
 FAMILIES = {
@@ -136,6 +136,48 @@ def test_gradients_of_the_upper_part_are_those_of_the_whole():
         activations = lower(x)
     parts = torch.autograd.grad(upper(activations).square().sum(), parameters)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_training_the_upper_part_on_kept_activations_is_training_the_whole():
+    backbone = fc.Backbone("embedded")
+    x, target = image(backbone, 6), torch.tensor([0, 1, 2, 0, 1, 2])
+    names = [block.name for block in blocks_of(network(backbone))]
+    whole, model = network(backbone), network(backbone)
+    lower, upper = split_after(model, names[-3])
+    with torch.no_grad():
+        activations = lower(x)
+    runs = []
+    for net, given, frozen in ((whole, x, names[:-2]), (upper, activations, ())):
+        trained = [p for b in blocks_of(net) if b.name in names[-2:] for p in b.parameters]
+        for name in (*trained, *head_parameters(net)):
+            net.get_parameter(name).requires_grad_(True)
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+        losses = []
+        for _ in range(4):
+            set_training(net, frozen)
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(given), target)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        runs.append(losses)
+    assert runs[0] == runs[1] and runs[0][-1] < runs[0][0]
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_a_head_on_several_nodes_sets_the_deepest_boundary():
+    backbone = fc.Backbone("resnet18", weights="random", nodes="layer2,layer3", preprocess={"crop": 64})
+    shapes = [backbone.output_shapes[node] for node in backbone.nodes]
+    join = JoinLayers(backbone.nodes, shapes)
+    width = sum(math.prod(shape) for shape in shapes)
+    model = ClassifierNetwork(backbone.module(), join, torch.ones(2, width), torch.zeros(2), ["a", "b"]).eval()
+    x = image(backbone)
+    split = [block.name for block in blocks_of(model) if block.boundary]
+    assert split == ["conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]
+    for name in split:
+        lower, upper = split_after(model, name)
+        with torch.no_grad():
+            assert torch.equal(upper(lower(x)), model(x)), name
 
 
 def test_a_boundary_is_a_node_of_the_backbone():

@@ -47,7 +47,8 @@ def with_examples(*rooms):
     "name",
     ["fingerprint", "features", "images.decoding", "preprocess.recipe", "store.feature_store",
      "backbone.frozen", "splits", *with_examples("heads", "softmax", "solvers", "verification"),
-     *with_examples("evaluation", "labelling", "hygiene", "ranking", "advice", "evidence", "reporting")],
+     *with_examples("evaluation", "labelling", "hygiene", "ranking", "advice", "evidence", "reporting"),
+     *with_examples("handoff", "finetuning"), "backbone.units"],
 )  # fmt: skip
 def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(f"featcache.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE)

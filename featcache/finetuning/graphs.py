@@ -169,8 +169,9 @@ def _add_modules(root: nn.Module, sections: Iterable[Section]) -> None:
     owners = {name.rpartition(".")[0]: section for section in sections for name in section.parameters}
     owners |= {name: section for section in sections for name in section.modules}
     named = {section.name: section for section in sections}
+    units = frozenset(named)
     for name, _ in root.named_modules():
-        unit = unit_of(name, frozenset(named))
+        unit = unit_of(name, units)
         section = owners.get(name) if unit is None else named[unit]
         if section is not None and name and name not in section.modules:
             section.modules.append(name)

@@ -111,7 +111,6 @@ def _try(top: nn.Module, shape: tuple[int, ...], classes: int, node: str) -> Non
 
     label = f"top {type(top).__name__} on node {node!r}"
     wanted = f"scores of shape (2, {classes}) for codes of shape {shape}"
-    was = top.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             scores: Tensor = top.eval()(torch.zeros(shape))
@@ -120,7 +119,6 @@ def _try(top: nn.Module, shape: tuple[int, ...], classes: int, node: str) -> Non
             f"{label}: expected {wanted}, got an error ({_line(error)}); fit its first layer to the node, or "
             "name another"
         ) from error
-    top.train(was)
     got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if not isinstance(scores, torch.Tensor) or got != (2, classes) or not scores.is_floating_point():
         raise HandoffError(f"{label}: expected {wanted}, got {got}; give one score per class")

@@ -49,22 +49,27 @@ def initialise(module: Network, seed: int = 0) -> Network:
     --------
     >>> from torch import nn
     >>> top = initialise(nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16, 2)), seed=1)
-    >>> float(top[2].bias.sum()), top.initialised_seed
-    (0.0, 1)
+    >>> bool(top[2].bias.any()), top.initialised_seed
+    (False, 1)
     """
+    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    _draw(module, seed, last=layers[-1] if layers else None)
+    return module
+
+
+def _draw(module: nn.Module, seed: int, last: nn.Module | None = None) -> None:
+    """Initialise a module; `last` is the layer that gives scores, where there is one."""
     import torch
 
     _check_seed(seed)
     _check_device(module)
-    last = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))][-1:]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator as well
-        _initialise(module, last[0] if last else module)
+        _initialise(module, last)
     module.initialised_seed = seed  # type: ignore[assignment]
-    return module
 
 
-def _initialise(layer: nn.Module, last: nn.Module) -> None:
+def _initialise(layer: nn.Module, last: nn.Module | None) -> None:
     from torch import nn
 
     if isinstance(layer, nn.modules.conv._ConvNd):
@@ -74,7 +79,8 @@ def _initialise(layer: nn.Module, last: nn.Module) -> None:
         nn.init.normal_(layer.weight, std=0.01 if layer is last else math.sqrt(2.0 / layer.in_features))
         _zero(layer.bias)
     elif isinstance(layer, nn.MultiheadAttention):
-        layer._reset_parameters()  # those of the layer inside as well
+        layer.out_proj.reset_parameters()
+        layer._reset_parameters()  # zeros that layer's bias, too
         return
     elif callable(reset := getattr(layer, "reset_parameters", None)):  # ones and zeros, of norms
         reset()
@@ -180,7 +186,7 @@ def _restart(trunk: nn.Module, seed: int) -> None:
     from ..backbone.cut import Cut
 
     if not isinstance(trunk, Cut) or trunk.built is None:
-        initialise(trunk, seed)
+        _draw(trunk, seed)
         return
     from ..backbone.zoo import build_random
 

@@ -43,8 +43,8 @@ def to_module(
         What the network takes. "normalized": float32 (N, C, H, W), as ``fitted.preprocess(image)`` gives one image.
         "uint8": bytes (N, C, H, W), with the preprocessing inside. Those of the recipe's size (which
         ``fitted.preprocess.pixels(image)`` gives, channels last) are normalised, bit for bit as the recipe does it.
-        Others, all of one size, are resized and cropped as the recipe says, by torch's antialiased interpolation: some
-        bytes differ by a grey level from Pillow's, which rounds between its two passes. Orientation, transparency and
+        Others, all of one size, are resized and cropped as the recipe says, by torch's antialiased interpolation: few
+        bytes differ from Pillow's, by one grey level (see `featcache.preprocess.inside`). Orientation, transparency and
         grey images are the caller's matter.
 
     Returns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +12,8 @@ from .recipe import Preprocess, centre_window
 
 __all__ = ["PixelsToInput"]
 
-#: Interpolation → torch's mode, and whether it has antialiasing.
-_MODES = {"bilinear": ("bilinear", True), "bicubic": ("bicubic", True), "nearest": ("nearest-exact", False)}
+#: Interpolations that torch has with antialiasing; "nearest" needs none.
+_ANTIALIASED = ("bilinear", "bicubic")
 
 
 class PixelsToInput(nn.Module):
@@ -25,10 +27,12 @@ class PixelsToInput(nn.Module):
     Notes
     -----
     Pixels of the recipe's own `shape` are taken for what ``recipe.pixels(image)`` gives and only normalised, with the
-    same bits as ``recipe.normalize``. Others are resized by torch's antialiased interpolation in float32 and rounded to
-    bytes once; Pillow rounds after each of two passes and has weights of 22 bits, so that some bytes differ by one grey
-    level, seldom more (a test on photographs holds the mean difference below a tenth of a level). Of a recipe with
-    "lanczos", "box" or "hamming", which torch does not have, other sizes are refused.
+    same bits as ``recipe.normalize`` on a CPU. Others are resized as Pillow does it, in two passes each of which is
+    rounded to bytes, with torch's antialiased interpolation in float32. Its weights are not rounded as Pillow's are:
+    few bytes differ, by one grey level, hardly ever by two (a test on photographs holds it to that). More differ, by
+    as little, where ``resize=(height, width)`` changes the aspect: since version 13 Pillow does there the vertical pass
+    first when that saves work. "nearest" takes the pixels that Pillow takes. Of a recipe with "lanczos", "box" or
+    "hamming", which torch does not have, other sizes are refused.
     """
 
     mean: Tensor
@@ -49,7 +53,8 @@ class PixelsToInput(nn.Module):
                 f"pixels: expected uint8 (N, {channels}, H, W), got {pixels.dtype} {tuple(pixels.shape)}; give e.g. "
                 "torch.from_numpy(recipe.pixels(image)).permute(2, 0, 1)[None]"
             )
-        x = pixels.to(torch.float32)
+        # Of one layout whatever that of the pixels, on which the last bits of a convolution depend.
+        x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         if tuple(pixels.shape[2:]) != (height, width):
             x = self._sized(x)
         return (x / 255 - self.mean) / self.std
@@ -57,20 +62,28 @@ class PixelsToInput(nn.Module):
     def _sized(self, x: Tensor) -> Tensor:
         """Resize and crop levels, which stay whole numbers."""
         wide, high = self.recipe.resized((x.shape[3], x.shape[2]))
-        if (high, wide) != tuple(x.shape[2:]):
-            mode, antialias = self._mode()
-            x = nn.functional.interpolate(x, (high, wide), mode=mode, antialias=antialias)
-            x = x.round().clamp(0, 255)
+        for axis, length in ((3, wide), (2, high)):
+            if x.shape[axis] != length:
+                x = self._resized(x, axis, length)
         height, width, _ = self.recipe.shape
         rows, top = centre_window(high, height)
         columns, left = centre_window(wide, width)
         x = x[:, :, rows.start : rows.stop, columns.start : columns.stop]
         return nn.functional.pad(x, (left, width - left - len(columns), top, height - top - len(rows)))
 
-    def _mode(self) -> tuple[str, bool]:
-        if self.recipe.interpolation in _MODES:
-            return _MODES[self.recipe.interpolation]
-        raise PreprocessError(
-            f"pixels: expected images of {self.recipe.shape[0]} × {self.recipe.shape[1]}, as torch has no "
-            f"{self.recipe.interpolation!r} to resize others with; resize them with recipe.pixels(image)"
-        )
+    def _resized(self, x: Tensor, axis: int, length: int) -> Tensor:
+        """Resize one axis."""
+        mode = self.recipe.interpolation
+        if mode == "nearest":
+            # Pillow adds up its steps instead of multiplying them.
+            step = x.shape[axis] / length
+            centres = itertools.accumulate(itertools.repeat(step, length - 1), initial=step * 0.5)
+            return x.index_select(axis, torch.tensor([int(centre) for centre in centres], device=x.device))
+        if mode not in _ANTIALIASED:
+            raise PreprocessError(
+                f"pixels: expected images of {self.recipe.shape[0]} × {self.recipe.shape[1]}, as torch has no {mode!r} "
+                "to resize others with; resize them with recipe.pixels(image)"
+            )
+        size = (x.shape[2], length) if axis == 3 else (length, x.shape[3])
+        x = nn.functional.interpolate(x, size, mode=mode, antialias=True)
+        return (x + 0.5).floor().clamp(0, 255)
