@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -206,7 +208,7 @@ def test_a_missing_extra_is_named(setting, tmp_path, monkeypatch):
 
 @needs_onnx
 def test_without_onnxruntime_onnx_checks_itself(setting, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert fc.export(setting[3], tmp_path / "x.onnx").difference <= 1e-4
 
 
@@ -226,6 +228,11 @@ def test_the_global_state_is_left_alone(setting, tmp_path):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     fc.export(setting[3], tmp_path / "x.pt2")
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()
+
+
+def test_features_are_exported_without_what_heads_need():
+    code = "import sys, featcache as fc; fc.export; assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_differences_are_relative_to_the_largest_score():

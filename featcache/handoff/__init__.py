@@ -1,6 +1,6 @@
 """Hand-off: heads and networks on raw images, as one network, as one bundle, as files of other programs.
 
-* ``opening``: what all of them begin with: a head, its backbone and its nodes
+* ``opening``: what all of them begin with: a head, its backbone and its nodes; ``kinds``: what was given
 * ``predicting``: `predict`, `predict_iter` (``streaming``: images to batches; ``answering``: pixels to lines)
 * ``modules``: `to_module`, backbone and head as one network; ``initialising``: the same from random numbers
 * ``assembling``: `assemble`, one's own network on top; `backbone_of_module`, a trained trunk as a backbone again

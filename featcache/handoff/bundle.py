@@ -50,6 +50,8 @@ class Bundle:
         "thresholds", "training", "metrics", "licence", "versions" and so on.
     sha256 : str
         Digest of the manifest, which holds those of all members: it stands for the whole, as file and as folder.
+    members : dict of str to bytes
+        The files inside.
     """
 
     path: Path
@@ -204,6 +206,11 @@ def load_bundle(path: str | os.PathLike[str], sha256: str | None = None) -> Bund
         larger than it says; for another digest than `sha256`.
     HeadError
         When the head inside is damaged.
+
+    Notes
+    -----
+    A bundle without weights says where they were; to predict, they are read or fetched from there, and verified by
+    their digest. Give `predict` its ``weights=`` to have them taken from nowhere else.
 
     Examples
     --------

@@ -18,8 +18,9 @@ from .answering import Meaning
 from .archive import CARD, HEAD, MANIFEST, WEIGHTS, write_members
 from .bundle import Bundle, bundle_of, load_bundle
 from .card import card_of
+from .kinds import is_module
 from .manifest import counts_of, facts_of_head, facts_of_network, licence_of, metrics_of, read_manifest, seal
-from .opening import backbone_of, is_module, open_head
+from .opening import backbone_of, open_head
 
 if TYPE_CHECKING:
     from torch import nn

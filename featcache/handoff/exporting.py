@@ -12,7 +12,7 @@ from ..features import FeatureSet
 from ..files import Disk
 from ..store import FeatureStore
 from .archive import is_archive
-from .opening import is_module
+from .kinds import is_module
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,8 @@ from ..progress import Progress, progress_for
 from ..sources import ImageSource
 from .answering import Answers, HeadAnswers, Meaning, NetworkAnswers, best, lines_of_head
 from .bundle import Bundle, load_bundle
-from .opening import backbone_of, is_bundle, is_module, open_head
+from .kinds import is_bundle, is_module
+from .opening import backbone_of, open_head
 from .streaming import Item, answered, items_of, items_of_source
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from .answering import Meaning
 from .bundle import Bundle, load_bundle
 from .bundling import save_bundle
 from .checking import TOLERANCE, difference, pixels_of, run_of
+from .kinds import is_bundle, is_module
 from .modules import check_images, to_module
-from .opening import is_bundle, is_module, open_head
+from .opening import open_head
 from .programs import FORMATS, check_installed, written
 
 if TYPE_CHECKING:
