@@ -97,8 +97,10 @@ def as_network(
         else _of_head(opened, head, weights, backbone, images)
     )
     inputs = meaning.inputs(pixels_of(check, meaning.recipe))
-    # Two rows at least: of one, exporters take it that there is never another number.
-    content = written(ending, module, torch.from_numpy(inputs[[0, -1]].copy()), _facts(meaning, inputs))
+    # Two rows at least: of one, exporters take it that there is never another number. And generated ones: a .pt2 keeps
+    # its example, and nobody's images belong in there.
+    example = torch.from_numpy(meaning.inputs(pixels_of(None, meaning.recipe)[:2]).copy())
+    content = written(ending, module, example, _facts(meaning, inputs))
     found: list[float] = []
 
     def verify(file: Path) -> None:
