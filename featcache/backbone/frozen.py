@@ -353,7 +353,7 @@ class Backbone(Working):
     def _kwargs(self) -> dict[str, Any]:
         from . import weights, zoo
 
-        stated = weights.json_in(self._metadata, "kwargs", str(self._weights)) or {}
+        stated = weights.json_in(self._metadata, "kwargs", self._weights) or {}
         return {**zoo.implied_kwargs(self._arch, self._member), **stated, **self._given_kwargs}
 
     def _changed(self, recipe: Preprocess) -> Preprocess:
@@ -363,7 +363,7 @@ class Backbone(Working):
         from ..preprocess import Preprocess
         from . import weights, zoo
 
-        stated = weights.json_in(self._metadata, "preprocess", str(self._weights))
+        stated = weights.json_in(self._metadata, "preprocess", self._weights)
         if stated is not None:
             return Preprocess.from_spec(stated)
         member = self._member

@@ -375,7 +375,7 @@ def _check_hash(path: Path, sha256: str, label: str, advice: str) -> None:
         raise WeightsError(f"{label}: expected SHA-256 {sha256}, got {found}; {advice}")
 
 
-def json_in(metadata: Mapping[str, str], key: str, label: str) -> dict[str, Any] | None:
+def json_in(metadata: Mapping[str, str], key: str, label: object) -> dict[str, Any] | None:
     """Return a JSON object from a safetensors file's metadata, None when it has none under `key`."""
     if key not in metadata:
         return None

@@ -24,7 +24,6 @@ from .options import (
     Quiet,
     Separator,
     Split,
-    Store,
     Target,
     View,
     Views,
@@ -294,65 +293,6 @@ def fit(
         show.fitted_head(fitted, str(path))
 
 
-@app.command(epilog="Example: featcache export flowers.features flowers.h5")
-def export(
-    store: Store,
-    out: Annotated[Path, typer.Argument(help="The file; ends in .h5, .hdf5, .npz or .parquet.", metavar="OUT")],
-    view: View = "main",
-    node: Node = None,
-    label: Label = None,
-    group: Group = None,
-    split: Split = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a store's codes, labels and provenance as one plain file that any program reads."""
-    from ..exchange import export as run_export
-    from . import show
-
-    path = run_export(store, out, view=view, node=node, label=label, group=group, split=split, overwrite=overwrite)
-    written = path.stat().st_size
-    if as_json:
-        show.as_json({"path": str(path), "bytes": written})
-    else:
-        show.say(f"{show.plain(str(path))}: {show.size(written)}")
-
-
-@app.command(epilog="Example: featcache predict flowers.head new.jpg more/")
-def predict(
-    head: Annotated[Path, typer.Argument(help="A file that fit made.", metavar="HEAD")],
-    images: Annotated[list[str], typer.Argument(help="Images and folders of images.", metavar="IMAGE...")],
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="The backbone's weights, if they are no longer where they were.")
-    ] = None,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Predict new images: id, label and its score, separated by tabs.
-
-    Of several labels per image the scores in the same order, separated by commas; of a number id and number.
-    """
-    not_empty(*((image, "IMAGE") for image in images))
-    from ..handoff import predict as run_predict
-    from . import show
-
-    rows = run_predict(
-        head,
-        images,
-        weights=weights,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        progress=False if quiet else "auto",
-    )
-    show.as_json(rows) if as_json else show.predictions(rows)
-    if any("error" in row for row in rows):
-        raise typer.Exit(1)
-
-
 @app.command(epilog="Example: featcache backbones resnet50 --nodes")
 def backbones(
     name: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
@@ -397,6 +337,7 @@ def _shape(shape: Any) -> str:
 
 # Their verbs are registered after these, in the order of the help.
 # isort: off
+from . import deploying as deploying  # noqa: E402
 from . import comparing as comparing  # noqa: E402
 from . import reporting as reporting  # noqa: E402
 from . import auditing as auditing  # noqa: E402

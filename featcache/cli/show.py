@@ -12,6 +12,7 @@ __all__ = [
     "collected",
     "compacted",
     "diff",
+    "exported",
     "extraction",
     "fitted_head",
     "info",
@@ -250,9 +251,25 @@ def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
         if "error" in row:
             note(plain(f"{row['id']}: {row['error']}"))
             continue
-        answer = [f"{row['value']:.6g}"] if "value" in row else [plain(row["label"]), _shown_scores(row)]
+        answer = [f"{row['value']:.6g}"] if "value" in row else _labels(row)
         flags = ["rejected"] * (not row.get("accepted", True)) + ["novel"] * row.get("novelty", {}).get("novel", False)
         say("\t".join([plain(row["id"]), *answer, ",".join(flags)]).rstrip("\t"))
+
+
+def _labels(row: Mapping[str, Any]) -> list[str]:
+    """The label and its score, or those that were asked for."""
+    if "top" not in row:
+        return [plain(row["label"]), _shown_scores(row)]
+    return [cell for entry in row["top"] for cell in (plain(entry["label"]), f"{entry['score']:.4f}")]
+
+
+def exported(facts: Mapping[str, Any]) -> None:
+    """Print what was exported."""
+    say(f"{plain(facts['path'])}: {size(facts['bytes'])}")
+    if facts.get("difference") is not None:
+        say(f"largest difference of a score {facts['difference']:.1e} on {facts['images']} images")
+    if "sha256" in facts:
+        say(f"sha256 {facts['sha256']}")
 
 
 def _shown_scores(row: Mapping[str, Any]) -> str:

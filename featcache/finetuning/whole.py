@@ -211,7 +211,7 @@ class WholeRun:
         return result
 
     def _bundled(self, model: nn.Module, feed: ImageFeed, outcome: Outcome | None) -> Path | None:
-        from ..handoff.bundle import save_bundle
+        from ..handoff.bundling import save_bundle
 
         path = self.folder / "model.bundle"
         train = feed.labels[np.asarray(feed.rows["train"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -42,13 +42,15 @@ class Meaning:
     Attributes
     ----------
     spec : dict
-        Spec of the codes at the network's node: "backbone" and "preprocess".
+        Spec of the codes at the network's node: "preprocess", and "backbone" where it is known.
     classes : tuple of str
         Labels, in the order of the scores; empty for a number.
     separator, target : str
         As in `FittedHead`.
     scores : {"softmax", "sigmoid", "raw"}
         How scores become what `predict` gives.
+    images : {"normalized", "uint8"}
+        What the network takes, as in `to_module`.
     """
 
     spec: dict[str, Any]
@@ -56,6 +58,7 @@ class Meaning:
     separator: str = ""
     target: str = ""
     scores: str = "softmax"
+    images: str = "normalized"
 
     def __post_init__(self) -> None:
         if self.scores not in SCORES:
@@ -74,10 +77,39 @@ class Meaning:
         classes = () if head.target else tuple(str(c) for c in head.classes_)
         return cls(dict(head.spec), classes, head.separator, head.target, scores or usual)
 
+    @classmethod
+    def of_module(cls, module: nn.Module, head: FittedHead | None = None, scores: str | None = None) -> Meaning:
+        """Return what the scores of a network mean: by itself, and by the head that it was made of."""
+        from ..preprocess.inside import PixelsToInput
+
+        recipe: Any = getattr(module, "preprocess", None)
+        if head is None and not isinstance(recipe, Preprocess):
+            raise HandoffError(
+                f"network {type(module).__name__}: how to preprocess images is unknown; give head=, the fitted head "
+                "that it was made of, or a network of to_module or assemble"
+            )
+        images = "uint8" if isinstance(getattr(module, "prepare", None), PixelsToInput) else "normalized"
+        own = [str(name) for name in getattr(module, "classes", [])]
+        if head is None:
+            return cls({"preprocess": recipe.spec()}, tuple(own), scores=scores or "softmax", images=images)
+        found = cls.of(head, scores)
+        if own and own != (list(found.classes) or [found.target]):
+            raise HandoffError(
+                f"network: expected the classes of the head, got {', '.join(own[:5])}; give the head it was made of"
+            )
+        spec = found.spec | ({"preprocess": recipe.spec()} if isinstance(recipe, Preprocess) else {})
+        return replace(found, spec=spec, images=images)
+
     @property
     def recipe(self) -> Preprocess:
         """How an image becomes pixels."""
         return Preprocess.from_spec(self.spec["preprocess"])
+
+    def inputs(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels, uint8 (N, H, W, C), as the network takes them."""
+        if self.images == "uint8":
+            return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return self.recipe.normalize(pixels)
 
 
 class HeadAnswers:
@@ -94,6 +126,7 @@ class HeadAnswers:
     """
 
     def __init__(self, head: FittedHead, network: Backbone, device: str) -> None:
+        Backbone.check_device(device)
         self.head, self.network, self.device = head, network, device
         self.recipe = network.preprocess
         self.blocks = blocks_of_head(head, network)
@@ -126,7 +159,7 @@ class NetworkAnswers:
         """Answer for uint8 pixels (N, H, W, C)."""
         import torch
 
-        images = torch.from_numpy(self.recipe.normalize(pixels)).to(self.device)
+        images = torch.from_numpy(self.meaning.inputs(pixels)).to(self.device)
         try:
             with torch.inference_mode():
                 scores = self.module(images).double().cpu().numpy()

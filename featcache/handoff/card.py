@@ -48,9 +48,11 @@ def card_of(manifest: Mapping[str, Any]) -> str:
 def _what(manifest: Mapping[str, Any]) -> list[str]:
     backbone, head = manifest["spec"].get("backbone", {}), manifest["head"]
     network = manifest["kind"] == "network"
-    first = (
-        "A whole network with weights of its own" if network else f"A head ({safe(head['name'])}) on a frozen backbone"
-    )
+    first = "A whole network with weights of its own"
+    if not network:
+        first = f"A head ({safe(head['name'])}) on a frozen backbone"
+    elif head:
+        first += f", begun from a head ({safe(head['name'])})"
     answer = f"the number {safe(manifest['target'])}" if manifest["target"] else _classes(manifest)
     lines = [safe(manifest["description"])] if manifest["description"] else []
     return [
@@ -155,7 +157,7 @@ def _known(value: Any) -> str:
 
 def _size(value: Any) -> str:
     if isinstance(value, list):
-        return " × ".join(map(str, value))
+        return ", ".join(map(str, value))
     return "their own size" if value is None else str(value)
 
 

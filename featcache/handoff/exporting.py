@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backbone import Backbone
-from ..backbone.arguments import version_of
 from ..errors import HandoffError
 from ..exchange import export as export_features
 from ..features import FeatureSet
-from ..files import DISK, Disk, publish, unique_name
-from ..heads import FittedHead
+from ..files import Disk
 from ..store import FeatureStore
-from .answering import Meaning
-from .bundle import Bundle, load_bundle, save_bundle
-from .checking import TOLERANCE, difference, pixels_of, run_of
-from .modules import to_module
-from .opening import is_bundle, is_module, open_head
-from .programs import FORMATS, check_installed, written
+from .archive import is_archive
+from .kinds import is_module
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Exported", "export"]
+    from ..backbone import Backbone
+    from ..heads import FittedHead
+    from .bundle import Bundle
+    from .publishing import Exported
 
-_OF_BUNDLES = ("", ".bundle", ".zip")
+__all__ = ["export"]
 
-
-@dataclass(frozen=True)
-class Exported:
-    """A model that was exported.
-
-    Attributes
-    ----------
-    path : Path
-        The file, or the folder of a bundle.
-    bytes : int
-        Its size.
-    sha256 : str
-        Of the file; of a bundle the digest that `load_bundle` takes.
-    difference : float or None
-        Largest difference between a score of the file, read back, and of the original, as a share of the largest score
-        where that is above 1. None for a bundle, whose tensors were compared to the last bit.
-    images : int
-        How many images that was measured on; 0 for a bundle.
-    """
-
-    path: Path
-    bytes: int
-    sha256: str
-    difference: float | None = None
-    images: int = 0
-
-    def __fspath__(self) -> str:
-        return str(self.path)
+#: Endings of networks, and of bundles ("": a folder).
+_NETWORKS, _BUNDLES = (".pt2", ".onnx", ".safetensors"), (".bundle", ".zip", "")
 
 
 def export(
@@ -72,6 +38,7 @@ def export(
     group: str | None = None,
     split: str | None = None,
     head: FittedHead | str | os.PathLike[str] | None = None,
+    images: str = "normalized",
     check: Any = None,
     weights: Any = None,
     backbone: Backbone | None = None,
@@ -91,13 +58,15 @@ def export(
         ``ids``, …; no pickle inside) or ``.parquet`` (columns ``id``, ``label``, …, ``features``; needs pyarrow), with
         spec, fingerprint, node and locator as text: root attributes, arrays, metadata; `read_features` brings all of
         it back. For models ``.pt2`` (`torch.export`), ``.onnx`` (the extra ``featcache[onnx]``; input "images", output
-        "scores") or ``.safetensors`` (tensors alone), each for any number of normalised images, with classes and
+        "scores") or ``.safetensors`` (tensors alone), each for any number of images, with classes and
         preprocessing as JSON inside (an extra file, metadata); ``.bundle`` or ``.zip``, or no ending for a folder: see
         `save_bundle`.
     view, node, label, group, split
         What to take of a store, as in `FeatureStore.load`.
     head : FittedHead or path, default=None
-        Of a network: the head that it was made of, whose spec says how images are preprocessed.
+        Of a network: the head that it was made of, as for `predict`.
+    images : {"normalized", "uint8"}, default="normalized"
+        What the network of a head takes, as in `to_module`; with "uint8" images of the recipe's size.
     check : images, default=None
         Images, as `ImageSource.open` takes them, on which the written file is compared with the original; None:
         generated ones.
@@ -146,12 +115,18 @@ def export(
         _refuse(model, "a model", "features")
         return export_features(data, path, **choice, overwrite=overwrite, disk=disk)  # type: ignore[arg-type]
     _refuse({key: value for key, value in choice.items() if value != "main"}, "a store", "a model")
-    opened = _opened(data, path)
-    if path.suffix.lower() in _OF_BUNDLES:
-        _refuse({"check": check, "weights": weights}, "another format", "a bundle")
-        bundle = save_bundle(opened, path, head=head, backbone=backbone, overwrite=overwrite, disk=disk)
-        return Exported(path, sum(map(len, bundle.members.values())), bundle.sha256)
-    return _export_network(opened, path, model, overwrite, disk or DISK)
+    if path.suffix.lower() not in (*_NETWORKS, *_BUNDLES):
+        raise HandoffError(
+            f"{path}: expected a name for a model, ending in {', '.join(_NETWORKS)}, .bundle or .zip, or without an "
+            f"ending for a folder, got {path.suffix!r}; give one of these"
+        )
+    from .publishing import as_bundle, as_network
+
+    if path.suffix.lower() not in _BUNDLES:
+        return as_network(data, path, **model, images=images, overwrite=overwrite, disk=disk)
+    own = {"check": check, "weights": weights, "images": None if images == "normalized" else images}
+    _refuse(own, "a file of a network", "a bundle")
+    return as_bundle(data, path, head=head, backbone=backbone, overwrite=overwrite, disk=disk)
 
 
 def _refuse(given: dict[str, Any], wanted: str, got: str) -> None:
@@ -160,115 +135,15 @@ def _refuse(given: dict[str, Any], wanted: str, got: str) -> None:
 
 
 def _is_model(data: Any, path: Path) -> bool:
-    """Whether a model is meant: what is no store, or by the ending of the name."""
+    """Whether a model is meant: by what it is, or by the ending of the name."""
+    to_network = path.suffix.lower() in _NETWORKS
     if isinstance(data, (FeatureSet, FeatureStore)):
-        if path.suffix.lower() in FORMATS:
+        if to_network:
             raise HandoffError(f"{path}: expected a head or network to export, got features; fit a head on them first")
         return False
-    if isinstance(data, (FittedHead, Bundle)) or is_module(data):
-        return True
     if not isinstance(data, (str, os.PathLike)):
-        return False
+        return to_network or is_module(data) or type(data).__name__ in ("FittedHead", "Bundle")
     place = Path(data)
-    return place.is_file() or is_bundle(place) or path.suffix.lower() in FORMATS
-
-
-def _opened(data: Any, path: Path) -> FittedHead | Bundle | nn.Module:
-    if path.suffix.lower() not in (*FORMATS, *_OF_BUNDLES):
-        raise HandoffError(
-            f"{path}: expected a name for a model, ending in {', '.join(FORMATS)}, .bundle or .zip, or without an "
-            f"ending for a folder, got {path.suffix!r}; give one of these"
-        )
-    if isinstance(data, Bundle) or is_module(data):
-        opened = data
-    else:
-        if isinstance(data, (str, os.PathLike)) and (Path(data) / "store.json").exists():
-            raise HandoffError(f"{path}: expected a head or bundle to export, got a store; fit a head on it first")
-        opened = load_bundle(data) if is_bundle(data) else open_head(data)
-    if isinstance(opened, Bundle) and path.suffix.lower() in _OF_BUNDLES:
-        raise HandoffError(f"{path}: expected a head or network to make a bundle of, got a bundle; copy it as it is")
-    return opened
-
-
-def _export_network(opened: Any, path: Path, model: dict[str, Any], overwrite: bool, disk: Disk) -> Exported:
-    import torch
-
-    ending = path.suffix.lower()
-    _check_target(path, overwrite)
-    check_installed(ending)
-    module, meaning = _network_of(opened, model)
-    pixels = pixels_of(model["check"], meaning.recipe)
-    inputs = meaning.recipe.normalize(pixels)
-    # Two rows at least: of one, exporters take it that there is never another number.
-    example = torch.from_numpy(inputs[[0, -1]].copy())
-    facts = {
-        "featcache": version_of("featcache"),
-        "classes": list(meaning.classes) or [meaning.target],
-        "separator": meaning.separator,
-        "target": meaning.target,
-        "scores": meaning.scores,
-        "input": {"name": "images", "layout": "NCHW", "dtype": "float32", "shape": [None, *inputs.shape[1:]]},
-        "preprocess": meaning.spec["preprocess"],
-        "backbone": meaning.spec.get("backbone"),
-    }
-    content = written(ending, module, example, facts)
-    found: list[float] = []
-
-    def verify(file: Path) -> None:
-        found.append(difference(run_of(module), FORMATS[ending](file, module), inputs))
-        if not found[0] <= TOLERANCE:
-            raise HandoffError(
-                f"{path}: expected the scores of the original within {TOLERANCE:g} of the largest, got a difference of "
-                f"{found[0]:.3g} on {len(inputs)} images, so nothing was written; try another format, and report it"
-            )
-
-    _publish(path, content, verify, overwrite, disk)
-    return Exported(path, len(content), hashlib.sha256(content).hexdigest(), found[0], len(inputs))
-
-
-def _network_of(opened: Any, model: dict[str, Any]) -> tuple[nn.Module, Meaning]:
-    head, weights, backbone = model["head"], model["weights"], model["backbone"]
-    if is_module(opened):
-        _refuse({"weights": weights, "backbone": backbone}, "a head", "a network")
-        if head is None:
-            raise HandoffError(
-                "network: how to preprocess images is unknown; give head=, the fitted head it was made of"
-            )
-        return copy.deepcopy(opened).cpu().eval().requires_grad_(False), Meaning.of(open_head(head))
-    _refuse({"head": head}, "a network that was made of it", "a head or bundle")
-    if isinstance(opened, Bundle):
-        return opened.module(weights=weights, backbone=backbone).requires_grad_(False), opened.meaning
-    module = to_module(opened, weights=weights, backbone=backbone)
-    return module.requires_grad_(False), Meaning.of(opened)
-
-
-def _check_target(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise HandoffError(f"{path}: expected the name of a file, got a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise HandoffError(f"{path}: expected a folder {str(path.parent)!r} to write to, got none; make it first")
-    if os.path.lexists(path) and not overwrite:
-        raise HandoffError(f"{path}: exists already; give another name, or allow replacing it (overwrite)")
-
-
-def _publish(path: Path, content: bytes, verify: Any, overwrite: bool, disk: Disk) -> None:
-    """Write under a temporary name, sync, read back and compare, and only then give it its name."""
-    # The ending stays, since readers go by it.
-    temporary = path.with_name(f".{path.stem}.{unique_name('.tmp')}{path.suffix.lower()}")
-    try:
-        disk.write(temporary, content)
-        if not overwrite:
-            publish(temporary, path, verify=verify, disk=disk)
-            return
-        disk.fsync(temporary)
-        verify(temporary)
-        disk.rename(temporary, path)
-        disk.fsync_folder(path.parent)
-    except FileExistsError:
-        raise HandoffError(f"{path}: exists already; give another name, or allow replacing it (overwrite)") from None
-    except OSError as error:
-        reason = " ".join(str(error.strerror or error).split())
-        raise HandoffError(f"{path}: cannot be written: {reason}; look at the folder and the free space") from error
-    finally:
-        with contextlib.suppress(OSError):
-            disk.unlink(temporary)
+    if to_network and (place / "store.json").exists():
+        raise HandoffError(f"{path}: expected a head or bundle to export, got a store; fit a head on it first")
+    return place.is_file() or is_archive(place) or to_network

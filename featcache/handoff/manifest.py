@@ -78,13 +78,15 @@ def facts_of_head(head: FittedHead) -> dict[str, Any]:
     )
 
 
-def facts_of_network(head: FittedHead, meaning: Meaning, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest says of a network that was made of a head: the head's guards do not hold for it."""
-    facts = facts_of_head(head)
-    started = {"name": head.head, "params": facts["head"]["params"], "scores": {}, "metric": head.metric}
-    return facts | {
+def facts_of_network(head: FittedHead | None, meaning: Meaning, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of a network, perhaps made of a head: the head's guards do not hold for it."""
+    started = {"name": head.head, "params": _finite(_plain(head.params))} if head else {}
+    return {
         "classes": list(meaning.classes),
+        "separator": meaning.separator,
+        "target": meaning.target,
         "spec": _finite(spec),
+        "node": ",".join(spec["backbone"]["nodes"]),
         "temperature": None,
         "thresholds": {"reject": None, "novelty": None},
         "notes": [],

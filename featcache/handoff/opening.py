@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone
@@ -13,20 +11,8 @@ from ..errors import HandoffError
 from ..heads import FittedHead
 from ..heads.layers import LayerBlocks
 from ..heads.views import views_of
-from .archive import is_archive
 
-__all__ = ["backbone_of", "blocks_of_head", "is_bundle", "is_module", "open_head"]
-
-
-def is_module(thing: Any) -> bool:
-    """Whether something is a network; imports no torch, since without it nothing is."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(thing, torch.nn.Module)
-
-
-def is_bundle(path: Any) -> bool:
-    """Whether something is the path of a bundle."""
-    return isinstance(path, (str, os.PathLike)) and is_archive(Path(path))
+__all__ = ["backbone_of", "blocks_of_head", "open_head"]
 
 
 def open_head(fitted: Any) -> FittedHead:

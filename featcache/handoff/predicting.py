@@ -14,7 +14,8 @@ from ..progress import Progress, progress_for
 from ..sources import ImageSource
 from .answering import Answers, HeadAnswers, Meaning, NetworkAnswers, best, lines_of_head
 from .bundle import Bundle, load_bundle
-from .opening import backbone_of, is_bundle, is_module, open_head
+from .kinds import is_bundle, is_module
+from .opening import backbone_of, open_head
 from .streaming import Item, answered, items_of, items_of_source
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ def predict(
     Parameters
     ----------
     fitted : FittedHead, Bundle, nn.Module or path
-        The head or bundle, or the file it was saved to; or a network of `to_module`, fine-tuned or not.
+        The head or bundle, or the file it was saved to; or a network of `to_module` or `assemble`, fine-tuned or not.
     images : path, list of paths, folder, arrays, PIL images, ImageSource, iterator or FeatureSet
         What to predict. Codes (a FeatureSet) must have the head's own spec. An iterator as for `predict_iter`, which
         does not wait for its end.
     head : FittedHead or path, default=None
-        Of a network: the head that it was made of, which says how images are preprocessed and what scores mean.
+        Of a network: the head that it was made of, where several labels per image, a number, or scores that are no
+        log odds are predicted; and of a network that does not know its own preprocessing.
     top_k : int, default=None
         So many labels with the highest scores, instead of the scores of all.
     weights : optional
@@ -70,9 +72,9 @@ def predict(
         the best first. A head fitted with `reject` adds ``"accepted"``: whether it is sure enough; one
         fitted with `novelty` adds ``"novelty": {"score", "novel"}``, novel where the score is above 0. A head for
         several labels per image joins them in ``"label"`` and lists them in ``"labels"``; one for numbers gives
-        ``{"id", "value"}``. A network gives the softmax of its scores where its head had probabilities (the sigmoid
-        for several labels), and its scores otherwise; `reject` and `novelty` belong to the head's codes, which
-        fine-tuning changes, so it gives neither.
+        ``{"id", "value"}``. A network gives the softmax of its scores; with `head`, its scores as they are where
+        the head has no probabilities, and the sigmoid for several labels. `reject` and `novelty` belong to the head's
+        codes, which fine-tuning changes, so a network gives neither.
 
     Raises
     ------
@@ -181,14 +183,10 @@ def _of_codes(model: Any, codes: FeatureSet, top_k: int | None) -> list[dict[str
 def _answers(model: Any, head: Any, weights: Any, backbone: Backbone | None, device: str, top_k: int | None) -> Answers:
     target = Backbone.usual_device() if device == "auto" else device
     if is_module(model):
-        if head is None:
-            raise HandoffError(
-                "network: how to preprocess images is unknown; give head=, the fitted head that it was made of"
-            )
         given = {"weights": weights, "backbone": backbone}
         if wrong := [name for name, value in given.items() if value is not None]:
             raise HandoffError(f"{wrong[0]}: expected a head to find the backbone of, got a network; leave it out")
-        meaning = Meaning.of(open_head(head))
+        meaning = Meaning.of_module(model, None if head is None else open_head(head))
         _check_top(meaning.target, top_k)
         return NetworkAnswers(model, meaning, target)
     if head is not None:

@@ -2,8 +2,9 @@
 
 Each format gives the bytes of its file, and the network again from such a file. The latter is only ever done with a
 file that was written a moment ago: `torch.export.load` trusts its file as it would trust a program. It unpickles sample
-inputs and tensor subclasses (falling back to ``weights_only=False``) and evaluates shapes written as Python expressions,
-so that a crafted ``.pt2`` runs whatever it likes. An ONNX graph has no such way out; safetensors has no graph at all.
+inputs and tensor subclasses (falling back to ``weights_only=False``) and evaluates the sizes in the graph as
+expressions, so that a crafted ``.pt2`` runs whatever it likes. ONNX is a graph of known operators and safetensors has
+no graph at all: neither has code.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,10 @@ def _pt2(module: nn.Module, example: Tensor, text: str) -> bytes:
 
     with torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    # They hold paths of this machine, and counters that make the same network another file.
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={f"{KEY}.json": text})
     return buffer.getvalue()
@@ -122,7 +127,11 @@ def _onnx(module: nn.Module, example: Tensor, text: str) -> bytes:
         output_names=["scores"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
-    proto = program.model_proto
+    proto: Any = program.model_proto
+    for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
+        kept = [entry for entry in node.metadata_props if not entry.key.endswith("stack_trace")]  # as in _pt2
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
     facts = {KEY: text, "classes": json.dumps(json.loads(text)["classes"])}
     for key, value in sorted(facts.items()):
         entry = proto.metadata_props.add()
@@ -157,7 +166,7 @@ def _run_reference(path: Path) -> Run:
     """Without onnxruntime, by ONNX's own slow reference."""
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(str(path))
+    evaluator: Any = ReferenceEvaluator(str(path))
     return lambda images: np.asarray(evaluator.run(["scores"], {"images": images})[0])
 
 
@@ -169,6 +178,10 @@ def _run_safetensors(path: Path, module: nn.Module) -> Run:
     return run_of(again)
 
 
-_WRITERS = {".pt2": _pt2, ".onnx": _onnx, ".safetensors": _safetensors}
+_WRITERS: dict[str, Callable[..., bytes]] = {".pt2": _pt2, ".onnx": _onnx, ".safetensors": _safetensors}
 #: Ending → what makes a function of a file that `written` gave; the module is the original.
-FORMATS = {".pt2": _run_pt2, ".onnx": _run_onnx, ".safetensors": _run_safetensors}
+FORMATS: dict[str, Callable[[Path, Any], Run]] = {
+    ".pt2": _run_pt2,
+    ".onnx": _run_onnx,
+    ".safetensors": _run_safetensors,
+}

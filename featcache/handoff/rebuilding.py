@@ -6,6 +6,7 @@ them. Whoever has put a module of their own in between keeps it as .pt2 or ONNX,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from ..backbone import Backbone
 from ..errors import HandoffError
 from ..preprocess import Preprocess
 from .answering import Meaning
+from .checking import TOLERANCE, difference, pixels_of, run_of
+from .modules import check_images, preparation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,9 +32,9 @@ def backbone_tensors(trunk: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a cut backbone by the architecture's own names; HandoffError for another module."""
     from ..backbone.cut import Cut
 
-    if type(trunk) is not Cut:
+    if type(trunk) is not Cut or trunk.built is None:
         raise HandoffError(
-            f"backbone: expected an architecture of torchvision, got your own {type(trunk).__name__}, which cannot be "
+            "backbone: expected an architecture of torchvision, got a network of your own, which cannot be "
             "built again without its code; use weights=False and give it as weights= when predicting"
         )
     state = trunk.trunk.state_dict()
@@ -58,7 +61,7 @@ def pack_network(module: nn.Module, meaning: Meaning) -> tuple[dict[str, Tensor]
     module : nn.Module
         A network of `to_module`, fine-tuned or not.
     meaning : Meaning
-        Its spec says architecture, nodes, pooling and preprocessing.
+        Its spec says preprocessing.
 
     Returns
     -------
@@ -67,31 +70,33 @@ def pack_network(module: nn.Module, meaning: Meaning) -> tuple[dict[str, Tensor]
     parts : dict
         What stands between backbone and last layer, JSON types.
     spec : dict
-        That of `meaning`, with the digest of these tensors.
+        That of its codes, with the digest of these tensors.
 
     Raises
     ------
     HandoffError
-        For a network with modules of one's own, or of another architecture than the spec's.
+        For a network with modules of one's own.
     """
     parts = _parts(module)
-    wanted = meaning.spec["backbone"]
-    if wanted.get("version") is not None:
-        raise HandoffError(f"network: its backbone {wanted['arch']} is your own and cannot be rebuilt; {_OTHERWISE}")
-    tensors = {_FROM + name: tensor for name, tensor in backbone_tensors(module.trunk).items()}  # type: ignore[arg-type]
+    trunk: Any = module.trunk
+    if trunk.built is None:
+        raise HandoffError(f"network: its backbone is your own and cannot be built again; {_OTHERWISE}")
+    tensors = {_FROM + name: tensor for name, tensor in backbone_tensors(trunk).items()}
+    arch, kwargs, _ = trunk.built
     backbone = Backbone(
-        wanted["arch"],
+        arch,
         {name.removeprefix(_FROM): tensor for name, tensor in tensors.items()},
-        nodes=wanted["nodes"],
-        pooling=dict(wanted["pooling"]),
+        nodes=list(trunk.poolings),
+        pooling=dict(trunk.poolings),
         preprocess=Preprocess.from_spec(meaning.spec["preprocess"]),
-        model_kwargs=wanted.get("kwargs", {}),
+        model_kwargs=kwargs,
     )
+    parts |= {"images": meaning.images, "kwargs": dict(kwargs)}
     for name in ("head", "prelude"):
         state = getattr(module, name).state_dict()
         tensors |= {f"{name}.{key}": tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
     spec = {**meaning.spec, **backbone.spec}
-    _check_same(module, rebuild_network(tensors, parts, spec, list(meaning.classes) or [meaning.target]))
+    _check_same(module, rebuild_network(tensors, parts, spec, list(meaning.classes) or [meaning.target]), meaning)
     return tensors, parts, spec
 
 
@@ -99,10 +104,16 @@ def _parts(module: nn.Module) -> dict[str, Any]:
     from torch import nn
 
     from .._modules import ClassifierNetwork, JoinLayers, Standardise
+    from ..backbone.cut import Cut
 
-    own = [type(module)] if type(module) is not ClassifierNetwork else []
+    own = [] if type(module) is ClassifierNetwork else [type(module)]
     if not own:
-        allowed = {"join": (nn.Identity, JoinLayers), "prelude": (nn.Identity, Standardise), "head": (nn.Linear,)}
+        allowed: dict[str, tuple[type, ...]] = {
+            "trunk": (Cut,),
+            "join": (nn.Identity, JoinLayers),
+            "prelude": (nn.Identity, Standardise),
+            "head": (nn.Linear,),
+        }
         own = [
             type(getattr(module, name)) for name, types in allowed.items() if type(getattr(module, name)) not in types
         ]
@@ -122,18 +133,29 @@ def rebuild_network(
 ) -> nn.Module:
     """Put a network together again; in eval mode, the trunk frozen, as `to_module` gives it."""
     from .._modules import ClassifierNetwork, JoinLayers, Standardise
+    from ..backbone.waking import trainable
 
+    check_images(parts["images"])
     joined, raised = parts["join"], parts["prelude"]
     node = JoinLayers(joined["nodes"], [tuple(s) for s in joined["shapes"]]) if joined else parts["node"]
     prelude = None
     if raised:
         prelude = Standardise(tensors["prelude.shift"], tensors["prelude.scale"], raised["power"], raised["unit"])
-    trunk = rebuild_backbone(tensors, spec).module()
-    return ClassifierNetwork(trunk, node, tensors["head.weight"], tensors["head.bias"], classes, prelude).eval()
+    backbone = rebuild_backbone(tensors, spec, parts["kwargs"])
+    return ClassifierNetwork(
+        trainable(backbone.module()),
+        node,
+        tensors["head.weight"],
+        tensors["head.bias"],
+        classes,
+        prelude,
+        preparation(parts["images"], backbone.preprocess),
+        backbone.preprocess,
+    ).eval()
 
 
-def _check_same(module: nn.Module, again: nn.Module) -> None:
-    """Raise HandoffError unless every tensor of a network is in the one put together again, to the last bit."""
+def _check_same(module: nn.Module, again: nn.Module, meaning: Meaning) -> None:
+    """Raise HandoffError unless a network has the tensors of the one put together again, and computes the same."""
     import torch
 
     ours, theirs = (
@@ -144,7 +166,14 @@ def _check_same(module: nn.Module, again: nn.Module) -> None:
         n for n in theirs if n not in ours
     ]
     if differ:
+        where = ", ".join(differ[:3])
         raise HandoffError(
-            f"network: expected tensors that can be put together again, got others in {', '.join(differ[:3])}; "
-            f"{_OTHERWISE}"
+            f"network: expected tensors that can be put together again, got others in {where}; {_OTHERWISE}"
+        )
+    original = copy.deepcopy(module).cpu().eval()
+    off = difference(run_of(original), run_of(again), meaning.inputs(pixels_of(None, meaning.recipe)))
+    if not off <= TOLERANCE:
+        raise HandoffError(
+            f"network: put together again from its tensors it computes other scores (by {off:.3g}), so something in it "
+            f"is your own; {_OTHERWISE}"
         )

@@ -1,0 +1,99 @@
+"""The verbs for those who use what was trained: export, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import BatchSize, Device, Group, Json, Label, Node, Quiet, Split, View, Workers, app, not_empty
+
+__all__: list[str] = []
+
+BackboneWeights = Annotated[
+    str | None, typer.Option("--weights", help="The backbone's weights, if they are no longer where they were.")
+]
+
+
+@app.command(epilog="Example: featcache export flowers.features flowers.h5; featcache export flowers.head flowers.onnx")
+def export(
+    data: Annotated[Path, typer.Argument(help="A store of codes, a head, or a bundle.", metavar="STORE|HEAD")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="The file. Of a store .h5, .hdf5, .npz or .parquet; of a head .pt2, .onnx, .safetensors, or .bundle "
+            "(without an ending: the bundle as a folder).",
+            metavar="OUT",
+        ),
+    ],
+    view: View = "main",
+    node: Node = None,
+    label: Label = None,
+    group: Group = None,
+    split: Split = None,
+    images: Annotated[
+        str, typer.Option("--images", help="What an exported network takes: normalized, or uint8 (bytes).")
+    ] = "normalized",
+    check: Annotated[
+        Path | None, typer.Option("--check", help="Images on which the exported network is compared with the head.")
+    ] = None,
+    weights: BackboneWeights = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a store's codes as one plain file, or a head with its backbone as a network or bundle."""
+    from ..handoff import export as run_export
+    from . import show
+
+    choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
+    given = None if check is None else str(check)
+    done = run_export(data, out, **choice, images=images, check=given, weights=weights, overwrite=overwrite)
+    if isinstance(done, Path):
+        facts: dict[str, Any] = {"path": str(done), "bytes": done.stat().st_size}
+    else:
+        facts = {"path": str(done.path), "bytes": done.bytes, "sha256": done.sha256}
+        facts |= {"difference": done.difference, "images": done.images}
+    show.as_json(facts) if as_json else show.exported(facts)
+
+
+@app.command(epilog="Example: featcache predict flowers.head new.jpg more/")
+def predict(
+    head: Annotated[Path, typer.Argument(help="A file that fit made, or a bundle.", metavar="HEAD")],
+    images: Annotated[list[str], typer.Argument(help="Images and folders of images.", metavar="IMAGE...")],
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="So many labels with their scores, the best first.")
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", help="Use the bundle only if this is its digest, as export printed it.")
+    ] = None,
+    weights: BackboneWeights = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Predict new images: id, label and its score, separated by tabs.
+
+    Of several labels per image the scores in the same order, separated by commas; of a number id and number. With
+    --top-k id, then each label and its score.
+    """
+    not_empty(*((image, "IMAGE") for image in images), (sha256, "--sha256"))
+    from ..handoff import load_bundle
+    from ..handoff import predict as run_predict
+    from . import show
+
+    rows = run_predict(
+        head if sha256 is None else load_bundle(head, sha256),
+        images,
+        top_k=top_k,
+        weights=weights,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        progress=False if quiet else "auto",
+    )
+    show.as_json(rows) if as_json else show.predictions(rows)
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
