@@ -91,10 +91,13 @@ def refitted(head: FittedHead, model: nn.Module, feed: ImageFeed, *, seed: int =
     missing = sorted(set(head.classes_.tolist()) - set(data.y.tolist() if data.y is not None else []))
     if missing:
         raise FinetuneError(f"source: expected training images of every class of the head, got none of {missing[0]!r}")
-    from sklearn.base import clone
-
-    what = head.head if named else clone(head.estimator)
-    return fit(what, data, seed=seed, params=head.params if named else None, calibrate=head.temperature is not None)
+    return fit(
+        head.head if named else head.estimator,
+        data,
+        seed=seed,
+        params=head.params if named else None,
+        calibrate=head.temperature is not None,
+    )
 
 
 def _groups(feed: ImageFeed, rows: np.ndarray) -> np.ndarray | None:

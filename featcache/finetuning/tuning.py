@@ -37,10 +37,12 @@ class FineTuned:
         One line per epoch; the first, epoch 0, is before any training.
     outcome : Outcome or None
         The comparison with the head, on test images, or else on validation images; None where there are neither.
-    notes : tuple of str
+    notes : tuple of str, default=()
         What the user should know, one sentence each.
-    bundle : Path or None
+    bundle : Path or None, default=None
         The file that `predict` and `load_bundle` take; None for a network that cannot be bundled.
+    settings : dict, default={}
+        What the run was asked for, its start, the number of images per part, seconds of extracting activations.
     """
 
     module: nn.Module
