@@ -25,7 +25,7 @@ class Case(HeadsCase):
     def backbone(self, pixels: int, nodes: str = "penultimate", **options: Any) -> fc.Backbone:
         """Return MobileNetV2 with real weights on images of so many pixels (in a trial run the embedded network)."""
         if self.tiny or self.data is None:
-            return fc.Backbone("embedded", nodes=nodes, **options)
+            return fc.Backbone("embedded", nodes=nodes, preprocess={"resize": 40, "crop": 40}, **options)
         weights = str(self.data / "weights" / WEIGHTS["mobilenet_v2"])
         small = {"resize": pixels * 8 // 7, "crop": pixels}
         return fc.Backbone("mobilenet_v2", weights=weights, nodes=nodes, preprocess=small, **options)
