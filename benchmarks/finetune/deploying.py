@@ -26,7 +26,9 @@ def run(case: Any) -> dict[str, Any]:
     images = feed.batch(rows, 0, 0, 0, False)[0]
     with torch.inference_mode():
         expected = torch.cat([module(part) for part in images.split(20)]).numpy()
-    found = [_asked(case, head, module, images, expected, ending) for ending in ("pt2", "onnx")[: 1 if case.tiny else 2]]
+    found = [
+        _asked(case, head, module, images, expected, ending) for ending in ("pt2", "onnx")[: 1 if case.tiny else 2]
+    ]
     refused = _tampered(case, head)
     claims = [
         claim(
