@@ -107,7 +107,15 @@ def test_a_head_that_saw_the_test_images_is_never_compared(setting, tmp_path):
     source, _, data = setting
     everything = fc.FeatureSet(data.X, data.y, ids=data.ids, spec=data.spec, locator=data.locator, node=data.node)
     done = tuned(fc.fit("ridge", everything), source, tmp_path / "run", epochs=1, start="head")
-    assert any("test images" in note for note in done.notes)
+    assert any("test images" in note and "fitted again" in note for note in done.notes)
+    assert done.outcome.worth_it is None and "may have seen them" in done.outcome.verdict
+    fair = tuned(fc.fit("ridge", everything), source, tmp_path / "fair", epochs=1)
+    assert fair.outcome.caution == ""
+    train = fc.fit(
+        "ridge", data.select(np.flatnonzero(data.splits == "train")), params=fc.fit("ridge", everything).params
+    )
+    test = data.select(np.flatnonzero(data.splits == "test"))
+    assert fair.outcome.head == done.outcome.head == float(np.mean(train.predict(test) == test.y))
 
 
 def test_parts_are_held_out_where_none_are_named(setting, head, tmp_path):
@@ -115,7 +123,7 @@ def test_parts_are_held_out_where_none_are_named(setting, head, tmp_path):
     done = tuned(head, folder, tmp_path / "run", epochs=1, val_size=0.2, test_size=0.3)
     rows = done.settings["rows"]
     assert sum(rows.values()) == 30 and rows["test"] == 9 and rows["val"] > 0
-    none = tuned(head, folder, tmp_path / "none", epochs=1, val_size=0.0)
+    none = tuned(head, folder, tmp_path / "none", epochs=1, val_size=0.0, test_size=0.0)
     assert none.outcome is None and none.history[-1]["val_accuracy"] is None
 
 
@@ -231,6 +239,59 @@ def test_the_outcome_is_paired_and_knows_groups():
     assert np.ptp(grouped.difference_ci95) > np.ptp(alone.difference_ci95)
     same = outcome_of(true, before, before, part="val")
     assert same.worth_it is None and same.difference_ci95 == (0.0, 0.0) and "chose the epoch" in same.verdict
+    chosen = outcome_of(true, before, after, part="val")
+    assert chosen.worth_it is None  # the best of many epochs looks good
+    assert outcome_of(true, before, after, part="test", caution="it saw them").worth_it is None
     worse = outcome_of(true, after, before, part="test")
     assert worse.worth_it is False and "worse" in worse.verdict
     assert alone.difference == pytest.approx(-worse.difference)
+
+
+def test_a_named_strategy_is_extended_by_its_last_stage(setting, head, tmp_path):
+    common = {"stages": "gradual", "cache": False, "schedule_epochs": 5}
+    tuned(head, setting[0], tmp_path / "run", epochs=3, **common)
+    longer = tuned(head, setting[0], tmp_path / "run", epochs=5, **common)
+    assert [line["stage"] for line in longer.history] == [1, 1, 2, 3, 3, 3]
+
+
+def test_a_killed_run_goes_on_within_a_cached_stage(setting, tmp_path, monkeypatch):
+    from featcache.finetuning import running
+
+    fitted = fc.fit("logreg", setting[2])  # it is fitted again, and kept
+    common = {"stages": "gradual", "epochs": 6, "batch_size": 8, "checkpoint_minutes": 0.0}
+    tuned(fitted, setting[0], tmp_path / "whole", **common)
+    step, taken = running.Run._step, []
+
+    def interrupted(self, *args):
+        taken.append(self.place.stage)
+        if len(taken) in (2, 5, 11):
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(running.Run, "_step", interrupted)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            tuned(fitted, setting[0], tmp_path / "killed", **common)
+    tuned(fitted, setting[0], tmp_path / "killed", **common)
+    assert (tmp_path / "killed" / "cuts.json").exists() and len(set(taken)) == 3
+    whole, killed = ((tmp_path / name / "final.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+
+
+def test_a_given_network_stays_as_it_is_and_classes_may_have_any_order(setting, head, tmp_path):
+    source, backbone, data = setting
+    top = nn.Linear(backbone.output_shapes[backbone.nodes[0]][0], 3)
+    model = fc.assemble(backbone, top, ["red", "blue", "green"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):  # the second call finds a finished run
+        done = tuned(model, source, tmp_path / "run", stages="all", epochs=1, compare_with=head)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    test = data.select(np.flatnonzero(data.splits == "test"))
+    assert done.outcome.head == float(np.mean(head.predict(test) == test.y))
+    with pytest.raises(FinetuneError, match="compare_with"):
+        tuned(fc.assemble(backbone, top, ["a", "b", "c"]), source, tmp_path / "other", compare_with=head)
+
+
+def test_always_caching_leaves_stages_alone_that_train_all(setting, head, tmp_path):
+    done = tuned(head, setting[0], tmp_path / "run", stages="gradual", epochs=3, cache=True)
+    assert json.loads((tmp_path / "run" / "cuts.json").read_text())["2"] is None and len(done.history) == 4

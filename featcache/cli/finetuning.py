@@ -79,7 +79,7 @@ def finetune(
     ] = 0.2,
     test_size: Annotated[
         float, typer.Option("--test-size", min=0, max=1, help="Held out for the outcome, likewise.")
-    ] = 0.0,
+    ] = 0.2,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of everything random (default 0).")] = None,
     cache: Annotated[str, typer.Option("--cache", help="Run frozen blocks once: auto, always, never.")] = "auto",
     root: Annotated[Path | None, typer.Option("--root", help="Folder that a list's paths are relative to.")] = None,
@@ -146,14 +146,9 @@ def finetune(
         command=_longer(epochs),
         progress=False if quiet else "auto",
     )
-    show.as_json(done.as_dict()) if as_json else show.finetuned(done)
+    show.as_json(done.as_dict()) if as_json else show.finetuned(done, notes=quiet)
 
 
 def _longer(epochs: int | None) -> str:
-    """Return this command with twice as many epochs."""
-    words = ["featcache", *sys.argv[1:]]
-    if "--epochs" in words:
-        words[words.index("--epochs") + 1] = str(2 * (epochs or 10))
-    else:
-        words += ["--epochs", "20"]
-    return shlex.join(words)
+    """Return this command with twice as many epochs; the last of repeated options counts."""
+    return shlex.join(["featcache", *sys.argv[1:], "--epochs", str(2 * (epochs or 10))])

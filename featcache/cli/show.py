@@ -232,16 +232,16 @@ def fitted_head(fitted: Any, path: str) -> None:
         note(line)
 
 
-def finetuned(done: Any) -> None:
-    """Print epochs, the outcome and where everything lies."""
+def finetuned(done: Any, notes: bool) -> None:
+    """Print epochs, the outcome, where everything lies, and notes where they were not told on the way."""
     for line in done.history:
         judged = "" if line.get("val_accuracy") is None else f", validation accuracy {line['val_accuracy']:.4f}"
         lost = "" if line.get("train_loss") is None else f", loss {line['train_loss']:.4f}"
-        say(f"epoch {line['epoch']} ({plain(str(line['stage']))}){lost}{judged}")
+        say(f"epoch {line['epoch']} ({plain(str(line['name']))}){lost}{judged}")
     if done.outcome is not None:
         say(plain(done.outcome.verdict))
     say(plain(f"{done.bundle or done.folder / 'final.safetensors'}"))
-    for line in done.notes:
+    for line in done.notes if notes else ():
         note(plain(line))
 
 

@@ -83,10 +83,10 @@ def extract(
         Publish at least this often; None = after 5 s, then 10, 20, … up to 300 s. 0 = each batch.
     max_failed : float, default=0.01
         Part of the images that may fail before this raises. Failed images are listed in the store either way.
-    pixels : {"auto", "reference"}, default="auto"
+    pixels : {"auto", "reference", "given"}, default="auto"
         "auto": outside the class ``exact`` a new store takes faster decoding and resizing where fp32 codes of your own
         images agree (a value of the spec: `Preprocess`'s resampling and decoder). "reference": Pillow's, as
-        torchvision's presets use it.
+        torchvision's presets use it. "given": the backbone's own recipe as it is, under ``exact``, too.
     engine : {"auto", "eager", "fused", "compiled"}, default="auto"
         How the network is run, see `Backbone.encode`; recorded, no part of the spec. "auto" compiles only where so many
         images are to be computed that it repays itself.

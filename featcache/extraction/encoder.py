@@ -82,10 +82,10 @@ class Encoder:
     def _recipe(self, precision_class: str) -> Preprocess:
         """Return the recipe with the pixels in force: the reference's, or faster ones that were found to agree."""
         reference = self.backbone.preprocess
-        if precision_class == "exact":
+        if precision_class == "exact" and self.settings.pixels != "given":
             self._require_reference(reference)
         variants = reference.fast_variants()
-        if precision_class == "exact" or self.settings.pixels == "reference" or not variants:
+        if precision_class == "exact" or self.settings.pixels != "auto" or not variants:
             return reference
         if self.store is not None:
             stored = Preprocess.from_spec(self.store.spec["preprocess"])

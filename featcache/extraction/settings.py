@@ -10,8 +10,9 @@ from . import precision as precise
 
 __all__ = ["ENGINES", "PIXELS", "Settings"]
 
-#: What `pixels=` accepts: "auto" measures faster decoding and resizing, "reference" never uses it.
-PIXELS = ("auto", "reference")
+#: What `pixels=` accepts: "auto" measures faster decoding and resizing, "reference" never uses it,
+#: "given" takes the backbone's own recipe as it is.
+PIXELS = ("auto", "reference", "given")
 #: What `engine=` accepts; see `Backbone.encode`.
 ENGINES = ("auto", "eager", "fused", "compiled")
 #: More augmented views of an image than this are a mistake; the format has room for 65,535.

@@ -8,7 +8,9 @@ above are trained. A store in the run's folder makes a killed run go on with wha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +21,17 @@ from ..errors import FinetuneError
 from ..extraction import extract
 from ..progress import Progress
 from ..store import FeatureStore
+from .records import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .feeding import ImageFeed
 
-__all__ = ["CachedFeed", "trunk_store"]
+__all__ = ["CachedFeed", "Cuts", "trunk_store"]
+
+#: Bytes of activations that are held in memory; more stay on the disk.
+_MOST_MEMORY = 4 * 1024**3
 
 
 def trunk_store(
@@ -65,13 +71,43 @@ def trunk_store(
         path,
         precision="fp32",
         dtype="float32",
-        pixels="reference",
+        pixels="given",
         engine="eager",
         augmented=feed.n_views if feed.augment == "views" else 0,
         max_failed=1.0,  # the feed has told of images that cannot be read
         device=device,
         progress=progress,
     )
+
+
+class Cuts:
+    """After which block each stage of a run was cut: decided once, so that a resumed run computes as it began.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "cuts.json"
+        self._known: dict[str, str | None] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self.path.read_bytes())
+            self._known = {str(k): v for k, v in found.items() if v is None or isinstance(v, str)}
+
+    def __contains__(self, index: int) -> bool:
+        return str(index) in self._known
+
+    def known(self, index: int) -> str | None:
+        """Return the block, None for a stage on images."""
+        return self._known[str(index)]
+
+    def remember(self, index: int, block: str | None) -> None:
+        """Write a decision down."""
+        if index not in self or self._known[str(index)] != block:
+            self._known[str(index)] = block
+            write_json(self.path, self._known)
 
 
 class CachedFeed:
@@ -95,7 +131,9 @@ class CachedFeed:
         self.ids, self.labels, self.classes = images.ids, images.labels, images.classes
         self.rows, self.digest = images.rows, images.digest
         n_views = images.n_views if images.augment == "views" else 0
-        loaded = [store.load(view_number=number) for number in range(1 + n_views)]
+        plain = store.load()
+        memory = None if plain.X.nbytes * (1 + n_views) < _MOST_MEMORY else False
+        loaded = [store.load(view_number=number, in_memory=memory) for number in range(1 + n_views)]
         self._codes = [each.X for each in loaded]
         place = {identity: i for i, identity in enumerate(loaded[0].row_ids.tolist())}
         self._places = np.full(len(self.ids), -1, dtype=np.intp)

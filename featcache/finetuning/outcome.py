@@ -14,12 +14,12 @@ __all__ = ["Outcome", "outcome_of"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What fine-tuning changed, on images that neither the head nor the network was trained on.
+    """What fine-tuning changed, on images that neither the head nor the network was trained on, but for `caution`.
 
     Parameters
     ----------
     part : str
-        "test", or "val" where there are no test images; those chose the epoch, so they flatter the network.
+        "test", or "val" where there are no test images.
     n_images : int
         How many.
     head, finetuned : float
@@ -32,6 +32,8 @@ class Outcome:
         Its 95 % interval, paired by image (by group where there are groups).
     p : float
         Two-sided p-value.
+    caution : str, default=""
+        Why the comparison is not fair, where it is not.
     """
 
     part: str
@@ -43,11 +45,15 @@ class Outcome:
     difference: float
     difference_ci95: tuple[float, float]
     p: float
+    caution: str = ""
 
     @property
     def worth_it(self) -> bool | None:
-        """Whether the network is better than the head; None where these images cannot tell."""
-        if self.p >= 0.05 or self.difference == 0.0:
+        """Whether the network is better than the head; None where these images cannot tell.
+
+        Images that chose the epoch never can: the best of many epochs, the first among them, looks no worse than it.
+        """
+        if self.p >= 0.05 or self.difference == 0.0 or self.part == "val" or self.caution:
             return None
         return self.difference > 0.0
 
@@ -57,13 +63,16 @@ class Outcome:
         low, high = (100 * bound for bound in self.difference_ci95)
         gain = f"{100 * self.difference:+.1f} points [{low:+.1f}, {high:+.1f}]"
         where = f"on {self.n_images} {self.part} images"
-        if self.worth_it is None:
+        if self.part == "val" or self.caution:
+            why = self.caution or "they chose the epoch, which flatters the network; hold out test images"
+            said = f"{gain} {where}, but {why}"
+        elif self.worth_it is None:
             said = f"the head and the fine-tuned network cannot be told apart {where} ({gain}); the head is cheaper"
         elif self.worth_it:
             said = f"fine-tuning was worth it: {gain} {where}"
         else:
             said = f"fine-tuning made it worse: {gain} {where}; keep the head"
-        return said + ("; they chose the epoch, so this flatters the network" if self.part == "val" else "")
+        return said
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -78,7 +87,13 @@ class Outcome:
 
 
 def outcome_of(
-    true: np.ndarray, head: np.ndarray, finetuned: np.ndarray, *, part: str, units: np.ndarray | None = None
+    true: np.ndarray,
+    head: np.ndarray,
+    finetuned: np.ndarray,
+    *,
+    part: str,
+    units: np.ndarray | None = None,
+    caution: str = "",
 ) -> Outcome:
     """Compare predictions of the head and of the fine-tuned network.
 
@@ -90,6 +105,8 @@ def outcome_of(
         "test" or "val".
     units : ndarray of shape (n,), default=None
         Group of each image; None where each stands for itself.
+    caution : str, default=""
+        As `Outcome` has it.
 
     Returns
     -------
@@ -114,6 +131,7 @@ def outcome_of(
         found.mean,
         found.ci95,
         found.p,
+        caution,
     )
 
 

@@ -86,8 +86,10 @@ def parts_of(
         parts.update({name: rows[labelled[rows]] for name, rows in named.items()})
         if (left := int(labelled.sum()) - sum(map(len, parts.values()))) > 0:
             notes.append(f"{left} images belong to no named part and are left out")
-    else:
-        parts["train"] = np.flatnonzero(labelled)
+    else:  # what is named as another part never trains
+        parts.update({name: rows[labelled[rows]] for name, rows in named.items()})
+        others = np.concatenate([parts["val"], parts["test"]])
+        parts["train"] = np.setdiff1d(np.flatnonzero(labelled), others)
     for name, share in (("test", test_size), ("val", val_size)):
         if share and not len(parts[name]) and not (name == "test" and "train" in named):
             parts["train"], parts[name] = _drawn(source, codes, parts["train"], share, seed, name)

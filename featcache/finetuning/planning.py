@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbone import Backbone
@@ -44,7 +47,7 @@ class Opened:
     backbone : Backbone or None
         Of that head.
     own : bool
-        Whether a network was given, not a head.
+        Whether a network was given, not a head. It is a copy: the given one stays as it is.
     """
 
     module: nn.Module
@@ -67,12 +70,11 @@ def opened_network(
         A head for several labels or numbers; a network without classes or without a recipe.
     """
     if isinstance(head, (FittedHead, str, os.PathLike)):
-        fitted = open_head(head)
-        if fitted.separator or fitted.target:
+        if compare_with is not None:
             raise FinetuneError(
-                f"head {fitted.head!r}: expected one label per image, got a head for "
-                f"{'a number' if fitted.target else 'several labels'}; train to_module(head) with a loop of your own"
+                "compare_with: expected a network to compare with a head, got a head, which is compared anyway"
             )
+        fitted = _one_label(open_head(head))
         found = backbone_of(fitted, backbone, weights)
         module = to_module(fitted, backbone=found)
         classes = tuple(str(name) for name in fitted.classes_)
@@ -84,9 +86,25 @@ def opened_network(
             f"network {type(head).__name__}: expected classes and a recipe, as to_module and assemble give them, "
             "got neither or one; use those, or pass backbone="
         )
-    other = None if compare_with is None else open_head(compare_with)
-    known = backbone if other is None or backbone is not None else backbone_of(other, None, weights)
-    return Opened(head, blocks_of(head), recipe, classes, other, known, True)
+    if any(True for _ in getattr(head, "prepare", head).buffers()) and hasattr(head, "prepare"):
+        raise FinetuneError("network: expected one for normalised images, got one for bytes; use images='normalized'")
+    other = None if compare_with is None else _one_label(open_head(compare_with))
+    if other is not None and sorted(classes) != sorted(map(str, other.classes_.tolist())):
+        raise FinetuneError(
+            f"compare_with: expected a head for the network's classes ({', '.join(classes[:5])}…), got one for "
+            f"{', '.join(map(str, other.classes_[:5]))}…; compare with another"
+        )
+    known = None if other is None else backbone_of(other, None, weights)
+    return Opened(copy.deepcopy(head), blocks_of(head), recipe, classes, other, known, True)
+
+
+def _one_label(head: FittedHead) -> FittedHead:
+    if head.separator or head.target:
+        raise FinetuneError(
+            f"head {head.head!r}: expected one label per image, got a head for "
+            f"{'a number' if head.target else 'several labels'}; train to_module(head) with a loop of your own"
+        )
+    return head
 
 
 def training_of(
@@ -96,6 +114,8 @@ def training_of(
     given: dict[str, Any],
     rates: dict[str, Any],
     sizes: dict[str, Any],
+    start: str,
+    folder: Path,
 ) -> Training:
     """Return the settings of a run: of a named strategy and what was given beside it, or as they are.
 
@@ -112,13 +132,35 @@ def training_of(
         raise FinetuneError(f"finetune: expected no {', '.join(twice)} beside {what}, which say it; leave one out")
     if isinstance(stages, Training):
         return stages
+    if start == "scratch":  # statistics of random weights are none
+        given = {"batch_norm": "trained", **given}
     if isinstance(stages, str):
-        found = strategy(stages, n_blocks, **sizes)
-        if stages == "scratch":
-            given = {"batch_norm": "trained", **given}
+        span = rates.pop("schedule_epochs", None)
+        found = _continued(strategy(stages, n_blocks, **sizes), sizes.get("epochs"), folder)
+        if span is not None:
+            before = sum(stage.epochs for stage in found[:-1])
+            found = (*found[:-1], replace(found[-1], schedule_epochs=span - before))
     else:
         found = (stages,) if isinstance(stages, Stage) else tuple(stages)
     return Training(tuple(replace(stage, **rates) for stage in found), **given)
+
+
+def _continued(found: tuple[Stage, ...], epochs: int | None, folder: Path) -> tuple[Stage, ...]:
+    """Return the stages of a named strategy; of a run that is in the folder all but the last as long as they were."""
+    try:
+        there = json.loads((folder / "run.json").read_bytes())["run"]
+        known = [there[f"stage {i}"] for i in range(1, len(found) + 1)]
+        lengths, warmups = [int(s["epochs"]) for s in known], [float(s["warmup"]) for s in known]
+    except (OSError, ValueError, KeyError, TypeError):
+        return found
+    if epochs is not None:
+        lengths[-1] = epochs - sum(lengths[:-1])
+    if lengths[-1] < 1 or f"stage {len(found) + 1}" in there:
+        return found  # another run, which is refused
+    return tuple(
+        replace(stage, epochs=length, warmup=warmup, schedule_epochs=None)
+        for stage, length, warmup in zip(found, lengths, warmups, strict=True)
+    )
 
 
 def start_of(start: str, stages: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,6 @@ def digest_of(model: nn.Module) -> str:
     )
 
 
-def _bytes_of(value: torch.Tensor) -> np.ndarray:
-    # NumPy does not know all of torch's types, but bytes.
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy() if len(flat) else np.zeros(0, np.uint8)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write a small JSON file, durably."""
     publish_bytes(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
@@ -65,6 +59,8 @@ class Record:
         The settings.
     blocks : sequence of Block
         Of the model.
+    about : mapping, default=None
+        What else it depends on.
 
     Attributes
     ----------
@@ -76,13 +72,22 @@ class Record:
         What differs from the run in the folder and does not stop it.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, feed: Feed, training: Training, blocks: Sequence[Block]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        feed: Feed,
+        training: Training,
+        blocks: Sequence[Block],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = folder / "run.json"
         settings = {name: value for name, value in training.as_dict().items() if name not in _FREE}
         stages = settings.pop("stages")
         self.content: dict[str, Any] = {
             "format": 1,
             "run": {
+                **(about or {}),
                 "model": digest_of(model),
                 "blocks": [block.name for block in blocks],
                 "images": feed.digest,

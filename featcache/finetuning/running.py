@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def train(
     *,
     blocks: Sequence[Block],
     stage_view: StageView | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool | str | Progress | None = "auto",
     resume: bool = True,
     extend_command: str = "",
@@ -69,6 +70,8 @@ def train(
         (number of the stage from 0, Stage) → (network, Feed) that the stage trains on: a part of `model`, sharing its
         modules, and what goes into it, such as activations at a cut below which all is frozen. None = `model` and
         `feed`.
+    about : mapping, default=None
+        What else the run depends on, in JSON types, for its record.
     progress : {"auto", True, False} or Progress, default="auto"
         A bar on standard error.
     resume : bool, default=True
@@ -105,6 +108,7 @@ def train(
     told = say or ((lambda text: None) if progress in (False, None) else _to_stderr)
     with deterministic(), progress_for(progress) as bar:
         run = Run(model, feed, training, Path(folder), blocks, bar, told, stage_view)
+        run.about = dict(about or {})
         run.open(resume)
         run.go()
         return finish(run, extend_command)
@@ -143,6 +147,7 @@ class Run:
             raise FinetuneError("images: expected some that train, got none; check the parts")
         labels = np.asarray(feed.labels)[self.rows]
         self.objective = Objective.of(training, labels, feed.classes).to(self.device)
+        self.about: dict[str, Any] = {}
         self.place = Place()
         self.micro = MicroBatch(training.micro_batch, self.say)
         self.pending: dict[str, Any] = {}
@@ -167,7 +172,7 @@ class Run:
 
     def open(self, resume: bool) -> None:
         """Begin the run, or take up its last checkpoint."""
-        record = Record(self.folder, self.model, self.feed, self.training, self.blocks)
+        record = Record(self.folder, self.model, self.feed, self.training, self.blocks, self.about)
         record.open(resume)
         self.checkpoints = Checkpoints(self.folder, self._say)
         if not self._take_up():
@@ -209,7 +214,7 @@ class Run:
     def _roll_back(self) -> None:
         """Memory ran out while weights changed: begin again at the last checkpoint, with half of the images at once."""
         batch, where, limit = self.stages[self.place.stage].batch_size, self.where(), self.micro.limit
-        self.work = None  # its tensors go before new ones come
+        self.work, self.seen = None, (self.model, self.feed)  # their tensors go before new ones come
         if not self._take_up():
             raise FinetuneError(f"{where}: out of memory, and no checkpoint can be read; run again")
         self.micro.limit = limit
@@ -234,7 +239,8 @@ class Run:
     def _enter(self, stage: Stage) -> AtWork:
         """Set up what the stage needs, as it was where a checkpoint was taken up."""
         self._keep_anchor(stage)
-        self.seen = self.stage_view(self.place.stage, stage)
+        left = self.place.epoch < stage.epochs and not self.place.stopped
+        self.seen = self.stage_view(self.place.stage, stage) if left else (self.model, self.feed)
         network = self.seen[0].to(self.device)
         steps = len(self._batches(stage))
         work = AtWork(self.model, self.blocks, stage, self.training, self.objective, steps, self._last(), network)

@@ -1,32 +1,39 @@
-"""What a run starts from: the given head, or one of its kind that has not seen the images it will be judged by.
+"""What a run starts from, and what it is compared with: heads that have not seen the images that judge.
 
 `fit` trains on all rows that are not test rows, those that are to choose the epoch among them; a head that has seen
 them makes the first epoch look better than any later one. Such a head is fitted again, with its own settings, on the
-training rows alone. Its codes come from the network's own trunk in float32.
+training rows alone. Its codes come from the network's own trunk in float32. It is kept in the run's folder: whoever
+goes on with the run begins with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import FinetuneError
 from ..features import FeatureSet
+from ..handoff.initialising import fresh, with_fresh_head
+from ..handoff.modules import to_module
 from ..heads import FittedHead, fit
 from ..heads.zoo import HEADS
 from .evaluating import scores_of
+from .feeding import ImageFeed
+from .records import digest_of, write_json
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from .feeding import ImageFeed
+    from .planning import Opened
 
-__all__ = ["Seen", "codes_of", "refitted", "said_of", "seen_by"]
+__all__ = ["Seen", "Start", "codes_of", "refitted", "said_of", "seen_by"]
 
 #: Images handed to a frozen network at once.
 _CHUNK = 32
@@ -39,6 +46,135 @@ class Seen:
     known: bool
     val: bool
     test: bool
+
+
+class Start:
+    """The network that is trained, and the one that it is compared with.
+
+    Parameters
+    ----------
+    opened : Opened
+        The given network or head.
+    feed : ImageFeed
+        The images.
+    start : {"auto", "head", "fresh", "scratch"}
+        As `finetune` takes it.
+    seed : int
+        Of a head fitted again, and of random weights.
+    device : str
+        Where trunks run.
+    folder : Path
+        Of the run.
+    part : str or None
+        The part that judges; None = no comparison.
+    say : callable
+        Told each decision.
+
+    Attributes
+    ----------
+    model : nn.Module
+        To be trained, on the CPU.
+    said : ndarray of int or None
+        Class numbers that the rival says of the part's images.
+    head : FittedHead or None
+        What the model begins with.
+    caution : str
+        Why the comparison would not be fair, "" where it is.
+    about : dict
+        For the record of the run.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        feed: ImageFeed,
+        start: str,
+        seed: int,
+        device: str,
+        folder: Path,
+        part: str | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.opened, self.feed, self.seed, self.device, self.folder = opened, feed, seed, device, folder
+        self.caution, self.head = "", opened.head
+        fair = self._fair(say) if opened.head is not None else None
+        given = opened.module
+        if start == "auto" and not opened.own and fair is not None:
+            self.head, given = fair, to_module(fair, backbone=opened.backbone)
+        self.model = self._begun(given, start)
+        self.said = None if part is None else self._rival_says(fair, np.asarray(feed.rows[part]))
+        self._warn(start, fair, part)
+        self.about = {"start": start, "network": digest_of(opened.module), "rows": self._rows()}
+
+    def _rows(self) -> dict[str, int]:
+        return {name: len(rows) for name, rows in self.feed.rows.items()}
+
+    def _begun(self, given: nn.Module, start: str) -> nn.Module:
+        if start == "scratch":
+            return fresh(given, self.seed)
+        return with_fresh_head(given, self.seed) if start == "fresh" else given
+
+    def _fair(self, say: Callable[[str], None]) -> FittedHead:
+        """Return the head where it was trained on the training images alone, else one of its kind that was."""
+        head = self.opened.head
+        assert head is not None
+        seen = seen_by(head, self.feed)
+        if seen.known and not seen.val and not seen.test:
+            return head
+        what = "validation" if seen.val else "test"
+        why = (
+            f"has seen the {what} images" if seen.known else "was trained on other images, perhaps on those that judge"
+        )
+        say(f"the head {why}: {head.head} was fitted again, with its settings, on the training images alone")
+        return self._kept(head)
+
+    def _kept(self, head: FittedHead) -> FittedHead:
+        """Return the head that was fitted again, from the run's folder where it is there."""
+        module = to_module(head, backbone=self.opened.backbone)
+        path, about = self.folder / "start.head", self.folder / "start.json"
+        wanted = {"images": self.feed.digest, "network": digest_of(module), "seed": self.seed}
+        try:
+            if json.loads(about.read_bytes()) == wanted:
+                return FittedHead.load(path)
+        except (OSError, ValueError):
+            pass
+        again = refitted(head, module, self._seen_by_rival(), seed=self.seed, device=self.device)
+        again.save(path)
+        write_json(about, wanted)
+        return again
+
+    def _seen_by_rival(self) -> ImageFeed:
+        """Return the feed as the head's own backbone sees it: another recipe has other pixels."""
+        backbone, feed = self.opened.backbone, self.feed
+        if not self.opened.own or backbone is None or backbone.preprocess == feed.recipe:
+            return feed
+        return ImageFeed(
+            feed.source, backbone.preprocess, classes=feed.classes, parts=feed.rows, seed=feed.seed, progress=False
+        )
+
+    def _rival_says(self, fair: FittedHead | None, rows: np.ndarray) -> np.ndarray:
+        if fair is None:
+            return self.ask(self.opened.module, self.feed, rows)
+        module = to_module(fair, backbone=self.opened.backbone)
+        place = {name: i for i, name in enumerate(self.feed.classes)}
+        codes = np.asarray([place[str(name)] for name in fair.classes_])
+        return codes[said_of(module, self._seen_by_rival(), rows, device=self.device)]
+
+    def ask(self, model: nn.Module, feed: ImageFeed, rows: np.ndarray) -> np.ndarray:
+        """Return the class numbers (n,) that a network says of images; it is on the CPU afterwards."""
+        said = said_of(model, feed, rows, device=self.device)
+        model.cpu()
+        return said
+
+    def _warn(self, start: str, fair: FittedHead | None, part: str | None) -> None:
+        if fair is None:
+            self.caution = "the network was compared with itself as it was given, which may have seen them"
+        elif start == "head" and fair is not self.opened.head and part is not None:
+            self.caution = "training began with a head that may have seen them"
+
+    def units(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return the group of each image, None where there are none."""
+        return _groups(self.feed, rows)
 
 
 def seen_by(head: FittedHead, feed: ImageFeed) -> Seen:
@@ -120,7 +256,9 @@ def codes_of(model: nn.Module, feed: ImageFeed, rows: np.ndarray, *, device: str
             found = self.trunk(images)
             return found[network.node].flatten(1) if network.node else network.join(found)
 
-    return scores_of(Codes().to(device), feed, rows, batch_size=_CHUNK)
+    found = scores_of(Codes().to(device), feed, rows, batch_size=_CHUNK)
+    model.cpu()
+    return found
 
 
 def said_of(model: nn.Module, feed: ImageFeed, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:

@@ -97,7 +97,7 @@ def finetune(
     amp: bool | str | None = None,
     checkpoint_minutes: float | None = None,
     val_size: float = 0.2,
-    test_size: float = 0.0,
+    test_size: float = 0.2,
     seed: int | None = None,
     cache: bool | str = "auto",
     compare_with: FittedHead | str | os.PathLike[str] | None = None,
@@ -132,19 +132,23 @@ def finetune(
     epochs, batch_size, lr : optional
         Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 1e-3 for
         the head. See `strategy`.
-    backbone_lr, schedule_epochs : optional
+    backbone_lr : float, default=None
         Of all stages, see `Stage`.
+    schedule_epochs : int, default=None
+        Of a named strategy: as many epochs in all as the run may be extended to, so that its schedule is that of the
+        longer run.
     augment, n_views, mix, loss, class_weight, batch_norm, patience, average, interpolate, micro_batch, amp, \
 checkpoint_minutes, seed, device : optional
         As in `Training`.
-    val_size, test_size : float, default=0.2, 0.0
-        Shares that are held out where no split column names a training part. Without images that judge, the last epoch
-        counts.
+    val_size, test_size : float, default=0.2
+        Shares that are held out where no split column names a training part: to choose the epoch (0: the last one
+        counts), and to compare head and network (0: no verdict).
     cache : {"auto", True, False}, default="auto"
-        Whether the frozen part's activations are stored. "auto": where they fit the memory. True refuses what cannot be
-        cached: augmentation other than "views", networks that cannot be split.
+        Whether the frozen part's activations are stored. "auto": where they fit the disk, and with views where epochs
+        repay it; what was decided is kept with the run. True refuses what cannot be cached: augmentation other than
+        "views", mixed precision, networks that cannot be split.
     compare_with : FittedHead or path, default=None
-        What the outcome is compared with, where `head` is a network; None = the network as it is given.
+        What the outcome is compared with, where `head` is a network (which is copied); None = the network as given.
     weights, backbone
         As for `predict`.
     workers : int, default=None
@@ -184,12 +188,23 @@ checkpoint_minutes, seed, device : optional
     }  # fmt: skip
     rates = {"backbone_lr": backbone_lr, "schedule_epochs": schedule_epochs}
     sizes = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-    from .planning import opened_network, start_of, training_of
+    from .planning import frozen_below, opened_network, start_of, training_of
     from .whole import WholeRun
 
     opened = opened_network(head, weights=weights, backbone=backbone, compare_with=compare_with)
-    training = training_of(stages, len(opened.blocks), given=_said(given), rates=_said(rates), sizes=_said(sizes))
-    run = WholeRun(opened, training, Path(out), start_of(start, stages), cache, command, progress)
+    folder, begin = Path(out), start_of(start, stages)
+    training = training_of(
+        stages,
+        len(opened.blocks),
+        given=_said(given),
+        rates=_said(rates),
+        sizes=_said(sizes),
+        start=begin,
+        folder=folder,
+    )
+    for stage in training.stages:
+        frozen_below(opened.blocks, stage)  # blocks that the network has not are refused before anything is read
+    run = WholeRun(opened, training, folder, begin, cache, command, progress)
     return run.done(source, val_size=val_size, test_size=test_size, workers=workers)
 
 

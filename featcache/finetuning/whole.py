@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FeatcacheError, FinetuneError
-from ..files import make_folder, publish_bytes
-from ..handoff.initialising import fresh, with_fresh_head
-from ..handoff.modules import to_module
+from ..files import make_folder
 from ..progress import Progress
 from .blocks import split_after
-from .caching import CachedFeed, trunk_store
+from .caching import CachedFeed, Cuts, trunk_store
 from .feeding import Feed, ImageFeed
 from .outcome import Outcome, outcome_of
 from .planning import Opened, frozen_below
-from .running import device_of, train
+from .records import write_json
+from .running import train
 from .settings import Stage, Training
-from .starting import refitted, said_of, seen_by
+from .starting import Start
+from .stepping import deterministic, device_of
 from .tuning import FineTuned
 
 if TYPE_CHECKING:
@@ -69,134 +69,128 @@ class WholeRun:
 
     def done(self, source: Any, *, val_size: float, test_size: float, workers: int | None) -> FineTuned:
         """Run, and return what came of it."""
-        settings, _ = self.training, self._device  # refused before anything is read
+        device = str(device_of(self.training.device))  # refused before anything is read
         make_folder(self.folder)
-        feed = ImageFeed(
+        feed = self._feed(source, workers, val_size, test_size)
+        for note in feed.notes:
+            self._say(note)
+        with deterministic():
+            return self._trained(feed, device)
+
+    def _feed(self, source: Any, workers: int | None, val_size: float, test_size: float) -> ImageFeed:
+        return ImageFeed(
             source,
             self.opened.recipe,
             classes=self.opened.classes,
-            val_size=val_size,
-            test_size=test_size,
-            seed=settings.seed,
-            augment=settings.augment,
-            n_views=settings.n_views,
+            seed=self.training.seed,
+            augment=self.training.augment,
+            n_views=self.training.n_views,
             workers=workers,
             progress=self.progress,
+            val_size=val_size,
+            test_size=test_size,
         )
-        rival, model = self._started(feed)
+
+    def _trained(self, feed: ImageFeed, device: str) -> FineTuned:
         part = next((name for name in ("test", "val") if len(feed.rows[name])), None)
-        before = None if part is None else said_of(rival, feed, feed.rows[part], device=self._device)
+        start = Start(self.opened, feed, self.start, self.training.seed, device, self.folder, part, self._say)
+        before, model = start.said, start.model
+        cuts = Cuts(self.folder)
 
         def stage_view(index: int, stage: Stage) -> tuple[nn.Module, Feed]:
-            return self._view(model, feed, stage)
+            return self._view(model, feed, index, stage, cuts, device)
 
         trained = train(
             model,
             feed,
-            settings,
+            self.training,
             self.folder,
             blocks=self.opened.blocks,
             stage_view=stage_view,
+            about=start.about,
             progress=self.progress,
             extend_command=self.command,
         )
         outcome = None
         if part is not None and before is not None:
-            outcome = self._judged(trained.model, feed, part, before)
-        return self._kept(trained, feed, outcome)
-
-    @property
-    def _device(self) -> str:
-        return str(device_of(self.training.device))
-
-    # -- where it starts ----------------------------------------------------------------------------------------------
-
-    def _started(self, feed: ImageFeed) -> tuple[nn.Module, nn.Module]:
-        """Return the network that the outcome is compared with, and the one that is trained."""
-        opened, seed = self.opened, self.training.seed
-        given = opened.module
-        rival = to_module(opened.head, backbone=opened.backbone) if opened.own and opened.head is not None else given
-        if opened.head is not None:
-            rival = self._unseeing(opened.head, rival, feed)
-        if self.start == "scratch":
-            return rival, fresh(given, seed)
-        if self.start == "fresh":
-            return rival, with_fresh_head(given, seed)
-        return rival, (given if opened.own or self.start == "head" else rival)
-
-    def _unseeing(self, head: Any, module: nn.Module, feed: ImageFeed) -> nn.Module:
-        """Return the head's network, or that of a head fitted again where it has seen what is to judge it."""
-        seen = seen_by(head, feed)
-        if not seen.known:
-            self.notes.append(
-                "the head was trained on other images than these train here; it may have seen some that test"
+            rows = np.asarray(feed.rows[part])
+            after = start.ask(trained.model, feed, rows)
+            outcome = outcome_of(
+                feed.labels[rows], before, after, part=part, units=start.units(rows), caution=start.caution
             )
-        if not (seen.test or (seen.val and self.start == "auto" and not self.opened.own)):
-            return module
-        which = "test" if seen.test else "validation"
-        self.notes.append(
-            f"the head has seen the {which} images: {head.head} was fitted again, with its settings, on the training "
-            "images alone"
-        )
-        again = refitted(head, module, feed, seed=self.training.seed, device=self._device)
-        return to_module(again, backbone=self.opened.backbone)
+        return self._kept(trained, feed, outcome, start)
+
+    def _say(self, text: str) -> None:
+        self.notes.append(text)
+        if self.progress not in (False, None):
+            sys.stderr.write(f"{text}\n")
 
     # -- the frozen part, once ----------------------------------------------------------------------------------------
 
-    def _view(self, model: nn.Module, feed: ImageFeed, stage: Stage) -> tuple[nn.Module, Feed]:
+    def _view(
+        self, model: nn.Module, feed: ImageFeed, index: int, stage: Stage, cuts: Cuts, device: str
+    ) -> tuple[nn.Module, Feed]:
         """Return what a stage trains on: activations above the deepest cut, or the whole network on images."""
-        block, why = self._cut(feed, stage)
+        block = cuts.known(index) if index in cuts else self._cut(model, feed, stage)
+        cuts.remember(index, block)
         if block is None:
-            if self.cache is True:
-                raise FinetuneError(f"stage {stage.title}: cannot be cached, {why}; use cache='auto'")
-            return model, feed
-        lower, upper = split_after(model, block)
-        if self.cache == "auto" and not self._fits(lower, feed):
-            self.notes.append(
-                f"stage {stage.title}: activations after {block} would take too much of the disk; not cached"
-            )
             return model, feed
         start = time.perf_counter()
-        store = trunk_store(feed, lower, block, self.folder, device=self._device, progress=self.progress)
-        cached = CachedFeed(feed, store)
+        lower, upper = split_after(model, block)
+        try:
+            cached = CachedFeed(
+                feed, trunk_store(feed, lower, block, self.folder, device=device, progress=self.progress)
+            )
+        except (FeatcacheError, OSError) as error:
+            if self.cache is True:
+                raise
+            self._say(f"stage {stage.title}: not cached after {block}: {error}")
+            cuts.remember(index, None)
+            return model, feed
         self.trunk_seconds += time.perf_counter() - start
         return upper, cached
 
-    def _cut(self, feed: ImageFeed, stage: Stage) -> tuple[str | None, str]:
-        """Return the last block below which all is frozen, or why there is none."""
-        if self.cache is False:
-            return None, "cache is off"
-        if callable(feed.augment):
-            return None, "images are augmented by a callable"
+    def _cut(self, model: nn.Module, feed: ImageFeed, stage: Stage) -> str | None:
+        """Return the last block below which all is frozen, None where the whole network is to run in the loop."""
         frozen = self.opened.blocks[: frozen_below(self.opened.blocks, stage)]
+        if not frozen or self.cache is False:
+            return None
         found = [block.name for block in frozen if block.boundary]
-        if not found:
-            return None, "the network cannot be split below what trains"
-        passes = 1 + (feed.n_views if feed.augment == "views" else 0)
-        if self.cache == "auto" and stage.span < 2 * passes:
-            return None, "so few epochs do not repay it"
-        return found[-1], ""
+        why = self._hindrance(feed, bool(found))
+        if why and self.cache is True:
+            raise FinetuneError(f"stage {stage.title}: cannot be cached, {why}; use cache='auto'")
+        if why or (self.cache == "auto" and not self._pays(model, feed, stage, found[-1])):
+            return None
+        return found[-1]
 
-    def _fits(self, lower: nn.Module, feed: ImageFeed) -> bool:
+    def _hindrance(self, feed: ImageFeed, divisible: bool) -> str:
+        if callable(feed.augment):
+            return "images are augmented by a callable"
+        if feed.augment == "views" and feed.source.version:
+            return "views of a source with a version differ in a store"
+        if self.training.amp:
+            return "activations are float32, and mixed precision was asked for"
+        return "" if divisible else "the network cannot be split below what trains"
+
+    def _pays(self, model: nn.Module, feed: ImageFeed, stage: Stage, block: str) -> bool:
+        """Whether epochs repay the views that are extracted, and a quarter of the free disk holds them."""
         import torch
 
-        row = np.asarray(feed.rows["train"][:1])
+        views = feed.n_views if feed.augment == "views" else 0
+        if views and stage.span < 2 * (1 + views):
+            return False
+        lower, _ = split_after(model, block)
+        device = next((parameter.device for parameter in lower.parameters()), torch.device("cpu"))
         with torch.inference_mode():
-            device = next((parameter.device for parameter in lower.parameters()), torch.device("cpu"))
-            one = lower.eval()(feed.batch(row, 0, 0, 0, False)[0].to(device))
-        views = 1 + (feed.n_views if feed.augment == "views" else 0)
-        return one.numel() * 4 * len(feed) * views < _OF_DISK * shutil.disk_usage(self.folder).free
+            one = lower.eval()(feed.batch(np.asarray(feed.rows["train"][:1]), 0, 0, 0, False)[0].to(device))
+        fits = one.numel() * 4 * len(feed) * (1 + views) < _OF_DISK * shutil.disk_usage(self.folder).free
+        if not fits:
+            self._say(f"stage {stage.title}: activations after {block} would take too much of the disk; not cached")
+        return fits
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
-    def _judged(self, model: nn.Module, feed: ImageFeed, part: str, before: np.ndarray) -> Outcome:
-        rows = np.asarray(feed.rows[part])
-        source = feed.source
-        groups = source.columns[source.roles["group"]][rows] if "group" in source.roles else None
-        after = said_of(model, feed, rows, device=self._device)
-        return outcome_of(feed.labels[rows], before, after, part=part, units=groups)
-
-    def _kept(self, trained: Any, feed: ImageFeed, outcome: Outcome | None) -> FineTuned:
+    def _kept(self, trained: Any, feed: ImageFeed, outcome: Outcome | None, start: Start) -> FineTuned:
         model = trained.model.cpu().eval()
         settings = {
             "training": self.training.as_dict(),
@@ -204,28 +198,28 @@ class WholeRun:
             "rows": {name: len(rows) for name, rows in feed.rows.items()},
             "trunk seconds": round(self.trunk_seconds, 2),
         }
-        bundle = self._bundled(model, feed, outcome)
-        notes = tuple(dict.fromkeys([*feed.notes, *self.notes, *trained.notes]))
+        bundle = self._bundled(model, feed, outcome, start)
+        notes = tuple(dict.fromkeys([*self.notes, *trained.notes]))
         result = FineTuned(model, self.opened.classes, self.folder, trained.history, outcome, notes, bundle, settings)
-        publish_bytes(self.folder / "outcome.json", json.dumps(result.as_dict(), indent=1).encode(), replace=True)
+        write_json(self.folder / "outcome.json", result.as_dict())
         return result
 
-    def _bundled(self, model: nn.Module, feed: ImageFeed, outcome: Outcome | None) -> Path | None:
+    def _bundled(self, model: nn.Module, feed: ImageFeed, outcome: Outcome | None, start: Start) -> Path | None:
         from ..handoff.bundling import save_bundle
 
         path = self.folder / "model.bundle"
-        train = feed.labels[np.asarray(feed.rows["train"])]
-        counts = np.bincount(train, minlength=len(feed.classes)).tolist()
+        train_rows = np.asarray(feed.rows["train"])
+        counts = np.bincount(feed.labels[train_rows], minlength=len(feed.classes)).tolist()
         try:
             save_bundle(
                 model,
                 path,
-                head=self.opened.head,
+                head=None if self.opened.own else start.head,
                 metrics=None if outcome is None else outcome.metrics,
                 training_data=dict(zip(feed.classes, counts, strict=True)),
                 overwrite=True,
             )
         except FeatcacheError as error:
-            self.notes.append(f"no bundle was written: {error}")
+            self._say(f"no bundle was written: {error}")
             return None
         return path
