@@ -99,6 +99,8 @@ def test_a_head_that_saw_the_images_that_judge_is_fitted_again(setting, tmp_path
     train = fc.fit("logreg", data.select(np.flatnonzero(data.splits == "train")), params=fitted.params)
     val = data.select(np.flatnonzero(data.splits == "validation"))
     assert done.history[0]["val_accuracy"] == pytest.approx(float(np.mean(train.predict(val) == val.y)))
+    test = data.select(np.flatnonzero(data.splits == "test"))
+    assert done.outcome.head == float(np.mean(fitted.predict(test) == test.y))  # which it has not seen
     as_it_is = tuned(fitted, source, tmp_path / "head", epochs=1, start="head")
     assert not any("fitted again" in note for note in as_it_is.notes)
 

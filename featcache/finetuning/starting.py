@@ -97,13 +97,12 @@ class Start:
     ) -> None:
         self.opened, self.feed, self.seed, self.device, self.folder = opened, feed, seed, device, folder
         self.caution, self.head = "", opened.head
-        fair = self._fair(say) if opened.head is not None else None
+        rival = self._heads(start, part, say)
         given = opened.module
-        if start == "auto" and not opened.own and fair is not None:
-            self.head, given = fair, to_module(fair, backbone=opened.backbone)
+        if self.head is not opened.head and self.head is not None:
+            given = to_module(self.head, backbone=opened.backbone)
         self.model = self._begun(given, start)
-        self.said = None if part is None else self._rival_says(fair, np.asarray(feed.rows[part]))
-        self._warn(start, fair, part)
+        self.said = None if part is None else self._rival_says(rival, np.asarray(feed.rows[part]))
         self.about = {"start": start, "network": digest_of(opened.module), "rows": self._rows()}
 
     def _rows(self) -> dict[str, int]:
@@ -114,19 +113,28 @@ class Start:
             return fresh(given, self.seed)
         return with_fresh_head(given, self.seed) if start == "fresh" else given
 
-    def _fair(self, say: Callable[[str], None]) -> FittedHead:
-        """Return the head where it was trained on the training images alone, else one of its kind that was."""
+    def _heads(self, start: str, part: str | None, say: Callable[[str], None]) -> FittedHead | None:
+        """Choose what training begins with (`self.head`), and return what it is compared with."""
         head = self.opened.head
-        assert head is not None
+        if head is None:
+            self.caution = "the network was compared with itself as it was given, which may have seen them"
+            return None
         seen = seen_by(head, self.feed)
-        if seen.known and not seen.val and not seen.test:
+        judged = not seen.known or seen.test or (seen.val and part == "val")
+        begins = not self.opened.own and start == "auto" and (judged or seen.val)
+        if not begins and not (judged and part):
             return head
-        what = "validation" if seen.val else "test"
+        what = "validation" if seen.val and not seen.test else "test"
         why = (
             f"has seen the {what} images" if seen.known else "was trained on other images, perhaps on those that judge"
         )
         say(f"the head {why}: {head.head} was fitted again, with its settings, on the training images alone")
-        return self._kept(head)
+        again = self._kept(head)
+        if begins:
+            self.head = again
+        elif start == "head" and judged:
+            self.caution = "training began with a head that may have seen them"
+        return again if judged else head
 
     def _kept(self, head: FittedHead) -> FittedHead:
         """Return the head that was fitted again, from the run's folder where it is there."""
@@ -165,12 +173,6 @@ class Start:
         said = said_of(model, feed, rows, device=self.device)
         model.cpu()
         return said
-
-    def _warn(self, start: str, fair: FittedHead | None, part: str | None) -> None:
-        if fair is None:
-            self.caution = "the network was compared with itself as it was given, which may have seen them"
-        elif start == "head" and fair is not self.opened.head and part is not None:
-            self.caution = "training began with a head that may have seen them"
 
     def units(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the group of each image, None where there are none."""
