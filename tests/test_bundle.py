@@ -376,9 +376,9 @@ def test_every_flipped_byte_is_an_error(setting, tmp_path):
         bad = bytearray(data)
         bad[place] ^= int(generator.integers(1, 256))
         (tmp_path / "x.bundle").write_bytes(bytes(bad))
-        refused(tmp_path / "x.bundle", "")
+        refused(tmp_path / "x.bundle", "x.bundle")
     (tmp_path / "x.bundle").write_bytes(data + b" ")
-    refused(tmp_path / "x.bundle", "")
+    refused(tmp_path / "x.bundle", "x.bundle")
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,6 @@ def _check_head(path: Path, manifest: dict[str, Any], head: FittedHead) -> None:
 def _is_enum(head: FittedHead, value: Any) -> bool:
     """Whether a text is the name of weights in torchvision, and no file or address that calls itself one."""
     try:
-        return isinstance(value, str) and classify(head.spec["backbone"]["arch"], value)[0] == "enum"
+        return isinstance(value, str) and classify((head.spec or {})["backbone"]["arch"], value)[0] == "enum"
     except (FeatcacheError, LookupError, TypeError):
         return False

@@ -74,7 +74,7 @@ def _joined_width(joined: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def _check_prelude(raised: Any) -> None:
     power = raised.get("power") if isinstance(raised, dict) else None
-    if type(power) not in (int, float) or not 0 < power < math.inf or type(raised.get("unit")) is not bool:
+    if not isinstance(power, (int, float)) or not 0 < power < math.inf or type(raised.get("unit")) is not bool:
         raise _wrong("a prelude with a power above 0 and unit", f"{raised!r:.200}")
 
 
