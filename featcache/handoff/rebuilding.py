@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..backbone import Backbone
 from ..errors import HandoffError
 from ..preprocess import Preprocess
-from .answering import Meaning
+from .answering import Meaning, check_finite
 from .checking import compare, pixels_of, run_of
 from .modules import check_images, preparation
 from .parts import check_parts
@@ -169,6 +169,10 @@ def _check_same(module: nn.Module, again: nn.Module, meaning: Meaning) -> None:
     """Raise HandoffError unless a network has the tensors of the one put together again, and computes the same."""
     import torch
 
+    original = copy.deepcopy(module).cpu().eval()
+    inputs = meaning.inputs(pixels_of(None, meaning.recipe)[0])
+    ids = [f"generated image {i + 1}" for i in range(len(inputs))]
+    check_finite(run_of(original)(inputs), ids, "network", "its weights are out of range, train it again")
     ours, theirs = (
         {name: tensor for name, tensor in each.state_dict().items() if not name.endswith("num_batches_tracked")}
         for each in (module, again)
@@ -181,8 +185,7 @@ def _check_same(module: nn.Module, again: nn.Module, meaning: Meaning) -> None:
         raise HandoffError(
             f"network: expected tensors that can be put together again, got others in {where}; {_OTHERWISE}"
         )
-    original = copy.deepcopy(module).cpu().eval()
-    found = compare(run_of(original), run_of(again), meaning.inputs(pixels_of(None, meaning.recipe)[0]))
+    found = compare(run_of(original), run_of(again), inputs)
     if not found.same:
         raise HandoffError(
             f"network: put together again from its tensors it computes other scores (by {found.relative:.3g}), so "
