@@ -96,6 +96,8 @@ class ClassifierNetwork(nn.Module):
 
     #: Seed of the last random initialisation; None where there was none.
     initialised_seed: int | None = None
+    #: What the scores mean: "scores", "separator" and "target" as in `handoff.answering.Meaning`; None: not known.
+    meaning: dict[str, str] | None = None
 
     def __init__(
         self,

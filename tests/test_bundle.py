@@ -34,7 +34,7 @@ def setting(tmp_path_factory):
     data = store.load()
     fitted = fc.fit("logreg", data, calibrate=True, reject=0.3, novelty="mahalanobis")
     whole = fc.save_bundle(fitted, tmp / "whole.bundle", training_data=data, metrics={"accuracy": (0.5, 0.4, 0.6)})
-    bare = fc.save_bundle(fitted, tmp / "bare.bundle", weights=False)
+    bare = fc.save_bundle(fitted, tmp / "bare.bundle", include_weights=False)
     return some, data, fitted, whole, bare
 
 
@@ -127,13 +127,17 @@ def test_weights_come_from_the_bundle_and_nowhere_else(setting, tmp_path):
     store = fc.extract(images, backbone, tmp_path / "s", precision="fp32", progress=False)
     fitted = fc.fit("ridge", store.load())
     whole = fc.save_bundle(fitted, tmp_path / "whole.bundle")
-    bare = fc.save_bundle(fitted, tmp_path / "bare.bundle", weights=False)
+    bare = fc.save_bundle(fitted, tmp_path / "bare.bundle", include_weights=False)
     expected = fc.predict(fitted, folder, progress=False)
     (tmp_path / "w.pth").rename(tmp_path / "moved.pth")
     assert whole.predict(folder, progress=False) == expected
     assert str(tmp_path) not in json.dumps(whole.manifest)
-    with pytest.raises(WeightsError, match="pass"):
+    with pytest.raises(HandoffError, match="pass weights="):
         bare.predict(folder, progress=False)
+    (tmp_path / "moved.pth").rename(tmp_path / "w.pth")  # nor is it opened where it lies
+    with pytest.raises(HandoffError, match="pass weights="):
+        bare.predict(folder, progress=False)
+    (tmp_path / "w.pth").rename(tmp_path / "moved.pth")
     assert bare.predict(folder, weights=tmp_path / "moved.pth", progress=False) == expected
 
 
@@ -215,7 +219,7 @@ def test_heads_that_cannot_be_written_safely_are_refused(setting, tmp_path):
     with pytest.raises(HandoffError, match="weights=False"):
         fc.save_bundle(head, tmp_path / "x.bundle", backbone=own)
     assert not (tmp_path / "x.bundle").exists()
-    bare = fc.save_bundle(head, tmp_path / "bare.bundle", weights=False)
+    bare = fc.save_bundle(head, tmp_path / "bare.bundle", include_weights=False)
     expected = fc.predict(head, folder, backbone=own, progress=False)
     assert bare.predict(folder, weights=net, progress=False) == expected
 
@@ -241,17 +245,17 @@ def test_arguments_that_make_no_sense_are_refused(setting, tmp_path, options, ma
 def test_an_existing_bundle_is_kept_unless_it_may_be_replaced(setting, tmp_path):
     _, _, fitted, _, bare = setting
     for name in ("x.bundle", "x"):
-        fc.save_bundle(fitted, tmp_path / name, weights=False)
+        fc.save_bundle(fitted, tmp_path / name, include_weights=False)
         with pytest.raises(HandoffError, match="exists already"):
-            fc.save_bundle(fitted, tmp_path / name, weights=False, description="new")
+            fc.save_bundle(fitted, tmp_path / name, include_weights=False, description="new")
         assert fc.load_bundle(tmp_path / name).sha256 == bare.sha256
-        fc.save_bundle(fitted, tmp_path / name, weights=False, description="new", overwrite=True)
+        fc.save_bundle(fitted, tmp_path / name, include_weights=False, description="new", overwrite=True)
         assert fc.load_bundle(tmp_path / name).manifest["description"] == "new"
     (tmp_path / "x" / "thesis.tex").write_text("precious")
     with pytest.raises(HandoffError, match="holds other things"):
-        fc.save_bundle(fitted, tmp_path / "x", weights=False, overwrite=True)
+        fc.save_bundle(fitted, tmp_path / "x", include_weights=False, overwrite=True)
     with pytest.raises(HandoffError, match="make it first"):
-        fc.save_bundle(fitted, tmp_path / "no" / "x", weights=False)
+        fc.save_bundle(fitted, tmp_path / "no" / "x", include_weights=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "x.bundle"], "nothing is left behind"
 
 
@@ -265,10 +269,10 @@ def test_a_disk_that_refuses_leaves_the_old_bundle(setting, tmp_path, name, call
         raise OSError(28, "No space left on device")
 
     _, _, fitted, _, bare = setting
-    fc.save_bundle(fitted, tmp_path / name, weights=False)
+    fc.save_bundle(fitted, tmp_path / name, include_weights=False)
     setattr(Full, call, fail)
     with pytest.raises(HandoffError, match="No space left"):
-        fc.save_bundle(fitted, tmp_path / name, weights=False, description="new", overwrite=True, disk=Full())
+        fc.save_bundle(fitted, tmp_path / name, include_weights=False, description="new", overwrite=True, disk=Full())
     assert fc.load_bundle(tmp_path / name).sha256 == bare.sha256
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -294,7 +298,7 @@ def test_a_changed_or_missing_member_is_named(setting, tmp_path, name):
     changed[len(changed) // 2] ^= 1
     for made, match in (
         (members | {name: bytes(changed)}, "checksum|expected SHA-256|expected the manifest"),
-        (members | {name: members[name] + b" "}, "checksum|expected SHA-256"),
+        (members | {name: members[name] + b" "}, "checksum|expected [0-9,]+ bytes"),
         ({key: value for key, value in members.items() if key != name}, "is missing|got none"),
     ):
         (tmp_path / "x.bundle").write_bytes(zip_of(made))
@@ -365,19 +369,16 @@ def test_a_shortened_file_is_refused_wherever_it_ends(setting, tmp_path):
     refused(tmp_path / "absent.bundle", "found nothing")
 
 
-def test_a_flipped_byte_is_an_error_or_harmless(setting, tmp_path):
+def test_every_flipped_byte_is_an_error(setting, tmp_path):
     data, generator = setting[4].path.read_bytes(), np.random.default_rng(1)
-    places = [*generator.integers(0, len(data), 60), *range(len(data) - 200, len(data))]
+    places = [*generator.integers(0, len(data), 60), *range(40), *range(len(data) - 300, len(data))]
     for place in places:
         bad = bytearray(data)
         bad[place] ^= int(generator.integers(1, 256))
         (tmp_path / "x.bundle").write_bytes(bytes(bad))
-        try:
-            found = fc.load_bundle(tmp_path / "x.bundle")
-        except FeatcacheError as error:
-            assert "\n" not in str(error)
-        else:  # dates, attributes: never a member
-            assert found.members == setting[4].members
+        refused(tmp_path / "x.bundle", "x.bundle")
+    (tmp_path / "x.bundle").write_bytes(data + b" ")
+    refused(tmp_path / "x.bundle", "x.bundle")
 
 
 @pytest.mark.parametrize(
@@ -458,13 +459,13 @@ def test_a_recipe_that_makes_no_network_is_refused_in_one_line(setting, network,
 def test_attacks_on_a_folder_are_refused(setting, tmp_path):
     fitted, bare = setting[2], setting[4]
     place = tmp_path / "x"
-    fc.save_bundle(fitted, place, weights=False)
+    fc.save_bundle(fitted, place, include_weights=False)
     (place / "evil.py").write_text("import os")
     refused(place, "got a member 'evil.py'")
     (place / "evil.py").unlink()
     card = (place / "MODEL_CARD.md").read_bytes()
     (place / "MODEL_CARD.md").write_bytes(card + b"changed")
-    refused(place, "MODEL_CARD.md: expected SHA-256")
+    refused(place, "MODEL_CARD.md: expected [0-9,]+ bytes")
     (place / "MODEL_CARD.md").unlink()
     refused(place, "MODEL_CARD.md' is missing")
     (tmp_path / "elsewhere").write_bytes(card)

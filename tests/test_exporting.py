@@ -16,7 +16,7 @@ from featcache.cli import run
 from featcache.errors import ExchangeError, FeatcacheError, HandoffError, HeadError, StoreError
 from featcache.files import Disk
 from featcache.handoff import publishing
-from featcache.handoff.checking import difference, pixels_of
+from featcache.handoff.checking import compare, pixels_of
 
 needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")), reason="needs featcache[onnx]"
@@ -113,7 +113,7 @@ def test_networks_of_all_kinds(setting, tmp_path, ending):
 
 def test_a_file_that_computes_something_else_does_not_stay(setting, tmp_path, monkeypatch):
     _, _, _, fitted = setting
-    (tmp_path / "x.pt2").write_bytes(b"the old one")
+    (tmp_path / "x.pt2").write_bytes(b"PK\x03\x04 the old one")
     original = publishing.FORMATS[".pt2"]
 
     def off(path, module):
@@ -125,7 +125,9 @@ def test_a_file_that_computes_something_else_does_not_stay(setting, tmp_path, mo
         with pytest.raises(HandoffError, match=r"a difference of .*nothing was written") as caught:
             fc.export(fitted, tmp_path / name, overwrite=overwrite)
         assert "\n" not in str(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["x.pt2"] and (tmp_path / "x.pt2").read_bytes() == b"the old one"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt2"] and (
+        tmp_path / "x.pt2"
+    ).read_bytes() == b"PK\x03\x04 the old one"
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "link", "rename"])
@@ -179,7 +181,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(setting, tmp_path, what, nam
         "features": store.load,
         "knn": lambda: fc.fit("knn", store.load()),
         "absent": lambda: tmp / "absent",
-        "bundle": lambda: fc.save_bundle(fitted, tmp_path / "b.bundle", weights=False),
+        "bundle": lambda: fc.save_bundle(fitted, tmp_path / "b.bundle", include_weights=False),
         "bare": lambda: torch.nn.Linear(2, 2),
         "network": lambda: fc.to_module(fitted),
         "other": lambda: fc.assemble(make_tiny_backbone(), torch.nn.LazyLinear(2), ["a", "b"]),
@@ -237,13 +239,24 @@ def test_features_are_exported_without_what_heads_need():
 
 def test_differences_are_relative_to_the_largest_score():
     inputs = np.ones((40, 1), np.float32)
-    large = difference(lambda x: x * 1000, lambda x: x * 1000 + 0.05, inputs)
-    assert large == pytest.approx(5e-5, rel=1e-3)
-    assert difference(lambda x: x * 0.01, lambda x: x * 0.01 + 0.05, inputs) == pytest.approx(0.05, rel=1e-3)
-    assert difference(lambda x: x, lambda x: x * np.nan, inputs) == np.inf
-    assert difference(lambda x: x, lambda x: x[:, :0], inputs) == np.inf
-    assert difference(lambda x: x, lambda x: x[:1].repeat(32, 0), inputs) == np.inf
-    assert len(np.unique(pixels_of(None, fc.Preprocess(16, 16)).reshape(9, -1), axis=0)) == 9
+    large = compare(lambda x: x * 1000, lambda x: x * 1000 + 0.05, inputs)
+    assert large.relative == pytest.approx(5e-5, rel=1e-3) and large.absolute == pytest.approx(0.05, rel=1e-3)
+    assert compare(lambda x: x * 0.01, lambda x: x * 0.01 + 0.05, inputs).relative == pytest.approx(0.05, rel=1e-3)
+    assert compare(lambda x: x, lambda x: x * np.nan, inputs).relative == np.inf
+    assert compare(lambda x: x, lambda x: x[:, :0], inputs).relative == np.inf
+    assert compare(lambda x: x, lambda x: x[:1].repeat(32, 0), inputs).relative == np.inf
+    assert len(np.unique(pixels_of(None, fc.Preprocess(16, 16))[0].reshape(9, -1), axis=0)) == 9
+
+
+def test_what_would_hide_a_difference_does_not():
+    inputs = np.ones((40, 1), np.float32)
+    never = compare(lambda x: x * [[1.0, 2.0, -1e30]], lambda x: x * [[9.0, -2.0, -1e30]], inputs)
+    assert not never.same and never.relative == pytest.approx(4) and never.flipped == 40
+    assert not compare(lambda x: x * [[1.0, -1e30]], lambda x: x * [[1.0, -2e30]], inputs).same
+    close = compare(lambda x: x * [[1000.0, 1000.02]], lambda x: x * [[1000.02, 1000.0]], inputs)
+    assert close.relative <= 1e-4 and close.flipped == 40 and not close.same
+    with pytest.raises(HandoffError, match="finite scores"):
+        compare(lambda x: x * np.nan, lambda x: x * np.nan, inputs)
 
 
 def test_the_command_line(setting, tmp_path, capsys):

@@ -39,6 +39,14 @@ def export(
         Path | None, typer.Option("--check", help="Images on which the exported network is compared with the head.")
     ] = None,
     weights: BackboneWeights = None,
+    without_weights: Annotated[
+        bool, typer.Option("--without-weights", help="Of a bundle: only the digest of the backbone's weights.")
+    ] = False,
+    licence: Annotated[str | None, typer.Option("--licence", help="Of a bundle: the licence of the weights.")] = None,
+    description: Annotated[str, typer.Option("--description", help="Of a bundle: what it is, for its card.")] = "",
+    intended_use: Annotated[
+        str, typer.Option("--intended-use", help="Of a bundle: what it is meant for, for its card.")
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,13 +55,15 @@ def export(
     from . import show
 
     choice: dict[str, Any] = {"view": view, "node": node, "label": label, "group": group, "split": split}
-    given = None if check is None else str(check)
-    done = run_export(data, out, **choice, images=images, check=given, weights=weights, overwrite=overwrite)
+    model: dict[str, Any] = {"images": images, "check": None if check is None else str(check), "weights": weights}
+    model |= {"licence": licence, "description": description, "intended_use": intended_use}
+    done = run_export(data, out, **choice, **model, include_weights=not without_weights, overwrite=overwrite)
     if isinstance(done, Path):
         facts: dict[str, Any] = {"path": str(done), "bytes": done.stat().st_size}
     else:
         facts = {"path": str(done.path), "bytes": done.bytes, "sha256": done.sha256}
-        facts |= {"difference": done.difference, "images": done.images}
+        facts |= {"difference": done.difference, "absolute": done.absolute, "images": done.images}
+        facts |= {"unread": done.unread}
     show.as_json(facts) if as_json else show.exported(facts)
 
 
@@ -80,20 +90,17 @@ def predict(
     --top-k id, then each label and its score.
     """
     not_empty(*((image, "IMAGE") for image in images), (sha256, "--sha256"))
-    from ..handoff import load_bundle
+    from ..handoff import load_bundle, predict_iter
     from ..handoff import predict as run_predict
     from . import show
 
-    rows = run_predict(
-        head if sha256 is None else load_bundle(head, sha256),
-        images,
-        top_k=top_k,
-        weights=weights,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        progress=False if quiet else "auto",
-    )
-    show.as_json(rows) if as_json else show.predictions(rows)
-    if any("error" in row for row in rows):
+    model = head if sha256 is None else load_bundle(head, sha256)
+    options: dict[str, Any] = {"top_k": top_k, "weights": weights, "batch_size": batch_size, "workers": workers}
+    if as_json:
+        rows = run_predict(model, images, **options, device=device, progress=False if quiet else "auto")
+        show.as_json(rows)
+        failed = any("error" in row for row in rows)
+    else:  # as they come: of a large folder, or into a pipe
+        failed = show.predictions(predict_iter(model, images, **options, device=device))
+    if failed:
         raise typer.Exit(1)

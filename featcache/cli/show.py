@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -245,15 +245,21 @@ def finetuned(done: Any, notes: bool) -> None:
         note(plain(line))
 
 
-def predictions(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print what was predicted, one image a line: id, label, score, or id, number; failures on standard error."""
+def predictions(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Print what was predicted, one image a line: id, label, score, or id, number; failures on standard error.
+
+    Returns whether there was a failure.
+    """
+    failed = False
     for row in rows:
         if "error" in row:
+            failed = True
             note(plain(f"{row['id']}: {row['error']}"))
             continue
         answer = [f"{row['value']:.6g}"] if "value" in row else _labels(row)
         flags = ["rejected"] * (not row.get("accepted", True)) + ["novel"] * row.get("novelty", {}).get("novel", False)
         say("\t".join([plain(row["id"]), *answer, ",".join(flags)]).rstrip("\t"))
+    return failed
 
 
 def _labels(row: Mapping[str, Any]) -> list[str]:
@@ -268,6 +274,8 @@ def exported(facts: Mapping[str, Any]) -> None:
     say(f"{plain(facts['path'])}: {size(facts['bytes'])}")
     if facts.get("difference") is not None:
         say(f"largest difference of a score {facts['difference']:.1e} on {facts['images']} images")
+    if facts.get("unread"):
+        note(f"{facts['unread']} images could not be read, and were not compared")
     if "sha256" in facts:
         say(f"sha256 {facts['sha256']}")
 

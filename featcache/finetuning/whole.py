@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import time
@@ -191,7 +192,9 @@ class WholeRun:
     # -- what came of it ----------------------------------------------------------------------------------------------
 
     def _kept(self, trained: Any, feed: ImageFeed, outcome: Outcome | None, start: Start) -> FineTuned:
-        model = trained.model.cpu().eval()
+        model: Any = trained.model.cpu().eval()
+        if self.training.loss is None and isinstance(getattr(model, "meaning", None), dict):
+            model.meaning = model.meaning | {"scores": "softmax"}  # it was trained with cross entropy
         settings = {
             "training": self.training.as_dict(),
             "start": self.start,
@@ -210,11 +213,17 @@ class WholeRun:
         path = self.folder / "model.bundle"
         train_rows = np.asarray(feed.rows["train"])
         counts = np.bincount(feed.labels[train_rows], minlength=len(feed.classes)).tolist()
+        ids = "\n".join(sorted(feed.ids[row] for row in train_rows.tolist()))
+        digest = hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()
+        begun = start.head is not None and not self.opened.own and self.start in ("auto", "head")
         try:
             save_bundle(
                 model,
                 path,
                 head=None if self.opened.own else start.head,
+                scores="softmax" if self.training.loss is None else None,
+                training={"rows": len(train_rows), "digest": digest},
+                begun_from=f"the head {start.head.head} on cached codes" if begun and start.head else "",
                 metrics=None if outcome is None else outcome.metrics,
                 training_data=dict(zip(feed.classes, counts, strict=True)),
                 overwrite=True,

@@ -5,7 +5,8 @@
 * ``modules``: `to_module`, backbone and head as one network; ``initialising``: the same from random numbers
 * ``assembling``: `assemble`, one's own network on top; `backbone_of_module`, a trained trunk as a backbone again
 * ``bundling``: `save_bundle`; ``bundle``: `load_bundle` (``archive``: its members in a file or folder, ``manifest``:
-  what it says of them, ``rebuilding``: a network as tensors and recipe, ``card``: the model card)
+  what it says of them, ``rebuilding``: a network as tensors and recipe, ``parts``: whether these fit,
+  ``card``: the model card)
 * ``exporting``: `export`, by the ending of a name (``publishing``: models; ``programs``: .pt2, .onnx, .safetensors;
   ``checking``: whether they compute the same)
 

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..backbone import Backbone
-from ..errors import HandoffError, HeadError
+from ..errors import FeatcacheError, HandoffError, HeadError
 from ..features import FeatureSet
 from ..heads import FittedHead
 from ..heads.layers import LayerBlocks
 from ..preprocess import Preprocess
-from .opening import blocks_of_head
+from .opening import FAILURES, blocks_of_head
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Answers", "HeadAnswers", "Meaning", "NetworkAnswers", "best", "lines_of_head"]
+__all__ = ["Answers", "HeadAnswers", "Meaning", "NetworkAnswers", "best", "check_finite", "lines_of_head"]
 
 SCORES = ("softmax", "sigmoid", "raw")
+_AGAIN = "fit it again on finite codes"
 
 
 class Answers(Protocol):
@@ -91,7 +92,7 @@ class Meaning:
         images = "uint8" if isinstance(getattr(module, "prepare", None), PixelsToInput) else "normalized"
         own = [str(name) for name in getattr(module, "classes", [])]
         if head is None:
-            return cls({"preprocess": recipe.spec()}, tuple(own), scores=scores or "softmax", images=images)
+            return cls._kept_by(module, own, recipe, scores, images)
         found = cls.of(head, scores)
         if own and own != (list(found.classes) or [found.target]):
             raise HandoffError(
@@ -99,6 +100,31 @@ class Meaning:
             )
         spec = found.spec | ({"preprocess": recipe.spec()} if isinstance(recipe, Preprocess) else {})
         return replace(found, spec=spec, images=images)
+
+    @classmethod
+    def _kept_by(
+        cls, module: nn.Module, own: list[str], recipe: Preprocess, scores: str | None, images: str
+    ) -> Meaning:
+        """What a network of `to_module` keeps of its head; one of `assemble` tells its classes apart by softmax."""
+        kept: Any = getattr(module, "meaning", None) or {}
+        if not kept and scores is None and len(own) < 2:
+            raise HandoffError(
+                f"network {type(module).__name__}: it has {len(own)} class, and whether its score is a number or that "
+                "of a label is unknown; give head=, the fitted head that it was made of"
+            )
+        target = str(kept.get("target", ""))
+        return cls(
+            {"preprocess": recipe.spec()},
+            () if target else tuple(own),
+            str(kept.get("separator", "")),
+            target,
+            scores or str(kept.get("scores", "softmax")),
+            images,
+        )
+
+    def kept(self) -> dict[str, str]:
+        """Return what a network keeps of this: "scores", "separator", "target"."""
+        return {"scores": self.scores, "separator": self.separator, "target": self.target}
 
     @property
     def recipe(self) -> Preprocess:
@@ -133,8 +159,16 @@ class HeadAnswers:
 
     def __call__(self, ids: Sequence[str], pixels: np.ndarray) -> list[dict[str, Any]]:
         """Answer for uint8 pixels (N, H, W, C)."""
-        codes = self.network.encode(pixels, mode="fp32", device=self.device)
-        return lines_of_head(self.head, ids, _joined(codes, self.head.node, self.blocks))
+        try:
+            codes = self.network.encode(pixels, mode="fp32", device=self.device)
+            return lines_of_head(self.head, ids, _joined(codes, self.head.node, self.blocks))
+        except FeatcacheError:
+            raise
+        except FAILURES as error:
+            raise HandoffError(
+                f"head {self.head.head!r}: it fails on images of {' × '.join(map(str, self.recipe.shape))} "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:150]}); fit and save it again"
+            ) from error
 
 
 class NetworkAnswers:
@@ -162,8 +196,8 @@ class NetworkAnswers:
         images = torch.from_numpy(self.meaning.inputs(pixels)).to(self.device)
         try:
             with torch.inference_mode():
-                scores = self.module(images).double().cpu().numpy()
-        except (RuntimeError, TypeError, KeyError) as error:
+                scores = self.module(images).cpu().double().numpy()
+        except FAILURES as error:
             raise HandoffError(
                 f"network: it fails on images of {' × '.join(map(str, self.recipe.shape))} "
                 f"({' '.join(str(error).split())[:150]}); give the head that it was made of"
@@ -177,6 +211,7 @@ def _lines(meaning: Meaning, ids: Sequence[str], scores: np.ndarray) -> list[dic
         raise HandoffError(
             f"network: expected scores of shape ({len(ids)}, {width}), got {scores.shape}; give its own classes"
         )
+    check_finite(scores, ids, "network", "its weights are out of range, train it again")
     if meaning.target:
         return [{"id": i, "value": value} for i, value in zip(ids, scores[:, 0].tolist(), strict=True)]
     shown = scores
@@ -195,6 +230,16 @@ def _lines(meaning: Meaning, ids: Sequence[str], scores: np.ndarray) -> list[dic
         line["scores"] = dict(zip(meaning.classes, numbers, strict=True))
         found.append(line)
     return found
+
+
+def check_finite(scores: np.ndarray, ids: Sequence[str], owner: str, advice: str) -> None:
+    """Raise HandoffError where scores are NaN or infinite: no label, and no number, follows from them."""
+    bad = ~np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+    if bad.any():
+        raise HandoffError(
+            f"{owner}: expected finite scores, got NaN or infinity for {int(bad.sum())} of {len(scores)} images, the "
+            f"first {ids[int(bad.argmax())]!r:.200}; {advice}"
+        )
 
 
 def best(lines: list[dict[str, Any]], top_k: int | None) -> list[dict[str, Any]]:
@@ -233,11 +278,15 @@ def _scores(head: FittedHead, codes: FeatureSet | np.ndarray) -> np.ndarray | No
 
 
 def _numbers(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
-    return [{"id": i, "value": value} for i, value in zip(ids, head.predict(codes).tolist(), strict=True)]
+    values = np.asarray(head.predict(codes), dtype=float)
+    check_finite(values, ids, f"head {head.head!r}", _AGAIN)
+    return [{"id": i, "value": value} for i, value in zip(ids, values.tolist(), strict=True)]
 
 
 def _labels(head: FittedHead, ids: Sequence[str], codes: FeatureSet | np.ndarray) -> list[dict[str, Any]]:
     labels, scores = head.predict(codes), _scores(head, codes)
+    if scores is not None:
+        check_finite(np.asarray(scores, dtype=float), ids, f"head {head.head!r}", _AGAIN)
     lists = head.predict_labels(codes) if head.separator else [[]] * len(ids)
     rows = [None] * len(ids) if scores is None else np.asarray(scores, dtype=float).tolist()
     classes = [str(c) for c in head.classes_]

@@ -1,8 +1,9 @@
 """The members of a bundle as one file or one folder: written the same way each time, read as a stranger's.
 
 A file is a zip of stored (uncompressed) members, sorted by name, all of one fixed date: equal members give equal bytes.
-Nothing in it is trusted before it was checked: names are those of a short list, sizes are bounded by the file itself,
-and contents by the digests of the manifest.
+Nothing in it is trusted before it was checked: names are those of a short list, sizes are bounded by the file itself
+and by the manifest, which is read first, contents by the digests of the manifest. What is left of a file, dates and
+offsets, has to be what such a file has: none of its bytes can be changed.
 """
 
 from __future__ import annotations
@@ -12,17 +13,29 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ..errors import HandoffError
 from ..files import DISK, Disk, publish_bytes, unique_name
 
-__all__ = ["CARD", "HEAD", "MANIFEST", "WEIGHTS", "is_archive", "is_folder_name", "read_members", "write_members"]
+__all__ = [
+    "CARD",
+    "HEAD",
+    "MANIFEST",
+    "WEIGHTS",
+    "check_target",
+    "is_archive",
+    "is_folder_name",
+    "read_members",
+    "write_members",
+]
 
 MANIFEST, HEAD, WEIGHTS, CARD = "manifest.json", "head.safetensors", "weights.safetensors", "MODEL_CARD.md"
 _NAMES = frozenset({MANIFEST, HEAD, WEIGHTS, CARD})
 _ZIP = b"PK\x03\x04"
+#: Endings of other files of ours: a bundle of such a name would be taken for one.
+_OTHERS = (".pt2", ".onnx", ".safetensors", ".head")
 #: A zip knows no earlier date.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _AGAIN = "it is damaged or was changed, get the bundle again"
@@ -52,7 +65,7 @@ def write_members(path: Path, members: Mapping[str, bytes], *, overwrite: bool, 
     HandoffError
         When the name is taken, or the disk refuses; nothing has been written then.
     """
-    _check_target(path, overwrite)
+    check_target(path, overwrite)
     try:
         if is_folder_name(path):
             _write_folder(path, members, disk or DISK)
@@ -66,7 +79,13 @@ def write_members(path: Path, members: Mapping[str, bytes], *, overwrite: bool, 
         ) from error
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool) -> None:
+    """Raise HandoffError where no bundle can be written, or may be: only a bundle is ever replaced by one."""
+    if path.suffix.lower() in _OTHERS:
+        raise HandoffError(
+            f"{path}: expected a name for a bundle, ending in .bundle or .zip, or without an ending for a folder, got "
+            f"{path.suffix!r}; give another name, or use export"
+        )
     if not path.parent.is_dir():
         raise HandoffError(f"{path}: expected a folder {str(path.parent)!r} to write to, got none; make it first")
     if not os.path.lexists(path):
@@ -78,6 +97,18 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise HandoffError(f"{path}: exists and is a {kind}, so no bundle replaces it; give another name")
     if path.is_dir() and not {entry.name for entry in path.iterdir()} <= _NAMES:
         raise HandoffError(f"{path}: exists and holds other things than a bundle; give another name")
+    if not path.is_dir() and path.exists() and not _is_ours(path):
+        raise HandoffError(f"{path}: exists and is no bundle, so it is not replaced; give another name")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file may be replaced: a bundle, damaged or not, or an empty one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            return MANIFEST in names and names <= _NAMES
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return not path.stat().st_size
 
 
 def _taken(path: Path) -> HandoffError:
@@ -105,31 +136,46 @@ def _write_folder(path: Path, members: Mapping[str, bytes], disk: Disk) -> None:
             disk.write(aside / name, content)
             disk.fsync(aside / name)
         disk.fsync_folder(aside)
-        replaced = path.is_dir()
-        if replaced:
+        if path.is_dir():
             disk.rename(path, old)
-        try:
-            disk.rename(aside, path)
-        except OSError:
-            if replaced:
-                disk.rename(old, path)
-            raise
+        disk.rename(aside, path)
         disk.fsync_folder(path.parent)
-    finally:
-        for leftover in (aside, old):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(leftover)
+    except BaseException as error:  # Ctrl-C, too
+        if not _restored(path, aside, old, disk) and isinstance(error, OSError):
+            raise HandoffError(
+                f"{path}: the bundle cannot be written: {error.strerror or error}; the old one is kept as {old.name}"
+            ) from error
+        raise
+    _remove(old)
 
 
-def read_members(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+def _restored(path: Path, aside: Path, old: Path, disk: Disk) -> bool:
+    """Give the old folder its name back; what cannot be is kept under its other name, never lost."""
+    if old.is_dir():
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                disk.rename(path, aside)
+            disk.rename(old, path)
+    _remove(aside)
+    return not old.is_dir()
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)
+
+
+def read_members(path: Path, limit: int, sizes_of: Callable[[bytes], Mapping[str, int]]) -> dict[str, bytes]:
     """Read the members of a bundle.
 
     Parameters
     ----------
     path : Path
         File or folder.
-    limits : mapping of str to int
-        Largest size in bytes of a member, by name; others are as large as the bundle allows.
+    limit : int
+        Bytes of the manifest, at most.
+    sizes_of : callable
+        Manifest to the bytes of each member, which are compared before it is read; empty for what is no manifest.
 
     Returns
     -------
@@ -142,7 +188,7 @@ def read_members(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
         name; compressed, encrypted or oversized ones.
     """
     try:
-        return _read_folder(path, limits) if path.is_dir() else _read_zip(path, limits)
+        return _read_folder(path, limit, sizes_of) if path.is_dir() else _read_zip(path, limit, sizes_of)
     except HandoffError:
         raise
     except FileNotFoundError:
@@ -173,12 +219,31 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
         raise HandoffError(f"{path}: expected a bundle with {MANIFEST}, got none; give a bundle that save_bundle wrote")
 
 
-def _check_size(path: Path, name: str, size: int, limits: Mapping[str, int]) -> None:
-    if size > limits.get(name, size):
-        raise HandoffError(f"{path}: {name}: expected {limits[name]:,} bytes at most, got {size:,}; {_AGAIN}")
+def _checked(
+    path: Path,
+    found: Mapping[str, int],
+    limit: int,
+    sizes_of: Callable[[bytes], Mapping[str, int]],
+    read: Callable[[str], bytes],
+) -> dict[str, bytes]:
+    """Read the manifest, and what it names if it is as large as it says."""
+    if found[MANIFEST] > limit:
+        raise HandoffError(f"{path}: {MANIFEST}: expected {limit:,} bytes at most, got {found[MANIFEST]:,}; {_AGAIN}")
+    manifest = read(MANIFEST)
+    sizes = sizes_of(manifest)
+    if not sizes:  # no manifest; whoever called says what is wrong with it
+        return {MANIFEST: manifest}
+    for name, size in found.items():
+        if name == MANIFEST:
+            continue
+        if name not in sizes:
+            raise HandoffError(f"{path}: {name} was added: the manifest does not name it; {_AGAIN}")
+        if size != sizes[name]:
+            raise HandoffError(f"{path}: {name}: expected {sizes[name]:,} bytes, got {size:,}; {_AGAIN}")
+    return {name: manifest if name == MANIFEST else read(name) for name in found}
 
 
-def _read_zip(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+def _read_zip(path: Path, limit: int, sizes_of: Callable[[bytes], Mapping[str, int]]) -> dict[str, bytes]:
     whole = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
@@ -193,18 +258,22 @@ def _read_zip(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
                 raise HandoffError(
                     f"{path}: {info.filename}: expected a member stored as it is, got it packed; {_AGAIN}"
                 )
-            _check_size(path, info.filename, info.file_size, limits)
-        return {info.filename: archive.read(info) for info in infos}
+        found = {info.filename: info.file_size for info in infos}
+        members = _checked(path, found, limit, sizes_of, archive.read)
+    if len(members) == len(found) and zip_of(members) != path.read_bytes():
+        raise HandoffError(
+            f"{path}: expected members and nothing else, got other bytes between them (dates, attributes, comments); "
+            f"{_AGAIN}"
+        )
+    return members
 
 
-def _read_folder(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+def _read_folder(path: Path, limit: int, sizes_of: Callable[[bytes], Mapping[str, int]]) -> dict[str, bytes]:
     names = sorted(entry.name for entry in path.iterdir())
     _check_names(path, names)
-    members = {}
     for name in names:
         file = path / name
         if file.is_symlink() or not file.is_file():
             raise HandoffError(f"{path}: {name}: expected a plain file, got a link or folder; {_AGAIN}")
-        _check_size(path, name, file.stat().st_size, limits)
-        members[name] = file.read_bytes()
-    return members
+    found = {name: (path / name).stat().st_size for name in names}
+    return _checked(path, found, limit, sizes_of, lambda name: (path / name).read_bytes())

@@ -16,30 +16,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbone import Backbone
+from ..backbone.arguments import classify
 from ..errors import FeatcacheError, HandoffError
 from ..heads import FittedHead
 from ..heads.persistence import head_of_bytes
 from .answering import Answers, HeadAnswers, Meaning, NetworkAnswers
 from .archive import CARD, HEAD, MANIFEST, WEIGHTS, read_members
-from .manifest import (
-    LIMIT,
-    facts_of_head,
-    read_manifest,
-)
+from .manifest import LIMIT, facts_of_head, read_manifest, sizes_of
 from .modules import to_module
-from .opening import backbone_of
+from .opening import FAILURES, backbone_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["Bundle", "bundle_of", "load_bundle"]
 
+#: Kinds of locators that open no file and no address that a stranger has named.
+_KNOWN = ("embedded", "random", "state_dict", "module")
 _PARTS = {"node", "join", "prelude", "images", "kwargs", "scores"}
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A model that was read from a bundle, verified to the last byte.
+    """A model that was read from a bundle, every member verified.
 
     Attributes
     ----------
@@ -109,6 +108,12 @@ class Bundle:
         Returns
         -------
         Backbone
+
+        Raises
+        ------
+        HandoffError
+            Without weights inside, when they came from a file or address and no `weights` are given: what a bundle
+            names is not opened. Weights that torchvision has by name, or featcache itself, are found.
         """
         if WEIGHTS in self.members and weights is None and backbone is None:
             from .rebuilding import rebuild_backbone
@@ -116,7 +121,20 @@ class Bundle:
             return self._rebuilt(lambda: rebuild_backbone(self._tensors, self.manifest["spec"], self._kwargs()))
         if self.head is None:
             raise HandoffError(f"{self.path}: expected no weights= or backbone=, since this network brings its own")
-        return backbone_of(self.head, backbone, weights)
+        head = self.head
+        if weights is None and backbone is None:
+            self._check_locator(head)
+        return self._rebuilt(lambda: backbone_of(head, backbone, weights))
+
+    def _check_locator(self, head: FittedHead) -> None:
+        """Raise HandoffError where weights would be read from a file, or an address, that the bundle names."""
+        locator = head.locator or {}
+        kind, value = locator.get("kind"), locator.get("value")
+        if kind not in _KNOWN and (kind != "enum" or not _is_enum(head, value)):
+            raise HandoffError(
+                f"{self.path}: its weights are not inside, and come from a {kind} that the bundle names, which is not "
+                "opened on its behalf; pass weights= with the file or address that you trust"
+            )
 
     def module(self, *, weights: Any = None, backbone: Backbone | None = None, images: str | None = None) -> nn.Module:
         """Return the model as one network: see `to_module`; of a fine-tuned one, the network itself.
@@ -146,7 +164,8 @@ class Bundle:
         found = self.manifest
         names = self.classes or [found["target"]]
         parts = found["network"] | ({} if images is None else {"images": images})
-        return self._rebuilt(lambda: rebuild_network(self._tensors, parts, found["spec"], names))
+        kept = self.meaning.kept()
+        return self._rebuilt(lambda: rebuild_network(self._tensors, parts, found["spec"], names, kept))
 
     def _kwargs(self) -> dict[str, Any]:
         place = self.manifest["network"] or self.manifest["locator"]
@@ -157,7 +176,7 @@ class Bundle:
             return build()
         except FeatcacheError as error:
             raise type(error)(f"{self.path}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except FAILURES as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
             raise HandoffError(
                 f"{self.path}: its recipe and its tensors do not fit ({reason}); get it again"
@@ -209,8 +228,8 @@ def load_bundle(path: str | os.PathLike[str], sha256: str | None = None) -> Bund
 
     Notes
     -----
-    A bundle without weights says where they were; to predict, they are read or fetched from there, and verified by
-    their digest. Give `predict` its ``weights=`` to have them taken from nowhere else.
+    A bundle without weights says which they are. Those that torchvision has by name are fetched, and verified by their
+    digest; a file or an address that the bundle names is never opened: give `predict` its ``weights=``.
 
     Examples
     --------
@@ -218,7 +237,7 @@ def load_bundle(path: str | os.PathLike[str], sha256: str | None = None) -> Bund
     >>> fc.load_bundle("flowers.bundle").predict(["new.jpg"], top_k=3)  # doctest: +SKIP
     """
     place = Path(path)
-    bundle = bundle_of(place, read_members(place, {MANIFEST: LIMIT}))
+    bundle = bundle_of(place, read_members(place, LIMIT, sizes_of))
     if sha256 is not None and bundle.sha256 != str(sha256).lower().removeprefix("sha256:"):
         raise HandoffError(f"{place}: expected a bundle with SHA-256 {sha256}, got {bundle.sha256}; do not use it")
     return bundle
@@ -234,11 +253,29 @@ def bundle_of(path: Path, members: dict[str, bytes]) -> Bundle:
     if bool(manifest["weights"].get("included")) != (WEIGHTS in members):
         raise HandoffError(f"{path}: expected weights as the manifest says, got it otherwise; get it again")
     if bundle.head is not None:
-        facts = facts_of_head(bundle.head)
-        if wrong := [name for name in facts if manifest[name] != facts[name]]:
-            raise HandoffError(f"{path}: {wrong[0]}: the manifest says other than the head inside; get it again")
+        _check_head(path, manifest, bundle.head)
+    recorded = manifest["spec"].get("backbone")
+    if not isinstance(recorded, dict) or manifest["weights"].get("digest") != recorded.get("weights"):
+        raise HandoffError(f"{path}: weights: the manifest says other than its spec; get it again")
     if not all(isinstance(name, str) for name in manifest["classes"]):
         raise HandoffError(f"{path}: expected classes as text, got something else; get it again")
     if bundle.head is None and (not isinstance(manifest["network"], dict) or not set(manifest["network"]) >= _PARTS):
         raise HandoffError(f"{path}: expected how its network is put together, got nothing; get it again")
     return bundle
+
+
+def _check_head(path: Path, manifest: dict[str, Any], head: FittedHead) -> None:
+    facts = facts_of_head(head)
+    wrong = [name for name in facts if manifest[name] != facts[name]]
+    training = {"rows": head.n_train, "digest": head.training_digest}
+    wrong += [f"training {name}" for name, value in training.items() if manifest["training"].get(name) != value]
+    if wrong:
+        raise HandoffError(f"{path}: {wrong[0]}: the manifest says other than the head inside; get it again")
+
+
+def _is_enum(head: FittedHead, value: Any) -> bool:
+    """Whether a text is the name of weights in torchvision, and no file or address that calls itself one."""
+    try:
+        return isinstance(value, str) and classify((head.spec or {})["backbone"]["arch"], value)[0] == "enum"
+    except (FeatcacheError, LookupError, TypeError):
+        return False

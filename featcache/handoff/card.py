@@ -51,6 +51,8 @@ def _what(manifest: Mapping[str, Any]) -> list[str]:
     first = "A whole network with weights of its own"
     if not network:
         first = f"A head ({safe(head['name'])}) on a frozen backbone"
+    elif begun := manifest["network"].get("begun_from"):
+        first += f", begun from {safe(begun)}"
     elif head:
         first += f", begun from a head ({safe(head['name'])})"
     answer = f"the number {safe(manifest['target'])}" if manifest["target"] else _classes(manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +15,56 @@ from ..sources import ImageSource
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["TOLERANCE", "Run", "difference", "pixels_of", "run_of"]
+__all__ = ["MOST", "TOLERANCE", "Agreement", "Run", "compare", "pixels_of", "run_of"]
 
 #: Largest difference of two scores that are called equal, as a share of the largest score where that is above 1.
 TOLERANCE = 1e-4
 #: Images at a time: the last batch is smaller, so that another size than that of the example is tried, too.
 _BATCH = 32
 _GENERATED = 9
+#: Images that are compared, at most: all of them are held in memory.
+MOST = 256
+#: Scores as large stand for "never" (a class without rows), and say nothing about the size of the others.
+_HUGE = 1e20
+#: Best scores that are closer, as a share of the largest one in their row, may change places.
+_TIE = 1e-5
 
 #: Inputs of a network to its scores.
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def pixels_of(check: Any, recipe: Preprocess) -> np.ndarray:
-    """Return images to compare on, uint8 (N, H, W, C): those given, or generated ones.
+@dataclass(frozen=True)
+class Agreement:
+    """How far the scores of two networks are apart.
+
+    Attributes
+    ----------
+    relative : float
+        Largest difference of two scores, as a share of the largest score where that is above 1. Infinite where the
+        shapes differ, or the second network has NaN or infinity.
+    absolute : float
+        The same as it is, of scores below 1e20.
+    flipped : int
+        Images whose best label is another one, ties aside.
+    """
+
+    relative: float
+    absolute: float
+    flipped: int
+
+    @property
+    def same(self) -> bool:
+        """Whether they are called equal."""
+        return self.relative <= TOLERANCE and not self.flipped
+
+    def __str__(self) -> str:
+        return f"a difference of {self.relative:.3g}, and {self.flipped} other labels,"
+
+
+def pixels_of(check: Any, recipe: Preprocess) -> tuple[np.ndarray, int]:
+    """Return images to compare on, uint8 (N, H, W, C): those given, or generated ones; and how many were unreadable.
+
+    Of more than `MOST` images so many are taken, evenly spaced.
 
     Raises
     ------
@@ -35,17 +72,18 @@ def pixels_of(check: Any, recipe: Preprocess) -> np.ndarray:
         When not one of the images can be read.
     """
     if check is None:
-        return _generated(recipe.shape)
+        return _generated(recipe.shape), 0
     source = ImageSource.open(check)
     found, reason = [], ""
-    for i in range(len(source)):
+    wanted = np.linspace(0, len(source) - 1, min(len(source), MOST)).round().astype(int).tolist() if len(source) else []
+    for i in wanted:
         try:
             found.append(recipe.pixels(source.read(i)))
         except (ImageError, OSError) as error:
             reason = f"{source.ids[i]}: {error}"
     if not found:
         raise HandoffError(f"check: expected images that can be read, got none ({reason}); give others")
-    return np.stack(found)
+    return np.stack(found), len(wanted) - len(found)
 
 
 def _generated(shape: tuple[int, int, int]) -> np.ndarray:
@@ -71,28 +109,47 @@ def run_of(module: nn.Module) -> Run:
     return run
 
 
-def difference(ours: Run, theirs: Run, inputs: np.ndarray) -> float:
-    """Return the largest difference of two networks' scores, relative to the largest score where that is above 1.
+def compare(ours: Run, theirs: Run, inputs: np.ndarray) -> Agreement:
+    """Return how far two networks' scores are apart.
 
     Parameters
     ----------
     ours, theirs : callable
-        Inputs to scores (N, n_classes).
+        Inputs to scores (N, n_classes): the original, and what is to compute the same.
     inputs : ndarray
         As the networks take them; given in batches of several sizes.
 
     Returns
     -------
-    float
-        Infinite where the shapes differ, or one has NaN or infinity where the other has not.
+    Agreement
+
+    Raises
+    ------
+    HandoffError
+        When the original's own scores are not finite.
     """
-    worst, scale = 0.0, 1.0
+    absolute, share, scale, flipped = 0.0, 0.0, 1.0, 0
     cuts = [0, *range(1, len(inputs), _BATCH), len(inputs)]
     for start, end in zip(cuts, cuts[1:], strict=False):
         a, b = ours(inputs[start:end]).astype(float), theirs(inputs[start:end]).astype(float)
-        if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            return float("inf")
-        finite = np.isfinite(a)
-        scale = max(scale, float(np.abs(a[finite]).max(initial=0.0)))
-        worst = max(worst, float(np.abs(a[finite] - b[finite]).max(initial=0.0)))
-    return worst / scale
+        if not np.isfinite(a).all():
+            raise HandoffError(
+                "network: expected finite scores, got NaN or infinity; its weights are out of range, train it again"
+            )
+        if a.shape != b.shape or not np.isfinite(b).all():
+            return Agreement(float("inf"), float("inf"), end - start)
+        off, usual = np.abs(a - b), np.abs(a) < _HUGE
+        scale = max(scale, float(np.abs(a[usual]).max(initial=0.0)))
+        absolute = max(absolute, float(off[usual].max(initial=0.0)))
+        share = max(share, float((off[~usual] / np.abs(a[~usual])).max(initial=0.0)))
+        flipped += _flipped(a, b)
+    return Agreement(max(absolute / scale, share), absolute, flipped)
+
+
+def _flipped(a: np.ndarray, b: np.ndarray) -> int:
+    """How many rows have another best column."""
+    if a.ndim != 2 or not a.shape[1]:
+        return 0
+    rows = np.arange(len(a))
+    best, other = a[rows, a.argmax(axis=1)], a[rows, b.argmax(axis=1)]
+    return int((best - other > _TIE * np.maximum(1.0, np.abs(best))).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,10 @@ def export(
     check: Any = None,
     weights: Any = None,
     backbone: Backbone | None = None,
+    include_weights: bool = True,
+    licence: str | Mapping[str, str] | None = None,
+    description: str = "",
+    intended_use: str = "",
     overwrite: bool = False,
     disk: Disk | None = None,
 ) -> Path | Exported:
@@ -68,12 +73,14 @@ def export(
     images : {"normalized", "uint8"}, default="normalized"
         What the network of a head takes, as in `to_module`; with "uint8" images of the recipe's size.
     check : images, default=None
-        Images, as `ImageSource.open` takes them, on which the written file is compared with the original; None:
-        generated ones.
+        Images, as `ImageSource.open` takes them, on which the written file is compared with the original: 256 of
+        them at most, evenly spaced; None: generated ones.
     weights, backbone
         Of a head: as for `to_module`.
+    include_weights, licence, description, intended_use
+        Of a bundle: as for `save_bundle`.
     overwrite : bool, default=False
-        Replace an existing file; it stays as it is until the new one is complete.
+        Replace an existing file of the same kind; it stays as it is until the new one is complete.
     disk : Disk, default=None
         The layer that writes go through (tests make it fail).
 
@@ -92,7 +99,8 @@ def export(
         When the store has no such view, node or column.
     HandoffError, HeadError, WeightsError
         For a head that is no network, a network that the format cannot hold, a missing package, or when a score of the
-        written file differs by more than 1e-4 of the largest score (of 1 where that is smaller): there is no file then.
+        written file differs by more than 1e-4 of the largest score (of 1 where that is smaller), or another label is
+        the best: there is no file then.
 
     Notes
     -----
@@ -111,8 +119,11 @@ def export(
     path = Path(out)
     choice = {"view": view, "node": node, "label": label, "group": group, "split": split}
     model = {"head": head, "check": check, "weights": weights, "backbone": backbone}
+    words: dict[str, Any] = {"licence": licence, "description": description, "intended_use": intended_use}
+    packed = {name: value for name, value in words.items() if value}
+    packed |= {} if include_weights else {"include_weights": False}
     if not _is_model(data, path):
-        _refuse(model, "a model", "features")
+        _refuse(model | packed, "a model", "features")
         return export_features(data, path, **choice, overwrite=overwrite, disk=disk)  # type: ignore[arg-type]
     _refuse({key: value for key, value in choice.items() if value != "main"}, "a store", "a model")
     if path.suffix.lower() not in (*_NETWORKS, *_BUNDLES):
@@ -123,10 +134,13 @@ def export(
     from .publishing import as_bundle, as_network
 
     if path.suffix.lower() not in _BUNDLES:
+        _refuse(packed, "a bundle", "a file of a network")
         return as_network(data, path, **model, images=images, overwrite=overwrite, disk=disk)
-    own = {"check": check, "weights": weights, "images": None if images == "normalized" else images}
+    own = {"check": check, "images": None if images == "normalized" else images}
     _refuse(own, "a file of a network", "a bundle")
-    return as_bundle(data, path, head=head, backbone=backbone, overwrite=overwrite, disk=disk)
+    return as_bundle(
+        data, path, head=head, weights=weights, backbone=backbone, **packed, overwrite=overwrite, disk=disk
+    )
 
 
 def _refuse(given: dict[str, Any], wanted: str, got: str) -> None:

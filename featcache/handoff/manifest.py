@@ -28,6 +28,8 @@ __all__ = [
     "metrics_of",
     "read_manifest",
     "seal",
+    "sizes_of",
+    "training_of",
 ]
 
 FORMAT = 1
@@ -51,6 +53,8 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -63,7 +67,7 @@ def facts_of_head(head: FittedHead) -> dict[str, Any]:
     if detector is not None:
         rate = getattr(detector, "false_alarm_rate", None)
         novelty = {"method": type(detector).__name__, "score": 0.0, "false_alarm_rate": rate}
-    return _finite(
+    facts = _finite(
         {
             "classes": [str(c) for c in head.classes_],
             "separator": head.separator,
@@ -73,14 +77,15 @@ def facts_of_head(head: FittedHead) -> dict[str, Any]:
             "temperature": head.temperature,
             "thresholds": {"reject": head.rejection, "novelty": novelty},
             "notes": list(head.notes),
-            "head": {"name": head.head, "params": _plain(head.params), "scores": head.scores, "metric": head.metric},
+            "head": {"name": head.head, "params": head.params, "scores": head.scores, "metric": head.metric},
         }
     )
+    return _plain(facts)
 
 
 def facts_of_network(head: FittedHead | None, meaning: Meaning, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a manifest says of a network, perhaps made of a head: the head's guards do not hold for it."""
-    started = {"name": head.head, "params": _finite(_plain(head.params))} if head else {}
+    started = {"name": head.head, "params": _plain(_finite(head.params))} if head else {}
     return {
         "classes": list(meaning.classes),
         "separator": meaning.separator,
@@ -94,9 +99,27 @@ def facts_of_network(head: FittedHead | None, meaning: Meaning, spec: Mapping[st
     }
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = (str, bool, int, float, type(None), np.generic, list, tuple, dict)
-    return {name: value if isinstance(value, kinds) else str(value) for name, value in params.items()}
+def _plain(value: Any) -> Any:
+    """Return what is no JSON type by its class alone: its text differs with print options and versions."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, bool, int, float, type(None))) else type(value).__name__
+
+
+def training_of(given: Mapping[str, Any] | None, head: FittedHead | None) -> dict[str, Any]:
+    """Return what a network was trained on, as given, or as its head says."""
+    if given is None:
+        return {"rows": head.n_train if head else 0, "digest": head.training_digest if head else ""}
+    rows, digest = (given.get("rows", 0), given.get("digest", "")) if isinstance(given, Mapping) else (None, None)
+    known = type(rows) is int and rows >= 0 and isinstance(digest, str)
+    if not known or set(given) - {"rows", "digest"}:
+        raise HandoffError(
+            f"training: expected {{'rows': number of images, 'digest': SHA-256 of their ids}}, got {given!r:.200}; "
+            "correct it"
+        )
+    return {"rows": rows, "digest": digest}
 
 
 def counts_of(given: FeatureSet | Mapping[str, int] | None) -> dict[str, int] | None:
@@ -190,6 +213,16 @@ def read_manifest(path: Any, members: Mapping[str, bytes]) -> dict[str, Any]:
             )
     _check_members(path, manifest["members"], members)
     return manifest
+
+
+def sizes_of(data: bytes) -> dict[str, int]:
+    """Return how large each member is to be, by a manifest that nobody has checked yet; empty where it says nothing."""
+    try:
+        listed = json.loads(data)["members"]
+        sizes = {str(name): entry["bytes"] for name, entry in listed.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+    return sizes if all(type(size) is int for size in sizes.values()) else {}
 
 
 def _check_members(path: Any, listed: dict[str, Any], members: Mapping[str, bytes]) -> None:

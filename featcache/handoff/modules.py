@@ -11,6 +11,7 @@ from ..backbone import Backbone
 from ..errors import HandoffError, HeadError
 from ..heads import FittedHead
 from ..heads.linear import network_form
+from .answering import Meaning
 from .opening import backbone_of, blocks_of_head, open_head
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def to_module(
     images : {"normalized", "uint8"}, default "normalized"
         What the network takes. "normalized": float32 (N, C, H, W), as ``fitted.preprocess(image)`` gives one image.
         "uint8": bytes (N, C, H, W), with the preprocessing inside. Those of the recipe's size (which
-        ``fitted.preprocess.pixels(image)`` gives, channels last) are normalised, bit for bit as the recipe does it.
+        ``module.preprocess.pixels(image)`` gives, channels last) are normalised, bit for bit as the recipe does it.
         Others, all of one size, are resized and cropped as the recipe says, by torch's antialiased interpolation: few
         bytes differ from Pillow's, by one grey level (see `featcache.preprocess.inside`). Orientation, transparency and
         grey images are the caller's matter.
@@ -54,7 +55,8 @@ def to_module(
         (multinomial) logistic regression, or calibrated, their softmax is its probability. For several labels per
         image one score per label, predicted where it is above 0 (of logreg and softmax the log odds: their sigmoid is
         the probability); for a number the number, of shape (N, 1). In eval mode; `trunk` is frozen
-        (``requires_grad_(True)`` unlocks it), `head` is trainable.
+        (``requires_grad_(True)`` unlocks it), `head` is trainable. ``module.meaning`` keeps what the scores mean, for
+        `predict`, `save_bundle` and `export`; copies of the network have it, too.
 
     Raises
     ------
@@ -103,6 +105,7 @@ def to_module(
         preparation(images, recipe),
         recipe,
     )
+    module.meaning = Meaning.of(head).kept()
     return module.eval()
 
 

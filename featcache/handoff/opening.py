@@ -12,7 +12,10 @@ from ..heads import FittedHead
 from ..heads.layers import LayerBlocks
 from ..heads.views import views_of
 
-__all__ = ["backbone_of", "blocks_of_head", "open_head"]
+__all__ = ["FAILURES", "backbone_of", "blocks_of_head", "open_head"]
+
+#: What other packages raise when a stranger's numbers do not fit together: the caller gets one line of ours instead.
+FAILURES = (LookupError, ArithmeticError, AssertionError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 def open_head(fitted: Any) -> FittedHead:

@@ -47,8 +47,8 @@ def predict(
         What to predict. Codes (a FeatureSet) must have the head's own spec. An iterator as for `predict_iter`, which
         does not wait for its end.
     head : FittedHead or path, default=None
-        Of a network: the head that it was made of, where several labels per image, a number, or scores that are no
-        log odds are predicted; and of a network that does not know its own preprocessing.
+        Of a network that does not itself know its preprocessing or what its scores mean: the head that it was made
+        of. Networks of `to_module` know both.
     top_k : int, default=None
         So many labels with the highest scores, instead of the scores of all.
     weights : optional
@@ -72,9 +72,9 @@ def predict(
         the best first. A head fitted with `reject` adds ``"accepted"``: whether it is sure enough; one
         fitted with `novelty` adds ``"novelty": {"score", "novel"}``, novel where the score is above 0. A head for
         several labels per image joins them in ``"label"`` and lists them in ``"labels"``; one for numbers gives
-        ``{"id", "value"}``. A network gives the softmax of its scores; with `head`, its scores as they are where
-        the head has no probabilities, and the sigmoid for several labels. `reject` and `novelty` belong to the head's
-        codes, which fine-tuning changes, so a network gives neither.
+        ``{"id", "value"}``. A network gives the softmax of its scores; one made of a head gives them as they
+        are where the head has no probabilities, and the sigmoid for several labels. `reject` and `novelty` belong to
+        the head's codes, which fine-tuning changes, so a network gives neither.
 
     Raises
     ------
@@ -212,7 +212,12 @@ def _run(
 
 
 def _is_stream(images: Any) -> bool:
-    """Whether images come one by one, and nobody knows how many."""
+    """Whether images come one by one, and nobody knows how many; HandoffError for an open file, which gives lines."""
+    if hasattr(images, "read") and not isinstance(images, ImageSource):
+        raise HandoffError(
+            f"images: expected images or a stream of them, got an open file ({type(images).__name__}); give [its path] "
+            "or [file.read()]"
+        )
     return hasattr(images, "__iter__") and not hasattr(images, "__len__") and not isinstance(images, ImageSource)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ import numpy as np
 
 from ..backbone import Backbone
 from ..backbone.arguments import version_of
-from ..errors import HandoffError
+from ..errors import FeatcacheError, HandoffError
 from ..files import DISK, Disk, publish, unique_name
 from .answering import Meaning
 from .bundle import Bundle, load_bundle
 from .bundling import save_bundle
-from .checking import TOLERANCE, difference, pixels_of, run_of
+from .checking import TOLERANCE, Agreement, Run, compare, pixels_of, run_of
 from .kinds import is_bundle, is_module
 from .modules import check_images, to_module
 from .opening import open_head
@@ -48,6 +49,10 @@ class Exported:
         where that is above 1. None for a bundle, whose tensors were compared to the last bit.
     images : int
         How many images that was measured on; 0 for a bundle.
+    absolute : float or None
+        The largest difference of two scores as it is.
+    unread : int
+        How many of the images given for that could not be read.
     """
 
     path: Path
@@ -55,19 +60,19 @@ class Exported:
     sha256: str
     difference: float | None = None
     images: int = 0
+    absolute: float | None = None
+    unread: int = 0
 
     def __fspath__(self) -> str:
         return str(self.path)
 
 
-def as_bundle(
-    data: Any, path: Path, *, head: Any, backbone: Backbone | None, overwrite: bool, disk: Disk | None
-) -> Exported:
+def as_bundle(data: Any, path: Path, **options: Any) -> Exported:
     """Write a head or network as a bundle; see `export`."""
     opened = _opened(data)
     if isinstance(opened, Bundle):
         raise HandoffError(f"{path}: expected a head or network to make a bundle of, got a bundle; copy it as it is")
-    bundle = save_bundle(opened, path, head=head, backbone=backbone, overwrite=overwrite, disk=disk)
+    bundle = save_bundle(opened, path, **options)
     return Exported(path, sum(map(len, bundle.members.values())), bundle.sha256)
 
 
@@ -96,23 +101,38 @@ def as_network(
         if is_module(opened)
         else _of_head(opened, head, weights, backbone, images)
     )
-    inputs = meaning.inputs(pixels_of(check, meaning.recipe))
+    pixels, unread = pixels_of(check, meaning.recipe)
+    inputs = meaning.inputs(pixels)
     # Two rows at least: of one, exporters take it that there is never another number. And generated ones: a .pt2 keeps
     # its example, and nobody's images belong in there.
-    example = torch.from_numpy(meaning.inputs(pixels_of(None, meaning.recipe)[:2]).copy())
+    example = torch.from_numpy(meaning.inputs(pixels_of(None, meaning.recipe)[0][:2]).copy())
     content = written(ending, module, example, _facts(meaning, inputs))
-    found: list[float] = []
+    found: list[Agreement] = []
 
     def verify(file: Path) -> None:
-        found.append(difference(run_of(module), FORMATS[ending](file, module), inputs))
-        if not found[0] <= TOLERANCE:
+        found.append(_compared(path, module, lambda: FORMATS[ending](file, module), inputs))
+        if not found[0].same:
             raise HandoffError(
-                f"{path}: expected the scores of the original within {TOLERANCE:g} of the largest, got a difference of "
-                f"{found[0]:.3g} on {len(inputs)} images, so nothing was written; try another format, and report it"
+                f"{path}: expected the scores of the original within {TOLERANCE:g} of the largest, got {found[0]} on "
+                f"{len(inputs)} images, so nothing was written; try another format, and report it"
             )
 
     _publish(path, content, verify, overwrite, disk or DISK)
-    return Exported(path, len(content), hashlib.sha256(content).hexdigest(), found[0], len(inputs))
+    digest = hashlib.sha256(content).hexdigest()
+    return Exported(path, len(content), digest, found[0].relative, len(inputs), found[0].absolute, unread)
+
+
+def _compared(path: Path, module: nn.Module, reader: Callable[[], Run], inputs: np.ndarray) -> Agreement:
+    """Compare; whatever the format's own reader raises, the caller gets one line."""
+    try:
+        return compare(run_of(module), reader(), inputs)
+    except (FeatcacheError, OSError):
+        raise
+    except Exception as error:
+        raise HandoffError(
+            f"{path}: the file cannot be read again ({type(error).__name__}: {' '.join(str(error).split())[:150]}), so "
+            "nothing was written; try another format, and report it"
+        ) from error
 
 
 def _facts(meaning: Meaning, inputs: np.ndarray) -> dict[str, Any]:
@@ -161,6 +181,18 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise HandoffError(f"{path}: expected a folder {str(path.parent)!r} to write to, got none; make it first")
     if os.path.lexists(path) and not overwrite:
         raise HandoffError(f"{path}: exists already; give another name, or allow replacing it (overwrite)")
+    if path.exists() and not _same_kind(path):
+        raise HandoffError(
+            f"{path}: exists and is no {path.suffix.lower()} file, so it is not replaced; give another name"
+        )
+
+
+def _same_kind(path: Path) -> bool:
+    """Whether a file begins as one of its ending does, and is no head; an empty one may be replaced, too."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    begins = {".pt2": start[:4] == b"PK\x03\x04", ".onnx": start[:1] == b"\x08", ".safetensors": start[8:9] == b"{"}
+    return not start or (begins[path.suffix.lower()] and b'"featcache_head"' not in start)
 
 
 def _publish(path: Path, content: bytes, verify: Any, overwrite: bool, disk: Disk) -> None:

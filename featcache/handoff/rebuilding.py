@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..backbone import Backbone
 from ..errors import HandoffError
 from ..preprocess import Preprocess
-from .answering import Meaning
-from .checking import TOLERANCE, difference, pixels_of, run_of
+from .answering import Meaning, check_finite
+from .checking import compare, pixels_of, run_of
 from .modules import check_images, preparation
+from .parts import check_parts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,7 +36,7 @@ def backbone_tensors(trunk: nn.Module) -> dict[str, Tensor]:
     if type(trunk) is not Cut or trunk.built is None:
         raise HandoffError(
             "backbone: expected an architecture of torchvision, got a network of your own, which cannot be "
-            "built again without its code; use weights=False and give it as weights= when predicting"
+            "built again without its code; use include_weights=False and give it as weights= when predicting"
         )
     state = trunk.trunk.state_dict()
     return {
@@ -96,7 +97,7 @@ def pack_network(module: nn.Module, meaning: Meaning) -> tuple[dict[str, Tensor]
         state = getattr(module, name).state_dict()
         tensors |= {f"{name}.{key}": tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
     spec = {**meaning.spec, **backbone.spec}
-    _check_same(module, rebuild_network(tensors, parts, spec, list(meaning.classes) or [meaning.target]), meaning)
+    _check_same(module, rebuild_network(tensors, parts, spec, list(meaning.classes) or [meaning.target], {}), meaning)
     return tensors, parts, spec
 
 
@@ -129,20 +130,28 @@ def _parts(module: nn.Module) -> dict[str, Any]:
 
 
 def rebuild_network(
-    tensors: Mapping[str, Tensor], parts: Mapping[str, Any], spec: Mapping[str, Any], classes: list[str]
+    tensors: Mapping[str, Tensor],
+    parts: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    classes: list[str],
+    meaning: Mapping[str, str],
 ) -> nn.Module:
-    """Put a network together again; in eval mode, the trunk frozen, as `to_module` gives it."""
+    """Put a network together again; in eval mode, the trunk frozen, as `to_module` gives it.
+
+    Raises HandoffError, before anything is computed, where its parts do not belong together.
+    """
     from .._modules import ClassifierNetwork, JoinLayers, Standardise
     from ..backbone.waking import trainable
 
     check_images(parts["images"])
     joined, raised = parts["join"], parts["prelude"]
+    backbone = rebuild_backbone(tensors, spec, parts["kwargs"])
+    check_parts(tensors, parts, backbone.output_shapes, classes)
     node = JoinLayers(joined["nodes"], [tuple(s) for s in joined["shapes"]]) if joined else parts["node"]
     prelude = None
     if raised:
         prelude = Standardise(tensors["prelude.shift"], tensors["prelude.scale"], raised["power"], raised["unit"])
-    backbone = rebuild_backbone(tensors, spec, parts["kwargs"])
-    return ClassifierNetwork(
+    module = ClassifierNetwork(
         trainable(backbone.module()),
         node,
         tensors["head.weight"],
@@ -151,13 +160,19 @@ def rebuild_network(
         prelude,
         preparation(parts["images"], backbone.preprocess),
         backbone.preprocess,
-    ).eval()
+    )
+    module.meaning = dict(meaning) or None
+    return module.eval()
 
 
 def _check_same(module: nn.Module, again: nn.Module, meaning: Meaning) -> None:
     """Raise HandoffError unless a network has the tensors of the one put together again, and computes the same."""
     import torch
 
+    original = copy.deepcopy(module).cpu().eval()
+    inputs = meaning.inputs(pixels_of(None, meaning.recipe)[0])
+    ids = [f"generated image {i + 1}" for i in range(len(inputs))]
+    check_finite(run_of(original)(inputs), ids, "network", "its weights are out of range, train it again")
     ours, theirs = (
         {name: tensor for name, tensor in each.state_dict().items() if not name.endswith("num_batches_tracked")}
         for each in (module, again)
@@ -170,10 +185,9 @@ def _check_same(module: nn.Module, again: nn.Module, meaning: Meaning) -> None:
         raise HandoffError(
             f"network: expected tensors that can be put together again, got others in {where}; {_OTHERWISE}"
         )
-    original = copy.deepcopy(module).cpu().eval()
-    off = difference(run_of(original), run_of(again), meaning.inputs(pixels_of(None, meaning.recipe)))
-    if not off <= TOLERANCE:
+    found = compare(run_of(original), run_of(again), inputs)
+    if not found.same:
         raise HandoffError(
-            f"network: put together again from its tensors it computes other scores (by {off:.3g}), so something in it "
-            f"is your own; {_OTHERWISE}"
+            f"network: put together again from its tensors it computes other scores (by {found.relative:.3g}), so "
+            f"something in it is your own; {_OTHERWISE}"
         )

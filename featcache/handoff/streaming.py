@@ -34,7 +34,7 @@ def items_of(images: Iterable[Any]) -> Iterator[Item]:
     """Return the images of a stream: of pairs their id, of paths the path, of others the position in 8 digits."""
     for position, given in enumerate(images):
         name, image = f"{position:08d}", given
-        if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], (str, int)):
+        if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], (str, int, np.integer)):
             name, image = str(given[0]), given[1]
         elif isinstance(given, (str, os.PathLike)):
             name = id_of(os.fsdecode(given))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from numbers import Real
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 from ..errors import HeadError
 from .label_sets import label_scores
 
-__all__ = ["check_contents"]
+__all__ = ["check_contents", "check_state", "text_array"]
+
+_TEXT = re.compile(r"[<>=|]?U(\d{1,9})")
 
 
 def check_contents(estimator: Any, classes: np.ndarray, fields: dict[str, Any], size: int) -> None:
@@ -40,6 +43,50 @@ def check_contents(estimator: Any, classes: np.ndarray, fields: dict[str, Any], 
         raise _wrong("temperature as a number above 0, or none", temperature)
     if any(kinds.values()):
         _check_answers(estimator, classes, width, size, number=bool(kinds["target"]))
+
+
+def text_array(items: list[Any], dtype: str) -> np.ndarray:
+    """Return an array of text; as wide as its items, where the width that the file names is a waste of memory."""
+    match = _TEXT.fullmatch(dtype)
+    if match is None:
+        raise _wrong("text of a dtype such as '<U8'", dtype)
+    found = np.asarray(items, dtype=np.str_)
+    return found.astype(dtype) if int(match[1]) <= max(64, 4 * found.dtype.itemsize // 4) else found
+
+
+def check_state(estimator: Any) -> None:
+    """Raise HeadError for a support vector machine whose numbers its C code would read beyond their ends.
+
+    scikit-learn compares few of them: what `fit` made fits together, what a file says may not.
+    """
+    if type(estimator).__name__ != "SVC":
+        return
+    state = vars(estimator)
+    k, vectors = len(state["classes_"]), state["support_vectors_"]
+    n, pairs = len(vectors), k * (k - 1) // 2
+    shapes = {
+        "support_": ((n,), np.int32),
+        "support_vectors_": ((n, state["n_features_in_"]), np.float64),
+        "_n_support": ((k,), np.int32),
+        "dual_coef_": ((k - 1, n), np.float64),
+        "_dual_coef_": ((k - 1, n), np.float64),
+        "intercept_": ((pairs,), np.float64),
+        "_intercept_": ((pairs,), np.float64),
+    }
+    for name, (shape, dtype) in shapes.items():
+        array = state[name]
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            raise _wrong(f"{name} of shape {shape}, {np.dtype(dtype)}", str(getattr(array, "shape", array)))
+    for name in ("_probA", "_probB"):
+        array = state[name]
+        if not isinstance(array, np.ndarray) or array.shape not in ((0,), (pairs,)) or array.dtype != np.float64:
+            raise _wrong(f"{name} of shape ({pairs},), or empty", str(getattr(array, "shape", array)))
+    counts = state["_n_support"].astype(np.int64)
+    if k < 2 or (counts < 0).any() or counts.sum() != n or len(state["_probA"]) != len(state["_probB"]):
+        raise _wrong(f"two classes or more with {n} support vectors together", counts.tolist())
+    kernels = ("linear", "poly", "rbf", "sigmoid")
+    if state["_sparse"] is not False or "_impl" in state or estimator.kernel not in kernels:
+        raise _wrong(f"dense support vectors with one of the kernels {', '.join(kernels)}", str(estimator.kernel))
 
 
 def _check_answers(estimator: Any, classes: np.ndarray, width: int, size: int, *, number: bool) -> None:

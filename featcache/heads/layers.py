@@ -65,6 +65,20 @@ class LayerBlocks:
         shapes = tuple(tuple(int(n) for n in match["shape"].split("x")) for match in found if match)
         return cls(tuple(match["node"] for match in found if match), shapes)
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise HeadError where a node is not there, or rows of its shape cannot be pooled to that of its block.
+
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int
+            Node → shape of one row of its codes.
+        """
+        missing = [node for node in self.nodes if node not in shapes]
+        if missing:
+            raise HeadError(f"layers: no codes of {', '.join(missing)}; there are {', '.join(shapes) or 'none'}")
+        for node, shape in zip(self.nodes, self.shapes, strict=True):
+            _check_pooling(tuple(shapes[node]), shape, node)
+
     def join(self, codes: Mapping[str, np.ndarray]) -> np.ndarray:
         """Pool, normalise and concatenate codes.
 
@@ -83,12 +97,8 @@ class LayerBlocks:
         HeadError
             A node is not there, or cannot be pooled to its shape.
         """
-        missing = [node for node in self.nodes if node not in codes]
-        if missing:
-            raise HeadError(f"layers: no codes of {', '.join(missing)}; there are {', '.join(codes) or 'none'}")
+        self.check({node: X.shape[1:] for node, X in codes.items()})
         n = len(codes[self.nodes[0]])
-        for node, shape in zip(self.nodes, self.shapes, strict=True):
-            _check_pooling(codes[node].shape[1:], shape, node)
         out, start = np.empty((n, sum(self.sizes)), dtype=np.float32), 0
         for node, shape, size in zip(self.nodes, self.shapes, self.sizes, strict=True):
             X = codes[node]

@@ -24,7 +24,7 @@ import sklearn
 
 from .. import files
 from ..errors import HeadError
-from .contents import check_contents
+from .contents import check_contents, check_state, text_array
 
 if TYPE_CHECKING:
     from .fitted import FittedHead
@@ -316,14 +316,22 @@ def _decode_estimator(value: dict[str, Any], tensors: dict[str, np.ndarray]) -> 
     estimator = cls(**params)
     for key, item in value["state"].items():
         setattr(estimator, key, _decode(item, tensors))
+    check_state(estimator)
     return estimator
+
+
+def _decode_scalar(value: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
+    dtype = np.dtype(value["dtype"])
+    if dtype.kind not in "biufU":
+        raise HeadError(f"expected a number or text, got a scalar of {dtype}; save the head again")
+    return dtype.type(_decode(value["value"], tensors))
 
 
 _DECODERS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Any]] = {
     "array": _decode_array,
     "estimator": _decode_estimator,
-    "text": lambda v, t: np.asarray(v["items"], dtype=v["dtype"]),
-    "scalar": lambda v, t: np.dtype(v["dtype"]).type(_decode(v["value"], t)),
+    "text": lambda v, t: text_array(v["items"], v["dtype"]),
+    "scalar": _decode_scalar,
     "float": lambda v, t: float(v["value"]),
     "tuple": lambda v, t: tuple(_decode(item, t) for item in v["items"]),
     "dict": lambda v, t: {_decode(k, t): _decode(item, t) for k, item in v["items"]},
