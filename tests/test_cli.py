@@ -322,24 +322,7 @@ def test_help_and_usage_import_nothing_heavy():
 
 @pytest.mark.parametrize(
     "name",
-<<<<<<< HEAD
-    [
-        "advise",
-        "audit",
-        "compare",
-        "export",
-        "extract",
-        "finetune",
-        "fit",
-        "predict",
-        "rank",
-        "report",
-        "suggest",
-        "verify",
-    ],
-=======
     ["advise", "audit", "compare", "extract", "finetune", "fit", "predict", "rank", "report", "suggest", "verify"],
->>>>>>> fixh
 )
 def test_options_have_the_names_and_defaults_of_the_library(name):
     command = next(c.callback for c in app.registered_commands if c.callback.__name__ == name)

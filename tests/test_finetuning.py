@@ -59,7 +59,10 @@ def tuned(head, source, out, **options):
     return fc.finetune(head, source, out, **options)
 
 
-@pytest.mark.parametrize("name", ["logreg", "softmax", "svm", "ridge", "lda", "centroid"])
+@pytest.mark.parametrize(
+    "name",
+    ["logreg", "centroid", *(pytest.param(n, marks=pytest.mark.slow) for n in ("softmax", "svm", "ridge", "lda"))],
+)
 def test_the_first_evaluation_is_the_heads_own_accuracy(name, setting, tmp_path):
     source, _, data = setting
     train = data.select(np.flatnonzero(data.splits == "train"))
@@ -74,7 +77,7 @@ def test_the_first_evaluation_is_the_heads_own_accuracy(name, setting, tmp_path)
 
 
 @pytest.mark.parametrize("augment", [None, "views"])
-@pytest.mark.parametrize("unfreeze", ["head", 1, 2])
+@pytest.mark.parametrize("unfreeze", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in ("head", 2))])
 def test_a_cached_trunk_changes_nothing(unfreeze, augment, setting, head, tmp_path):
     # SGD: Adam's first steps make as much of a gradient of 1e-8 as of any other, and so of the last bits below it.
     stage = fc.Stage(unfreeze, epochs=2, batch_size=8, lr=1e-3, optimizer="sgd")

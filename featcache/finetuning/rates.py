@@ -96,6 +96,11 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return not (vector or "bias" in leaf or leaf in ("class_token", "pos_embedding"))
 
 
+#: Of AdamW. A fitted head leaves gradients near zero; with torch's 1e-8 a step is as long for those as for any others,
+#: and goes where rounding and the batch's accidents point.
+_EPS = 1e-4
+
+
 def make_optimizer(stage: Stage, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Return the stage's optimiser over parameter groups; FinetuneError where a factory gives none."""
     if callable(stage.optimizer):
@@ -107,7 +112,7 @@ def make_optimizer(stage: Stage, groups: list[dict[str, Any]]) -> torch.optim.Op
         return made
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=stage.lr)
+    return torch.optim.AdamW(groups, lr=stage.lr, eps=_EPS)
 
 
 def factor(stage: Stage, step: int, steps_per_epoch: int) -> float:

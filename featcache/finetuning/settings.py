@@ -117,7 +117,7 @@ class Stage:
         goes on as if it had been asked for at once.
     optimizer : {"adamw", "sgd"} or callable, default="adamw"
         A callable takes parameter groups (dicts with "params", "lr", "weight_decay", "name") and returns an optimiser.
-        "sgd" has a momentum of 0.9.
+        "adamw" has an eps of 1e-4, since a fitted head leaves gradients near zero; "sgd" has a momentum of 0.9.
     batch_norm : {"frozen", "statistics", "trained"}, default=None
         None = as `Training.batch_norm` says.
     name : str, default=""
