@@ -93,6 +93,7 @@ class Case(HeadsCase):
         return rows
 
     def head(self, source: fc.ImageSource, backbone: fc.Backbone, name: str = "logreg") -> fc.FittedHead:
-        """Return a head on cached codes of a source, exact (fp32)."""
+        """Return a calibrated head on cached codes of a source, exact (fp32)."""
         path = self.work / f"{Path(str(source.name)).stem}.features"
-        return fc.fit(name, fc.extract(source, backbone, path, precision="fp32", progress=False).load())
+        data = fc.extract(source, backbone, path, precision="fp32", progress=False).load()
+        return fc.fit(name, data, calibrate=True)

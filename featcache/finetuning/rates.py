@@ -98,7 +98,7 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 #: Of AdamW. A fitted head leaves gradients near zero; with torch's 1e-8 a step is as long for those as for any others,
 #: and goes where rounding and the batch's accidents point.
-_EPS = 1e-4
+_EPS = 1e-3
 
 
 def make_optimizer(stage: Stage, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -98,7 +98,7 @@ class Stage:
         Passes over the training rows.
     batch_size : int, default=32
         Images per step of the optimiser, however many of them fit into memory at once.
-    lr : float, default=1e-3
+    lr : float, default=3e-3
         Learning rate of the head.
     backbone_lr : float, default=None
         Learning rate of the last block; None = a tenth of `lr`.
@@ -117,7 +117,7 @@ class Stage:
         goes on as if it had been asked for at once.
     optimizer : {"adamw", "sgd"} or callable, default="adamw"
         A callable takes parameter groups (dicts with "params", "lr", "weight_decay", "name") and returns an optimiser.
-        "adamw" has an eps of 1e-4, since a fitted head leaves gradients near zero; "sgd" has a momentum of 0.9.
+        "adamw" has an eps of 1e-3, since a fitted head leaves gradients near zero; "sgd" has a momentum of 0.9.
     batch_norm : {"frozen", "statistics", "trained"}, default=None
         None = as `Training.batch_norm` says.
     name : str, default=""
@@ -139,7 +139,7 @@ class Stage:
     unfreeze: str | int | tuple[str, ...] = "head"
     epochs: int = 5
     batch_size: int = 32
-    lr: float = 1e-3
+    lr: float = 3e-3
     backbone_lr: float | None = None
     layer_decay: float = 0.9
     weight_decay: float = 0.01

@@ -194,7 +194,9 @@ def _digest(ids: Iterable[str]) -> str:
 
 
 def refitted(head: FittedHead, model: nn.Module, feed: ImageFeed, *, seed: int = 0, device: str = "cpu") -> FittedHead:
-    """Fit a head of the same kind and settings on the training rows alone.
+    """Fit a head of the same kind and settings on the training rows alone, calibrated: it says the same classes.
+
+    Where scores are too sure of the training rows, their loss has no slope left to learn from.
 
     Parameters
     ----------
@@ -234,7 +236,7 @@ def refitted(head: FittedHead, model: nn.Module, feed: ImageFeed, *, seed: int =
         data,
         seed=seed,
         params=head.params if named else None,
-        calibrate=head.temperature is not None,
+        calibrate=True,
     )
 
 

@@ -12,7 +12,7 @@ STRATEGIES = ("head", "last-1", "last-2", "gradual", "all", "scratch")
 
 
 def strategy(
-    name: str, n_blocks: int, *, epochs: int = 10, batch_size: int = 32, lr: float = 1e-3
+    name: str, n_blocks: int, *, epochs: int = 10, batch_size: int = 32, lr: float = 3e-3
 ) -> tuple[Stage, ...]:
     """Return the stages of a strategy of the field.
 
@@ -28,7 +28,7 @@ def strategy(
         In all; "gradual" divides them, one fifth to the head, two to each other stage.
     batch_size : int, default=32
         Of stages that train blocks; where only the head trains it is four times as large.
-    lr : float, default=1e-3
+    lr : float, default=3e-3
         Of the head.
 
     Returns

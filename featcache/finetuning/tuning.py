@@ -130,7 +130,7 @@ def finetune(
         kind fitted on the training images alone. "fresh": a random last layer. "scratch": random weights throughout
         (what "auto" means with the stages "scratch").
     epochs, batch_size, lr : optional
-        Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 1e-3 for
+        Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 3e-3 for
         the head. See `strategy`.
     backbone_lr : float, default=None
         Of all stages, see `Stage`.
