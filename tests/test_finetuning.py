@@ -187,7 +187,8 @@ def test_a_finished_run_is_extended_and_a_changed_one_refused(setting, head, tmp
     assert (tmp_path / "run" / "final.safetensors").read_bytes() == (
         tmp_path / "other" / "final.safetensors"
     ).read_bytes()
-    assert [line["epoch"] for line in longer.history] == [line["epoch"] for line in at_once.history]
+    for key in ("epoch", "train_loss", "val_loss"):
+        assert [line[key] for line in longer.history] == [line[key] for line in at_once.history]
     with pytest.raises(FinetuneError, match="lr"):
         tuned(head, setting[0], tmp_path / "run", epochs=4, lr=0.5, **common)
 
@@ -264,7 +265,7 @@ def test_a_killed_run_goes_on_within_a_cached_stage(setting, tmp_path, monkeypat
 
     fitted = fc.fit("logreg", setting[2])  # it is fitted again, and kept
     common = {"stages": "gradual", "epochs": 6, "batch_size": 8, "checkpoint_minutes": 0.0}
-    tuned(fitted, setting[0], tmp_path / "whole", **common)
+    expected = tuned(fitted, setting[0], tmp_path / "whole", **common)
     step, taken = running.Run._step, []
 
     def interrupted(self, *args):
@@ -277,7 +278,10 @@ def test_a_killed_run_goes_on_within_a_cached_stage(setting, tmp_path, monkeypat
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             tuned(fitted, setting[0], tmp_path / "killed", **common)
-    tuned(fitted, setting[0], tmp_path / "killed", **common)
+    done = tuned(fitted, setting[0], tmp_path / "killed", **common)
+    assert [(line["train_loss"], line["val_loss"]) for line in done.history] == [
+        (line["train_loss"], line["val_loss"]) for line in expected.history
+    ]
     assert (tmp_path / "killed" / "cuts.json").exists() and len(set(taken)) == 3
     whole, killed = ((tmp_path / name / "final.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
