@@ -609,7 +609,7 @@ def test_options_have_the_names_and_defaults_of_the_library():
     command = next(c.callback for c in app.registered_commands if c.callback.__name__ == "export")
     options, library = inspect.signature(command).parameters, inspect.signature(fc.export).parameters
     shared = set(options) & set(library)
-    of_models = {"images", "check", "weights"}
+    of_models = {"images", "check", "weights", "licence", "description", "intended_use"}
     assert shared == {"data", "out", "view", "node", "label", "group", "split", "overwrite"} | of_models
     assert all(options[name].default == library[name].default for name in shared)
 
