@@ -131,9 +131,13 @@ def quick(case: Any) -> dict[str, Any]:
             times["first"] < 60,
         ),
         claim(
-            "the same with one more head takes less than a quarter (median over which of the eight it is)",
-            f"{np.median(list(more.values())):.1f} s, slowest {slowest} {more[slowest]:.1f} s; {ONE_MORE} as a ninth "
+            f"the same with one more head, {ONE_MORE}, takes less than a quarter",
             f"{times[ONE_MORE]:.1f} s; nothing new {times['nothing']:.2f} s",
+            times[ONE_MORE] < times["first"] / 4,
+        ),
+        claim(
+            "so it does, in the median, where each of the eight is the one more",
+            f"{np.median(list(more.values())):.1f} s, slowest {slowest} {more[slowest]:.1f} s",
             float(np.median(list(more.values()))) < times["first"] / 4,
         ),
     ]

@@ -1,7 +1,7 @@
 """The frozen part of a network, run once: its activations at the cut stand in for the images.
 
 While the blocks below a cut stay frozen and images are plain (or K recorded views of each stand in for augmentation),
-what comes out of them is the same in every epoch. It is extracted into a store (float32, eager, reference pixels:
+what comes out of them is the same in every epoch. It is extracted into a store (float32, eager, the recipe's pixels:
 exactly what the network itself computes, but for the last bits that depend on the size of a batch), and only the blocks
 above are trained. A store in the run's folder makes a killed run go on with what was extracted.
 """
