@@ -59,7 +59,7 @@ def check_state(estimator: Any) -> None:
 
     scikit-learn compares few of them: what `fit` made fits together, what a file says may not.
     """
-    if type(estimator).__name__ != "SVC":
+    if type(estimator).__name__ not in ("SVC", "GaussianSVC"):
         return
     state = vars(estimator)
     k, vectors = len(state["classes_"]), state["support_vectors_"]

@@ -52,7 +52,7 @@ _ALLOWED: dict[str, str] = {
         "featcache.heads.ridge": ("IncrementalRidgeClassifier",),
         "featcache.heads.regression": ("IncrementalRidge",),
         "featcache.heads.auto": ("AutoClassifier",),
-        "featcache.heads.margin": ("SquaredHingeSVC",),
+        "featcache.heads.margin": ("GaussianSVC", "SquaredHingeSVC"),
         "featcache.heads.neighbors": ("CosineKNeighborsClassifier",),
         "featcache.heads.kernel": ("NystroemClassifier",),
         "featcache.heads.calibration": ("TemperatureClassifier",),

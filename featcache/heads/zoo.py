@@ -9,7 +9,6 @@ from typing import Any
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.svm import SVC
 
 from ..errors import HeadError
 from ..softmax import SoftmaxClassifier
@@ -18,7 +17,7 @@ from .closed_forms import CentroidClassifier, LDAClassifier, SimpleShotClassifie
 from .estimators import ShrunkScaler
 from .kernel import NystroemClassifier
 from .many import TorchMLPClassifier
-from .margin import SquaredHingeSVC
+from .margin import GaussianSVC, SquaredHingeSVC
 from .neighbors import CosineKNeighborsClassifier
 
 __all__ = ["HEADS", "HeadInfo", "head_info", "make_head"]
@@ -85,7 +84,7 @@ def _svm(random_state: int, params: Mapping[str, Any]) -> Pipeline:
 
 def _svm_rbf(random_state: int, params: Mapping[str, Any]) -> Pipeline:
     # It draws nothing here, yet without a seed it would advance NumPy's global random state.
-    return _standardised("svm", SVC(**{"random_state": random_state, **params}))
+    return _standardised("svm", GaussianSVC(**{"random_state": random_state, **params}))
 
 
 def _softmax(random_state: int, params: Mapping[str, Any]) -> Pipeline:

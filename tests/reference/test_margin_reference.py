@@ -1,15 +1,16 @@
-"""Our linear support vector machine against scikit-learn's at a tight tolerance: one objective, one minimum."""
+"""Our support vector machines against scikit-learn's: one objective, one minimum."""
 
 import warnings
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.datasets import load_digits
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.svm import SVC, LinearSVC
 
 from featcache.heads.estimators import ShrunkScaler
-from featcache.heads.margin import SquaredHingeSVC
+from featcache.heads.margin import GaussianSVC, SquaredHingeSVC
 
 X, Y = load_digits(return_X_y=True)
 X = ShrunkScaler().fit_transform(X)
@@ -60,3 +61,45 @@ def test_names_of_classes_and_equal_bytes_without_a_seed():
         one, two = (SquaredHingeSVC(random_state=s, max_iter=5000).fit(X[Y < 3], names) for s in (0, 1))
     assert np.array_equal(one.coef_, two.coef_) and one.classes_.tolist() == ["one", "two", "zero"]
     assert one.score(X[Y < 3], names) > 0.99
+
+
+@pytest.mark.parametrize("shape", ["ovr", "ovo"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("settings", [{}, {"C": 0.1, "gamma": 0.01}, {"gamma": "auto", "class_weight": "balanced"}])
+def test_a_gaussian_kernel_by_blas_is_libsvms(classes, settings, shape):
+    keep = np.flatnonzero(classes > Y)
+    x, names = X[keep], np.array([f"class {k}" for k in range(10)])[Y[keep]]
+    weight = np.random.default_rng(0).uniform(0.5, 2.0, len(x))
+    train = slice(0, len(x) // 2)
+    ours, theirs = (
+        make(decision_function_shape=shape, random_state=0, **settings).fit(x[train], names[train], weight[train])
+        for make in (GaussianSVC, SVC)
+    )
+    assert np.array_equal(ours.support_, theirs.support_) and np.array_equal(ours.n_support_, theirs.n_support_)
+    assert np.array_equal(ours.support_vectors_, theirs.support_vectors_)
+    assert np.allclose(ours.dual_coef_, theirs.dual_coef_, atol=1e-6)
+    assert np.allclose(ours.decision_function(x), theirs.decision_function(x), atol=1e-6)
+    assert np.array_equal(ours.predict(x), theirs.predict(x))
+    assert np.allclose(SVC.decision_function(ours, x), ours.decision_function(x), atol=1e-9)
+
+
+def test_of_ties_libsvm_takes_the_first_class_and_so_do_we():
+    few, y = X[:12], np.arange(12) % 3
+    ours, theirs = (make(C=1e-9).fit(few, y) for make in (GaussianSVC, SVC))
+    assert np.array_equal(ours.predict(X), theirs.predict(X))
+    broken, other = (make(C=1.0, break_ties=True).fit(X[:300], Y[:300]) for make in (GaussianSVC, SVC))
+    assert np.array_equal(broken.predict(X), other.predict(X))
+
+
+def test_what_blas_does_not_take_is_libsvms_and_bad_rows_are_refused():
+    with pytest.raises(NotFittedError):
+        GaussianSVC().predict(X)
+    fitted = GaussianSVC().fit(X[:200], Y[:200])
+    with pytest.raises(ValueError, match="64 features"):
+        fitted.predict(X[:, :9])
+    with pytest.raises(ValueError, match="one class|greater than one"):
+        GaussianSVC().fit(X[:5], np.zeros(5))
+    for settings, rows in (({"kernel": "linear"}, X), ({}, csr_array(X)), ({"kernel": "poly"}, X)):
+        ours, theirs = (make(**settings).fit(rows[:200], Y[:200]) for make in (GaussianSVC, SVC))
+        assert np.array_equal(ours.decision_function(rows), theirs.decision_function(rows))
+        assert np.array_equal(ours.predict(rows), theirs.predict(rows))
