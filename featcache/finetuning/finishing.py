@@ -41,7 +41,7 @@ class Trained:
         The network with its final weights, in evaluation mode; everything of it is frozen.
     history : list of dict
         One row per epoch: "stage" (from 1), "name", "epoch" (0: before the first step), "train_loss" (mean over the
-        epoch, while it changed), "val_loss", "val_accuracy", "lr" (by group, of the last step), "seconds" and
+        epoch, while it changed), "step_losses" (of each step; 1,000 of them at most, evenly spaced), "val_loss", "val_accuracy", "lr" (by group, of the last step), "seconds" and
         "images_per_second" of training, "micro_batch".
     final : dict
         "weights": which they are; "val_loss", "val_accuracy", and "test_loss", "test_accuracy" where there are test

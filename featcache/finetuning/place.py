@@ -10,6 +10,9 @@ from .evaluating import Judged
 
 __all__ = ["Place"]
 
+#: Losses of single steps that an epoch's row in the history keeps, evenly spaced; all of them in most runs.
+_MOST_LOSSES = 1000
+
 
 @dataclass
 class Place:
@@ -23,6 +26,8 @@ class Place:
         Steps taken in all.
     loss, count, seconds : float, int, float
         Of the epoch so far: sum of the losses, images, time.
+    losses : list of float
+        Of each step of the epoch so far.
     waited : int
         Epochs of this stage in a row that have brought nothing better.
     stage_best : list of float or None
@@ -48,6 +53,7 @@ class Place:
     loss: float = 0.0
     count: int = 0
     seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
     waited: int = 0
     stage_best: list[float] | None = None
     stopped: bool = False
@@ -71,6 +77,7 @@ class Place:
                 "name": name,
                 "epoch": epoch,
                 "train_loss": loss,
+                "step_losses": self.losses[:: -(-len(self.losses) // _MOST_LOSSES) or 1],
                 "val_loss": None if judged is None else judged.loss,
                 "val_accuracy": None if judged is None else judged.accuracy,
                 "lr": rates,
@@ -93,6 +100,7 @@ class Place:
     def next_epoch(self) -> None:
         """Go on to the next epoch of the stage."""
         self.epoch, self.step, self.loss, self.count, self.seconds = self.epoch + 1, 0, 0.0, 0, 0.0
+        self.losses = []
 
     def next_stage(self) -> None:
         """Go on to the next stage."""

@@ -43,6 +43,7 @@ def plot_history(history: list[dict[str, Any]], path: Path, final: dict[str, Any
     judged = any(row["val_accuracy"] is not None for row in history)
     figure, axes = _figure(3 if judged else 2, 12.5 if judged else 8.5)
     at = list(range(len(history)))
+    _steps(axes[0], history)
     _line(axes[0], at, [row["train_loss"] for row in history], _BLUE, "-", "o", "training")
     _line(axes[0], at, [row["val_loss"] for row in history], _RED, "--", "s", "validation")
     axes[0].set_title("loss", fontsize=10)
@@ -63,6 +64,16 @@ def _line(panel: Any, at: list[int], values: list[Any], colour: str, dashes: str
     if there:
         x, y = zip(*there, strict=True)
         panel.plot(x, y, dashes, color=colour, marker=marker, markersize=3.5, linewidth=1.4, label=label)
+
+
+def _steps(panel: Any, history: list[dict[str, Any]]) -> None:
+    """Draw each step's loss between the end of the epoch before and that of its own."""
+    at, losses = list[float](), list[float]()
+    for x, row in enumerate(history):
+        steps = row.get("step_losses", [])
+        at += [x - 1 + (i + 1) / len(steps) for i in range(len(steps))]
+        losses += steps
+    panel.plot(at, losses, color=_BLUE, alpha=0.25, linewidth=0.7, label="each step")
 
 
 def _accuracies(panel: Any, at: list[int], history: list[dict[str, Any]], final: dict[str, Any]) -> None:

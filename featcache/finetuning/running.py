@@ -283,6 +283,7 @@ class Run:
             loss, rates = self._step(images, targets, work), work.schedule.rates()
             work.after_step()
             place.loss, place.count = place.loss + loss * n, place.count + n
+            place.losses.append(loss)
             place.step, place.taken = place.step + 1, place.taken + 1
             now = time.monotonic()
             place.seconds, began = place.seconds + now - began, now
