@@ -84,6 +84,15 @@ def test_objects_are_recorded_without_their_address():
     assert recorded(torch.tensor([1.0, 2.0])) == [1.0, 2.0]
 
 
+def test_functions_without_a_name_are_told_apart():
+    def scaled(by):
+        return lambda x: x * by
+
+    plain = (lambda x: x + 1, lambda x: x + 2, scaled(1), scaled(2))
+    assert len({recorded(each) for each in plain}) == 4
+    assert recorded(scaled(2)) == recorded(scaled(2)) and "scaled" in recorded(scaled(2))
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("n_blocks", [1, 3, 18])
 @pytest.mark.parametrize("epochs", [1, 2, 10])

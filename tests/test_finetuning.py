@@ -1,5 +1,6 @@
 """`finetune`: begins where the head ended, runs the frozen part once, goes on after a stop, says what it was worth."""
 
+import copy
 import json
 
 import numpy as np
@@ -83,12 +84,20 @@ def test_a_cached_trunk_changes_nothing(unfreeze, augment, setting, head, tmp_pa
     stage = fc.Stage(unfreeze, epochs=2, batch_size=8, lr=1e-3, optimizer="sgd")
     common = {"stages": stage, "epochs": None, "augment": augment, "n_views": 2}
     runs = [tuned(head, setting[0], tmp_path / str(cache), cache=cache, **common) for cache in (False, True)]
+    steps = [[loss for line in run.history for loss in line["step_losses"]] for run in runs]
+    assert len(steps[0]) == 2 * 3 and np.allclose(steps[0], steps[1], atol=1e-5, rtol=0)
     for key in ("train_loss", "val_loss"):
         losses = [[line[key] for line in run.history if line[key] is not None] for run in runs]
         assert len(losses[0]) >= 2 and np.allclose(losses[0], losses[1], atol=1e-5, rtol=0)
     a, b = (dict(run.module.state_dict()) for run in runs)
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
-    assert (tmp_path / "True" / "trunk").is_dir() and not (tmp_path / "False" / "trunk").exists()
+    assert not (tmp_path / "False" / "trunk").exists()
+    rows = {path.name.split("-")[-2]: fc.FeatureStore(path) for path in (tmp_path / "True" / "trunk").iterdir()}
+    assert {part: len(store.load()) for part, store in rows.items()} == {"train": 24, "val": 12}  # no test images
+    if augment:
+        assert len(rows["train"].load(view_number=2)) == 24
+        with pytest.raises(FeatcacheError):
+            rows["val"].load(view_number=1)
 
 
 def test_a_head_that_saw_the_images_that_judge_is_fitted_again(setting, tmp_path):
@@ -156,6 +165,12 @@ def test_own_blocks_on_a_frozen_trunk(setting, head, tmp_path):
     )
     model = fc.assemble(lower, top, head.classes_.tolist())
     before = {name: value.clone() for name, value in model.trunk.state_dict().items()}
+    curved = copy.deepcopy(top)
+    curved[2] = nn.GELU()  # the same tensors, another network
+    other = fc.assemble(lower, curved, head.classes_.tolist())
+    tuned(other, setting[0], tmp_path / "other", stages="head", epochs=1)
+    with pytest.raises(FinetuneError, match="layers"):
+        tuned(model, setting[0], tmp_path / "other", stages="head", epochs=1)
     done = tuned(model, setting[0], tmp_path / "run", stages="head", epochs=4, lr=0.01, compare_with=head)
     assert done.history[-1]["train_loss"] < done.history[1]["train_loss"]
     assert all(torch.equal(value, before[name]) for name, value in done.module.trunk.state_dict().items())

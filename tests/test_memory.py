@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from finetuning_parts import TinyNet, make_feed, run, same
+from finetuning_parts import RECIPE, TinyNet, make_feed, make_source, run, same
 from torch import nn
 
 from featcache.errors import FinetuneError
-from featcache.finetuning import Stage, Training
+from featcache.finetuning import ImageFeed, Stage, Training
 from featcache.finetuning.memory import is_out_of_memory, pieces
 
 
@@ -172,3 +172,16 @@ def test_a_norm_that_trains_is_told_of_small_pieces(tmp_path):
     run(tmp_path, training(micro_batch=4, batch_norm="trained"), say=said.append)
     assert any("batch norms see 4 images" in text for text in said)
     assert isinstance(TinyNet().one[1], nn.BatchNorm2d)
+
+
+def test_statistics_of_an_averaged_network_are_taken_in_smaller_parts(tmp_path):
+    said, model = [], Hungry("evaluation", 5)
+    feed = ImageFeed(make_source(), RECIPE, progress=False, val_size=0.0)
+    settings = training(batch_norm="trained", average="swa", average_from=1)
+    trained = run(tmp_path / "a", settings, feed, model, say=said.append)
+    assert model.failures == 2 and sum("statistics of the averaged network" in text for text in said) == 2
+    plain = run(tmp_path / "b", settings, feed)
+    for ours, theirs in zip(trained.model.buffers(), plain.model.buffers(), strict=True):
+        if ours.is_floating_point():  # the mean of the parts' statistics: of means the same, of variances nearly
+            assert torch.allclose(ours, theirs, rtol=0.1, atol=0.02)
+    assert trained.model.three[1].momentum == 0.1

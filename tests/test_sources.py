@@ -678,6 +678,17 @@ def test_constructor_checks_its_arguments():
     refused("role 'label'", ImageSource, ["a"], reader, {}, {"label": "x"})
 
 
+def test_some_of_the_images(images):
+    source = ImageSource.open(images)
+    some = source.take([len(source) - 1, 0, 0])
+    assert some.ids == (source.ids[0], source.ids[-1]) and some.roles == source.roles
+    assert some.read(1) == source.read(len(source) - 1) and some.stat(0) == source.stat(0)
+    assert all(column.tolist() == [source.columns[name][i] for i in (0, -1)] for name, column in some.columns.items())
+    assert len(source.take([])) == 0
+    with pytest.raises(SourceError, match="positions"):
+        source.take([len(source)])
+
+
 def test_repr(images):
     assert repr(ImageSource.from_folder(images / "c")) == "<ImageSource 'c': 1 images>"
 

@@ -89,9 +89,11 @@ def refresh_norms(model: nn.Module, batches: Callable[[], object]) -> bool:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum, norm.training = None, True
-    for images in batches():  # type: ignore[attr-defined]
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+    try:
+        for images in batches():  # type: ignore[attr-defined]
+            model(images)
+    finally:  # out of memory: the caller tries again
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
     return True

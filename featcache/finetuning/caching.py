@@ -36,6 +36,7 @@ _MOST_MEMORY = 4 * 1024**3
 
 def trunk_store(
     feed: ImageFeed,
+    part: str,
     lower: nn.Module,
     block: str,
     folder: Path,
@@ -43,12 +44,14 @@ def trunk_store(
     device: str = "auto",
     progress: bool | str | Progress | None = "auto",
 ) -> FeatureStore:
-    """Extract the activations of all images at a cut, or open those that an earlier run extracted.
+    """Extract the activations of images at a cut, or open those that an earlier run extracted.
 
     Parameters
     ----------
     feed : ImageFeed
         The images and their recipe.
+    part : {"train", "val"}
+        Which of them. Those that train have the views beside themselves; the others need none.
     lower : nn.Module
         The network up to the cut: normalised images (N, C, H, W) → activations.
     block : str
@@ -64,16 +67,16 @@ def trunk_store(
         lower, nodes="output", pooling="none", version=f"featcache trunk up to {block}", preprocess=feed.recipe
     )
     digest = hashlib.sha256(repr(backbone.spec).encode()).hexdigest()[:12]
-    path = folder / "trunk" / f"{block.replace('/', '_')}-{digest}.features"
+    path = folder / "trunk" / f"{block.replace('/', '_')}-{part}-{digest}.features"
     return extract(
-        feed.source,
+        feed.source.take(feed.rows[part]),
         backbone,
         path,
         precision="fp32",
         dtype="float32",
         pixels="given",
         engine="eager",
-        augmented=feed.n_views if feed.augment == "views" else 0,
+        augmented=feed.n_views if part == "train" and feed.augment == "views" else 0,
         max_failed=1.0,  # the feed has told of images that cannot be read
         device=device,
         progress=progress,
@@ -117,32 +120,37 @@ class CachedFeed:
     ----------
     images : ImageFeed
         Whose rows, labels and parts these are; augmented by nothing or by "views".
-    store : FeatureStore
-        As `trunk_store` gives it.
+    train, val : FeatureStore
+        As `trunk_store` gives them; None for a part without images.
 
     Raises
     ------
     FinetuneError
-        The store lacks an image.
+        A store lacks an image.
     """
 
-    def __init__(self, images: ImageFeed, store: FeatureStore) -> None:
+    def __init__(self, images: ImageFeed, train: FeatureStore, val: FeatureStore | None) -> None:
         self.images, self.ahead = images, True
         self.ids, self.labels, self.classes = images.ids, images.labels, images.classes
         self.rows, self.digest = images.rows, images.digest
-        n_views = images.n_views if images.augment == "views" else 0
-        plain = store.load()
-        memory = None if plain.X.nbytes * (1 + n_views) < _MOST_MEMORY else False
+        self._views, self._places = self._held(train, "train", images.n_views if images.augment == "views" else 0)
+        self._plain, self._val_places = self._views[0], self._places
+        if val is not None:
+            (self._plain,), self._val_places = self._held(val, "val", 0)
+
+    def _held(self, store: FeatureStore, part: str, n_views: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the activations of a part, view by view, and where each row's are (-1: not there)."""
+        memory = None if store.load().X.nbytes * (1 + n_views) < _MOST_MEMORY else False
         loaded = [store.load(view_number=number, in_memory=memory) for number in range(1 + n_views)]
-        self._codes = [each.X for each in loaded]
         place = {identity: i for i, identity in enumerate(loaded[0].row_ids.tolist())}
-        self._places = np.full(len(self.ids), -1, dtype=np.intp)
-        for row in np.concatenate(list(self.rows.values())).tolist():
-            self._places[row] = place.get(self.ids[row], -1)
-            if self._places[row] < 0:
+        places = np.full(len(self.ids), -1, dtype=np.intp)
+        for row in np.asarray(self.rows[part]).tolist():
+            places[row] = place.get(self.ids[row], -1)
+            if places[row] < 0:
                 raise FinetuneError(
                     f"{store.path}: expected activations of {self.ids[row]!r}, got none; delete it and run again"
                 )
+        return [each.X for each in loaded], places
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -153,9 +161,11 @@ class CachedFeed:
 
         rows = np.asarray(rows, dtype=np.intp)
         places = self._places[rows]
-        if augment and len(self._codes) > 1:
+        if augment and len(self._views) > 1:
             numbers = self.images.view_numbers(rows, stage, epoch)
-            found = np.stack([self._codes[n][place] for n, place in zip(numbers, places.tolist(), strict=True)])
+            found = np.stack([self._views[n][place] for n, place in zip(numbers, places.tolist(), strict=True)])
+        elif len(places) and places[0] >= 0:  # rows of one part at a time
+            found = self._views[0][places]
         else:
-            found = self._codes[0][places]
+            found = self._plain[self._val_places[rows]]
         return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32)), torch.from_numpy(self.labels[rows])

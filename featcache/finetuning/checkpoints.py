@@ -184,14 +184,15 @@ def _digest(here: str, payload: memoryview | bytes) -> str:
     return digest.hexdigest()
 
 
-def _header(path: Path) -> tuple[Place, str, str, bytes]:
-    """Return the place, its text, the checksum, and the payload, unverified."""
+def _header(path: Path) -> tuple[Place, str, str, int]:
+    """Return the place, its text, the checksum, and where the payload begins, which is not read."""
     try:
-        line, _, payload = path.read_bytes().partition(b"\n")
+        with path.open("rb") as file:
+            line = file.readline()
         header = json.loads(line)
         if header["format"] != _FORMAT:
             raise _Damaged(f"format {header['format']}, which this version does not know")
-        return Place(**json.loads(header["place"])), header["place"], header["sha256"], payload
+        return Place(**json.loads(header["place"])), header["place"], header["sha256"], len(line)
     except OSError as error:
         raise _Damaged(f"cannot be read ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -199,7 +200,11 @@ def _header(path: Path) -> tuple[Place, str, str, bytes]:
 
 
 def _read(path: Path) -> tuple[Place, dict[str, Any]]:
-    place, here, digest, payload = _header(path)
+    place, here, digest, start = _header(path)
+    try:
+        payload = memoryview(path.read_bytes())[start:]
+    except OSError as error:
+        raise _Damaged(f"cannot be read ({error.strerror or error})") from error
     if _digest(here, payload) != digest:
         raise _Damaged("is damaged: its checksum is another")
     try:

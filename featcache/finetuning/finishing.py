@@ -17,6 +17,7 @@ from ..files import publish_bytes
 from .averaging import between, choose_alpha, refresh_norms
 from .checkpoints import load_weights, weights_bytes
 from .evaluating import Judged, judge
+from .memory import is_out_of_memory
 from .modes import set_modes
 from .records import write_json
 from .seeding import epoch_order
@@ -41,8 +42,8 @@ class Trained:
         The network with its final weights, in evaluation mode; everything of it is frozen.
     history : list of dict
         One row per epoch: "stage" (from 1), "name", "epoch" (0: before the first step), "train_loss" (mean over the
-        epoch, while it changed), "step_losses" (of each step; 1,000 of them at most, evenly spaced), "val_loss", "val_accuracy", "lr" (by group, of the last step), "seconds" and
-        "images_per_second" of training, "micro_batch".
+        epoch, while it changed), "step_losses" (of each step; 1,000 of them at most, evenly spaced), "val_loss",
+        "val_accuracy", "lr" (by group, of the last step), "seconds" and "images_per_second" of training, "micro_batch".
     final : dict
         "weights": which they are; "val_loss", "val_accuracy", and "test_loss", "test_accuracy" where there are test
         rows; "alpha" and "tried" where weights were interpolated.
@@ -187,7 +188,6 @@ def _judge_between(run: Run, anchor: dict[str, Tensor], end: dict[str, Tensor], 
 def _refresh(run: Run) -> None:
     """Estimate the statistics of trained batch norms for weights that no step has made."""
     stage = run.stages[run.place.stage]
-    set_modes(run.model, run.blocks, stage, stage.batch_norm or run.training.batch_norm)
     order = epoch_order(run.feed.ids, run.rows, run.training.seed, len(run.stages), 0)
 
     def batches() -> Iterator[Tensor]:
@@ -196,8 +196,16 @@ def _refresh(run: Run) -> None:
             images, _ = run.feed.batch(order[start : start + size], len(run.stages), 0, step, True)
             yield images.to(run.device)
 
-    with autocast(run.training.amp, run.device):
-        refresh_norms(run.model, batches)
+    while True:
+        set_modes(run.model, run.blocks, stage, stage.batch_norm or run.training.batch_norm)
+        try:
+            with autocast(run.training.amp, run.device):
+                refresh_norms(run.model, batches)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        run.micro.halve(stage.batch_size, "statistics of the averaged network")
     run.model.eval()
 
 

@@ -7,6 +7,8 @@ through as they are and recorded by what they print.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -67,8 +69,24 @@ def recorded(value: Any) -> Any:
     if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial prints its function's address
         return {"call": recorded(value.func), "args": recorded(value.args), "keywords": recorded(value.keywords)}
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{value.__module__}.{value.__qualname__}{_distinction(value)}"
     return _object(value)
+
+
+def _distinction(function: Any) -> str:
+    """Return what tells a function without a name of its own from others: a digest of what it does and holds."""
+    code = getattr(function, "__code__", None)
+    if code is None or "<" not in function.__qualname__:
+        return ""
+    constants = [item for item in code.co_consts if isinstance(item, (bool, int, float, str))]
+    defaults = recorded(getattr(function, "__defaults__", None))
+    cells = [recorded(cell.cell_contents) for cell in function.__closure__ or () if not callable(cell.cell_contents)]
+    try:
+        body: Any = "".join(inspect.getsource(function).split())
+    except (OSError, TypeError):  # typed in: its bytes, in which versions of Python differ
+        body = code.co_code
+    text = repr((body, code.co_names, constants, defaults, cells))
+    return f"#{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def _object(value: Any) -> Any:

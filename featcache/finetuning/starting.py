@@ -104,6 +104,8 @@ class Start:
         self.model = self._begun(given, start)
         self.said = None if part is None else self._rival_says(rival, np.asarray(feed.rows[part]))
         self.about = {"start": start, "network": digest_of(opened.module), "rows": self._rows()}
+        if opened.own:
+            self.about["layers"] = _layers_of(opened.module)
 
     def _rows(self) -> dict[str, int]:
         return {name: len(rows) for name, rows in self.feed.rows.items()}
@@ -177,6 +179,12 @@ class Start:
     def units(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the group of each image, None where there are none."""
         return _groups(self.feed, rows)
+
+
+def _layers_of(module: nn.Module) -> str:
+    """Return a digest of a network's layers: two with the same tensors may differ in what has none."""
+    lines = [f"{name} {type(layer).__qualname__} {layer.extra_repr()}" for name, layer in module.named_modules()]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def seen_by(head: FittedHead, feed: ImageFeed) -> Seen:

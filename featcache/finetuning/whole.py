@@ -35,6 +35,9 @@ __all__ = ["WholeRun"]
 #: Share of the free disk that activations may take.
 _OF_DISK = 0.25
 
+#: Bytes of activations that a finished run speaks of.
+_LARGE = 1_000_000_000
+
 
 @dataclass
 class WholeRun:
@@ -139,9 +142,12 @@ class WholeRun:
         start = time.perf_counter()
         lower, upper = split_after(model, block)
         try:
-            cached = CachedFeed(
-                feed, trunk_store(feed, lower, block, self.folder, device=device, progress=self.progress)
-            )
+            stores = {
+                part: trunk_store(feed, part, lower, block, self.folder, device=device, progress=self.progress)
+                for part in ("train", "val")
+                if len(feed.rows[part])
+            }
+            cached = CachedFeed(feed, stores["train"], stores.get("val"))
         except (FeatcacheError, OSError) as error:
             if self.cache is True:
                 raise
@@ -184,7 +190,8 @@ class WholeRun:
         device = next((parameter.device for parameter in lower.parameters()), torch.device("cpu"))
         with torch.inference_mode():
             one = lower.eval()(feed.batch(np.asarray(feed.rows["train"][:1]), 0, 0, 0, False)[0].to(device))
-        fits = one.numel() * 4 * len(feed) * (1 + views) < _OF_DISK * shutil.disk_usage(self.folder).free
+        images = len(feed.rows["train"]) * (1 + views) + len(feed.rows["val"])
+        fits = one.numel() * 4 * images < _OF_DISK * shutil.disk_usage(self.folder).free
         if not fits:
             self._say(f"stage {stage.title}: activations after {block} would take too much of the disk; not cached")
         return fits
@@ -202,10 +209,19 @@ class WholeRun:
             "trunk seconds": round(self.trunk_seconds, 2),
         }
         bundle = self._bundled(model, feed, outcome, start)
+        self._say_size()
         notes = tuple(dict.fromkeys([*self.notes, *trained.notes]))
         result = FineTuned(model, self.opened.classes, self.folder, trained.history, outcome, notes, bundle, settings)
         write_json(self.folder / "outcome.json", result.as_dict())
         return result
+
+    def _say_size(self) -> None:
+        size = sum(path.stat().st_size for path in (self.folder / "trunk").rglob("*") if path.is_file())
+        if size >= _LARGE:
+            self._say(
+                f"{self.folder / 'trunk'}: stored activations take {size / 1e9:.1f} GB; delete the folder when the run "
+                "shall not be extended (an extension would extract them again)"
+            )
 
     def _bundled(self, model: nn.Module, feed: ImageFeed, outcome: Outcome | None, start: Start) -> Path | None:
         from ..handoff.bundling import save_bundle

@@ -9,10 +9,12 @@ offsets, has to be what such a file has: none of its bytes can be changed.
 from __future__ import annotations
 
 import contextlib
-import io
+import errno
 import os
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -36,8 +38,9 @@ _NAMES = frozenset({MANIFEST, HEAD, WEIGHTS, CARD})
 _ZIP = b"PK\x03\x04"
 #: Endings of other files of ours: a bundle of such a name would be taken for one.
 _OTHERS = (".pt2", ".onnx", ".safetensors", ".head")
-#: A zip knows no earlier date.
-_DATE = (1980, 1, 1, 0, 0, 0)
+#: 1980-01-01: a zip knows no earlier date. Version 2.0 of the format, made under Unix, read and written by the owner.
+_DATE, _VERSION, _UNIX, _MODE = 0x21, 20, 3, 0o100644
+_MOST = 0xFFFF0000
 _AGAIN = "it is damaged or was changed, get the bundle again"
 
 
@@ -116,14 +119,30 @@ def _taken(path: Path) -> HandoffError:
 
 
 def zip_of(members: Mapping[str, bytes]) -> bytes:
-    """Return the bytes of the file: the same members give the same bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(members):
-            info = zipfile.ZipInfo(name, _DATE)
-            info.create_system, info.external_attr = 3, 0o100644 << 16
-            archive.writestr(info, members[name])
-    return buffer.getvalue()
+    """Return the bytes of the file: the same members give the same bytes, under each version of Python.
+
+    PKWARE's APPNOTE 6.3, sections 4.3.7, 4.3.12 and 4.3.16, stored members only.
+
+    Raises
+    ------
+    OSError
+        (EFBIG) for 4 GiB and more, which such a file cannot hold.
+    """
+    files, directory, offset = list[bytes](), list[bytes](), 0
+    for name in sorted(members):
+        content, named = members[name], name.encode("ascii")
+        if offset + len(content) >= _MOST:
+            raise OSError(errno.EFBIG, "4 GiB or more do not fit a file; give a name without an ending, for a folder")
+        sizes = (zlib.crc32(content), len(content), len(content), len(named), 0)
+        about = (_VERSION, 0, zipfile.ZIP_STORED, 0, _DATE, *sizes)
+        files += [struct.pack("<4s5H3L2H", _ZIP, *about), named, content]
+        made = _UNIX << 8 | _VERSION
+        ends = (0, 0, 0, _MODE << 16, offset)
+        directory += [struct.pack("<4s6H3L5H2L", b"PK\x01\x02", made, *about, *ends), named]
+        offset += len(files[-3]) + len(named) + len(content)
+    size = sum(map(len, directory))
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, len(members), len(members), size, offset, 0)
+    return b"".join([*files, *directory, end])
 
 
 def _write_folder(path: Path, members: Mapping[str, bytes], disk: Disk) -> None:

@@ -86,6 +86,29 @@ class FileReader:
         return FileStat(id_of(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
 
+class TakenReader:
+    """Some of the images of another reader.
+
+    Parameters
+    ----------
+    inner : Reader
+        Of all images.
+    rows : sequence of int
+        Which of them, in the order of this one.
+    """
+
+    def __init__(self, inner: Reader, rows: Sequence[int]) -> None:
+        self.inner, self.rows = inner, tuple(int(row) for row in rows)
+
+    def read(self, i: int) -> Payload:
+        """Return image `i`."""
+        return self.inner.read(self.rows[i])
+
+    def stat(self, i: int) -> FileStat | None:
+        """Return the state of the file of image `i`, None where there is no file."""
+        return self.inner.stat(self.rows[i])
+
+
 def read_file(path: str) -> bytes:
     """Return the bytes of a regular file.
 

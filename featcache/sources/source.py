@@ -15,7 +15,7 @@ from ..errors import SourceError
 from ..images import Payload
 from . import datasets, folders, lists, memory
 from .columns import text_column, typed_column
-from .files import FileReader, FileStat, Reader
+from .files import FileReader, FileStat, Reader, TakenReader
 from .names import id_of, missing, shown, sort_key
 
 __all__ = ["ImageSource"]
@@ -157,6 +157,32 @@ class ImageSource:
         list of FileStat or None
         """
         return list(map(self._reader.stat, indices))
+
+    def take(self, indices: Iterable[int]) -> ImageSource:
+        """Return a source of some of the images, in the same order.
+
+        Parameters
+        ----------
+        indices : iterable of int
+            Positions in `ids`, in any order; one that is named twice counts once.
+
+        Examples
+        --------
+        >>> ImageSource.from_arrays(np.zeros((3, 8, 8), np.uint8)).take([2, 0]).ids
+        ('00000000', '00000002')
+        """
+        rows = np.unique(np.fromiter(indices, dtype=np.intp))
+        if len(rows) and not 0 <= rows[0] <= rows[-1] < len(self):
+            raise SourceError(f"take: expected positions from 0 to {len(self) - 1}, got {rows[0]} to {rows[-1]}")
+        return ImageSource(
+            [self.ids[i] for i in rows.tolist()],
+            TakenReader(self._reader, rows),
+            {name: column[rows] for name, column in self.columns.items()},
+            self.roles,
+            name=self.name,
+            location=self.location,
+            version=self.version,
+        )
 
     # ------------------------------------------------------------------------------------------------ constructors
 
