@@ -109,6 +109,13 @@ def test_gradual_goes_from_the_head_to_everything_and_frozen_stages_have_larger_
     assert stages[0].batch_size > stages[1].batch_size == 16
 
 
+def test_a_fitted_head_learns_slower_than_a_new_one_and_the_blocks_alike():
+    new, fitted = (strategy("last-2", 4, fitted=fitted)[0] for fitted in (False, True))
+    assert new.lr == 10 * new.rate_of_backbone and fitted.lr < new.lr
+    assert fitted.rate_of_backbone == pytest.approx(new.rate_of_backbone)
+    assert strategy("all", 4, lr=0.01, fitted=True)[0].rate_of_backbone == pytest.approx(0.003)
+
+
 def test_from_scratch_all_blocks_learn_at_one_rate_and_batch_norms_train():
     (stage,) = strategy("scratch", 4)
     assert (stage.rate_of_backbone, stage.layer_decay, stage.batch_norm) == (stage.lr, 1.0, "trained")

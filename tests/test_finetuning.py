@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import featcache as fc
 from featcache.cli import run
 from featcache.errors import FeatcacheError, FinetuneError
 from featcache.finetuning import ImageFeed
+from featcache.finetuning.evaluating import scores_of
 from featcache.finetuning.outcome import outcome_of
 from featcache.finetuning.starting import seen_by
 
@@ -139,6 +141,28 @@ def test_parts_are_held_out_where_none_are_named(setting, head, tmp_path):
     assert sum(rows.values()) == 30 and rows["test"] == 9 and rows["val"] > 0
     none = tuned(head, folder, tmp_path / "none", epochs=1, val_size=0.0, test_size=0.0)
     assert none.outcome is None and none.history[-1]["val_accuracy"] is None
+
+
+def test_scores_begin_soft_and_end_calibrated(setting, head, tmp_path):
+    source, _, data = setting
+    done = tuned(head, source, tmp_path / "auto", epochs=3)
+    exact = tuned(head, source, tmp_path / "head", epochs=1, start="head")
+    first, other = done.history[0], exact.history[0]
+    assert first["val_accuracy"] == other["val_accuracy"]
+    assert other["val_loss"] < first["val_loss"] < np.log(3)
+    with pytest.raises(FinetuneError, match="softening|start"):
+        tuned(head, source, tmp_path / "auto", epochs=3, start="head")
+    feed = ImageFeed(source, setting[1].preprocess, classes=head.classes_, progress=False)
+    truth = torch.from_numpy(feed.labels[feed.rows["val"]])
+    scores = torch.from_numpy(scores_of(done.module, feed, feed.rows["val"])).double()
+    losses = [float(nn.functional.cross_entropy(scores * by, truth)) for by in (0.8, 1.0, 1.25)]
+    spread = float((scores - scores.mean(1, keepdim=True)).std())
+    assert done.settings["temperature"] != 1.0 and spread > 0
+    # The prior of one row keeps the probabilities a little below those of the smallest loss.
+    assert losses[1] < losses[0] and losses[1] - min(losses) < 0.05
+    raw = load_file(tmp_path / "auto" / "final.safetensors")
+    scaled = done.module.head.weight * done.settings["temperature"]
+    assert torch.allclose(raw["head.weight"], scaled, rtol=1e-5)
 
 
 @pytest.mark.parametrize("start", ["fresh", "scratch"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..progress import Progress, progress_for
 from .options import BatchSize, Device, Group, Json, Label, Node, Quiet, Split, View, Workers, app, not_empty
 
 __all__: list[str] = []
@@ -67,6 +70,14 @@ def export(
     show.as_json(facts) if as_json else show.exported(facts)
 
 
+def _counted(lines: Iterator[dict[str, Any]], total: int, progress: Progress) -> Iterator[dict[str, Any]]:
+    with progress as bar:
+        bar.start("predicting", total)
+        for line in lines:
+            yield line
+            bar.advance()
+
+
 @app.command(epilog="Example: featcache predict flowers.head new.jpg more/")
 def predict(
     head: Annotated[Path, typer.Argument(help="A file that fit made, or a bundle.", metavar="HEAD")],
@@ -92,6 +103,7 @@ def predict(
     not_empty(*((image, "IMAGE") for image in images), (sha256, "--sha256"))
     from ..handoff import load_bundle, predict_iter
     from ..handoff import predict as run_predict
+    from ..sources import ImageSource
     from . import show
 
     model = head if sha256 is None else load_bundle(head, sha256)
@@ -101,6 +113,10 @@ def predict(
         show.as_json(rows)
         failed = any("error" in row for row in rows)
     else:  # as they come: of a large folder, or into a pipe
-        failed = show.predictions(predict_iter(model, images, **options, device=device))
+        source = ImageSource.from_paths(images)
+        lines = predict_iter(model, source, **options, device=device)
+        # Lines on the terminal are progress enough; those that go elsewhere leave room for a bar.
+        bar = progress_for(False if quiet or sys.stdout.isatty() else "auto")
+        failed = show.predictions(_counted(lines, len(source), bar))
     if failed:
         raise typer.Exit(1)

@@ -42,9 +42,11 @@ def finetune(
         int | None, typer.Option("--epochs", min=1, help="In all (default 10); more extend a finished run.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per step (default 32).")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate of the head (default 0.003).")] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Learning rate of the head (default 0.001; new: 0.003).")
+    ] = None,
     backbone_lr: Annotated[
-        float | None, typer.Option("--backbone-lr", help="Of the last block (default: a tenth of the head's).")
+        float | None, typer.Option("--backbone-lr", help="Of the last block (default: 0.0003).")
     ] = None,
     schedule_epochs: Annotated[
         int | None,

@@ -17,6 +17,7 @@ from ..handoff.opening import backbone_of, open_head
 from ..heads import FittedHead
 from ..preprocess import Preprocess
 from .blocks import Block, blocks_of
+from .rates import trained_blocks
 from .settings import Stage, Training
 from .strategies import strategy
 
@@ -116,8 +117,11 @@ def training_of(
     sizes: dict[str, Any],
     start: str,
     folder: Path,
+    own: bool = False,
 ) -> Training:
     """Return the settings of a run: of a named strategy and what was given beside it, or as they are.
+
+    A network of one's own (`own`) has a new top, which learns as fast as a new head.
 
     Raises
     ------
@@ -134,9 +138,10 @@ def training_of(
         return stages
     if start == "scratch":  # statistics of random weights are none
         given = {"batch_norm": "trained", **given}
+    fitted = start in ("auto", "head") and not own
     if isinstance(stages, str):
         span = rates.pop("schedule_epochs", None)
-        found = _continued(strategy(stages, n_blocks, **sizes), sizes.get("epochs"), folder)
+        found = _continued(strategy(stages, n_blocks, fitted=fitted, **sizes), sizes.get("epochs"), folder)
         if span is not None:
             before = sum(stage.epochs for stage in found[:-1])
             found = (*found[:-1], replace(found[-1], schedule_epochs=span - before))
@@ -178,17 +183,5 @@ def frozen_below(blocks: Sequence[Block], stage: Stage) -> int:
     FinetuneError
         Blocks that the network has not.
     """
-    if stage.unfreeze == "all":
-        return 0
-    if stage.unfreeze == "head":
-        return len(blocks)
-    if isinstance(stage.unfreeze, int):
-        return max(0, len(blocks) - stage.unfreeze)
-    names = [block.name for block in blocks]
-    unknown = [name for name in stage.unfreeze if name not in names]
-    if unknown:
-        raise FinetuneError(
-            f"stage {stage.title}: expected blocks such as {', '.join(names[-3:])}, got {unknown[0]!r}; "
-            f"the network has {', '.join(names)}"
-        )
-    return min(names.index(name) for name in stage.unfreeze)
+    trained = trained_blocks(stage.unfreeze, blocks)
+    return [block.name for block in blocks].index(trained[0].name) if trained else len(blocks)

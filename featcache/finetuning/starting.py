@@ -8,6 +8,7 @@ goes on with the run begins with the same bytes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ from ..heads.zoo import HEADS
 from .evaluating import scores_of
 from .feeding import ImageFeed
 from .records import digest_of, write_json
+from .scaling import SOFTENING, divide_scores
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +105,9 @@ class Start:
             given = to_module(self.head, backbone=opened.backbone)
         self.model = self._begun(given, start)
         self.said = None if part is None else self._rival_says(rival, np.asarray(feed.rows[part]))
-        self.about = {"start": start, "network": digest_of(opened.module), "rows": self._rows()}
+        self.about: dict[str, Any] = {"start": start, "network": digest_of(opened.module), "rows": self._rows()}
+        if start == "auto" and not opened.own:
+            self.about["softening"] = SOFTENING
         if opened.own:
             self.about["layers"] = _layers_of(opened.module)
 
@@ -113,7 +117,12 @@ class Start:
     def _begun(self, given: nn.Module, start: str) -> nn.Module:
         if start == "scratch":
             return fresh(given, self.seed)
-        return with_fresh_head(given, self.seed) if start == "fresh" else given
+        if start == "fresh":
+            return with_fresh_head(given, self.seed)
+        if start == "auto" and not self.opened.own:
+            given = copy.deepcopy(given)
+            divide_scores(given, SOFTENING)
+        return given
 
     def _heads(self, start: str, part: str | None, say: Callable[[str], None]) -> FittedHead | None:
         """Choose what training begins with (`self.head`), and return what it is compared with."""

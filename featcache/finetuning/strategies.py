@@ -8,11 +8,14 @@ from .settings import Stage, refuse_unless_one_of, refuse_unless_whole
 
 __all__ = ["STRATEGIES", "strategy"]
 
+#: Learning rates of the head, a new one and a fitted one, and of the last block as shares of them: 3e-4 both times.
+_NEW, _FITTED = (3e-3, 0.1), (1e-3, 0.3)
+
 STRATEGIES = ("head", "last-1", "last-2", "gradual", "all", "scratch")
 
 
 def strategy(
-    name: str, n_blocks: int, *, epochs: int = 10, batch_size: int = 32, lr: float = 3e-3
+    name: str, n_blocks: int, *, epochs: int = 10, batch_size: int = 32, lr: float | None = None, fitted: bool = False
 ) -> tuple[Stage, ...]:
     """Return the stages of a strategy of the field.
 
@@ -28,8 +31,10 @@ def strategy(
         In all; "gradual" divides them, one fifth to the head, two to each other stage.
     batch_size : int, default=32
         Of stages that train blocks; where only the head trains it is four times as large.
-    lr : float, default=3e-3
-        Of the head.
+    lr : float, default=None
+        Of the head; None = 3e-3, or 1e-3 where it is fitted. The last block learns a tenth as fast, or three tenths.
+    fitted : bool, default=False
+        Whether training begins with a fitted head: a new one has a longer way to go.
 
     Returns
     -------
@@ -48,15 +53,18 @@ def strategy(
     refuse_unless_one_of("strategy", name, STRATEGIES)
     refuse_unless_whole("strategy: n_blocks", n_blocks, 1, "len(blocks_of(model))")
     refuse_unless_whole("strategy: epochs", epochs, 1, "10 is usual")
-    common: dict[str, Any] = {"batch_size": batch_size, "lr": lr}
-    head: dict[str, Any] = {"batch_size": 4 * batch_size, "lr": lr}
+    usual, share = _FITTED if fitted else _NEW
+    lr = usual if lr is None else lr
+    rates = {"lr": lr, "backbone_lr": share * lr} if fitted else {"lr": lr}
+    common: dict[str, Any] = {"batch_size": batch_size, **rates}
+    head: dict[str, Any] = {"batch_size": 4 * batch_size, **rates}
     if name == "head":
         return (Stage("head", epochs, **head),)
     if name == "all":
         return (Stage("all", epochs, **common),)
     if name == "scratch":
-        rates = {**common, "backbone_lr": lr, "layer_decay": 1.0, "weight_decay": 0.05, "batch_norm": "trained"}
-        return (Stage("all", epochs, name="from scratch", warmup=min(1.0, epochs / 4), **rates),)
+        one = {**common, "backbone_lr": lr, "layer_decay": 1.0, "weight_decay": 0.05, "batch_norm": "trained"}
+        return (Stage("all", epochs, name="from scratch", warmup=min(1.0, epochs / 4), **one),)
     if name == "gradual":
         first = max(1, round(epochs / 5))
         second = max(1, (epochs - first) // 2)

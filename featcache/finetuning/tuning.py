@@ -28,7 +28,8 @@ class FineTuned:
     Parameters
     ----------
     module : nn.Module
-        Normalised images (N, C, H, W) → scores (N, n_classes); in eval mode, on the CPU.
+        Normalised images (N, C, H, W) → scores (N, n_classes), calibrated on the validation images where there are
+        any; in eval mode, on the CPU.
     classes : tuple of str
         In the order of the scores.
     folder : Path
@@ -42,7 +43,8 @@ class FineTuned:
     bundle : Path or None, default=None
         The file that `predict` and `load_bundle` take; None for a network that cannot be bundled.
     settings : dict, default={}
-        What the run was asked for, its start, the number of images per part, seconds of extracting activations.
+        What the run was asked for, its start, the number of images per part, seconds of extracting activations, the
+        temperature that calibrated the scores (final.safetensors has the weights before it).
     """
 
     module: nn.Module
@@ -126,12 +128,13 @@ def finetune(
         "head", "last-1", "last-2", "gradual" (the head, then the last quarter of the blocks, then all), "all" or
         "scratch"; or stages of your own; or a `Training`, which says all that the other settings say.
     start : {"auto", "head", "fresh", "scratch"}, default="auto"
-        "head": the head as it is. "auto": the same, but where it has seen the images that judge or test, one of its
-        kind fitted on the training images alone. "fresh": a random last layer. "scratch": random weights throughout
-        (what "auto" means with the stages "scratch").
+        "head": the head as it is. "auto": the same classes, but its scores divided by ten, so that their loss has a
+        slope to learn from; and where it has seen the images that judge or test, one of its kind fitted on the
+        training images alone. "fresh": a random last layer. "scratch": random weights throughout (what "auto" means
+        with the stages "scratch").
     epochs, batch_size, lr : optional
-        Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 3e-3 for
-        the head. See `strategy`.
+        Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 1e-3 for
+        a fitted head and 3e-3 for a new one. See `strategy`.
     backbone_lr : float, default=None
         Of all stages, see `Stage`.
     schedule_epochs : int, default=None
@@ -201,6 +204,7 @@ checkpoint_minutes, seed, device : optional
         sizes=_said(sizes),
         start=begin,
         folder=folder,
+        own=opened.own,
     )
     for stage in training.stages:
         frozen_below(opened.blocks, stage)  # blocks that the network has not are refused before anything is read

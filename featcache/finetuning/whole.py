@@ -22,6 +22,7 @@ from .outcome import Outcome, outcome_of
 from .planning import Opened, frozen_below
 from .records import write_json
 from .running import train
+from .scaling import calibrate
 from .settings import Stage, Training
 from .starting import Start
 from .stepping import deterministic, device_of
@@ -115,6 +116,8 @@ class WholeRun:
             progress=self.progress,
             extend_command=self.command,
         )
+        # Of a loss of one's own nobody knows what its scores mean.
+        temperature = calibrate(trained.model, feed, device=device) if self.training.loss is None else None
         outcome = None
         if part is not None and before is not None:
             rows = np.asarray(feed.rows[part])
@@ -122,7 +125,7 @@ class WholeRun:
             outcome = outcome_of(
                 feed.labels[rows], before, after, part=part, units=start.units(rows), caution=start.caution
             )
-        return self._kept(trained, feed, outcome, start)
+        return self._kept(trained, feed, outcome, start, temperature)
 
     def _say(self, text: str) -> None:
         self.notes.append(text)
@@ -198,7 +201,9 @@ class WholeRun:
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
-    def _kept(self, trained: Any, feed: ImageFeed, outcome: Outcome | None, start: Start) -> FineTuned:
+    def _kept(
+        self, trained: Any, feed: ImageFeed, outcome: Outcome | None, start: Start, temperature: float | None
+    ) -> FineTuned:
         model: Any = trained.model.cpu().eval()
         if self.training.loss is None and isinstance(getattr(model, "meaning", None), dict):
             model.meaning = model.meaning | {"scores": "softmax"}  # it was trained with cross entropy
@@ -207,6 +212,7 @@ class WholeRun:
             "start": self.start,
             "rows": {name: len(rows) for name, rows in feed.rows.items()},
             "trunk seconds": round(self.trunk_seconds, 2),
+            "temperature": temperature,
         }
         bundle = self._bundled(model, feed, outcome, start)
         self._say_size()

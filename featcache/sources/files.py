@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..errors import ImageError
@@ -97,7 +97,7 @@ class TakenReader:
         Which of them, in the order of this one.
     """
 
-    def __init__(self, inner: Reader, rows: Sequence[int]) -> None:
+    def __init__(self, inner: Reader, rows: Iterable[int]) -> None:
         self.inner, self.rows = inner, tuple(int(row) for row in rows)
 
     def read(self, i: int) -> Payload:
