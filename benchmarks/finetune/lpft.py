@@ -1,11 +1,11 @@
 """Is fine-tuning from the fitted head (LP-FT, Kumar et al. 2022) better than from a random one at the same budget?
 
-All train everything, for the same epochs, on the same images in the same order, the blocks at the same rates. One begins
-with the head that was fitted on cached codes of the training images (its scores divided by ten, as `finetune` begins),
-the others with a random layer: one that learns as fast as the fitted head, and one that learns three times as fast, which
-is featcache's default for new heads and ten times the last block's rate. Several splits and draws per set; the difference
-is paired by draw, its 95 % interval is mean ± t·s/√draws (of draws that share test images, hence optimistic). The rates
-and the ten were chosen on other draws (seeds 10 to 14).
+All train everything, for the same epochs, on the same images in the same order, the blocks at the same rates. One
+begins with the head that was fitted on cached codes of the training images (its scores divided by ten, as `finetune`
+begins), the others with a random layer: one that learns as fast as the fitted head, and one that learns three times as
+fast, which is featcache's default for new heads and ten times the last block's rate. Several splits and draws per set;
+the difference is paired by draw, its 95 % interval is mean ± t·s/√draws (of draws that share test images, hence
+optimistic). The rates and the ten were chosen on other draws of these sets (seeds 10 to 14).
 """
 
 from typing import Any
