@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 import featcache as fc
 from featcache.errors import FeatcacheError, HandoffError, HeadError, WeightsError
 from featcache.files import Disk
+from featcache.handoff import archive
 from featcache.handoff.archive import zip_of
 from featcache.handoff.manifest import _dump
 from featcache.heads import join_layers
@@ -550,3 +551,29 @@ def test_a_bundle_of_real_weights(data_dir, mobilenet_weights, tmp_path):
     bundle = fc.save_bundle(fitted, tmp_path / "x.bundle", licence={"weights": "Apache-2.0", "data": "CC0"})
     some = [Path(p) for p in paths[:8]]
     assert bundle.predict(some, progress=False) == fc.predict(fitted, some, progress=False)
+
+
+def test_the_file_is_what_zipfile_writes():
+    members = {"manifest.json": b"{}", "weights.safetensors": bytes(range(256)) * 9, "MODEL_CARD.md": b""}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        for name in sorted(members):
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o100644 << 16
+            file.writestr(info, members[name])
+    assert zip_of(members) == buffer.getvalue()
+
+
+def test_a_bundle_too_large_for_a_file_is_a_folder(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "_MOST", 5000)
+    head = setting[2]
+    with pytest.raises(HandoffError, match="without an ending"):
+        fc.save_bundle(head, tmp_path / "x.bundle")
+    assert not (tmp_path / "x.bundle").exists()
+    folder = fc.save_bundle(head, tmp_path / "x")
+    monkeypatch.undo()
+    whole = fc.save_bundle(head, tmp_path / "y.bundle")
+    assert fc.load_bundle(tmp_path / "x").sha256 == folder.sha256 == whole.sha256
+    monkeypatch.setattr(archive, "_MOST", 5000)
+    with pytest.raises(HandoffError, match="GiB"):
+        fc.load_bundle(tmp_path / "y.bundle")

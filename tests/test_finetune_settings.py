@@ -2,7 +2,10 @@
 
 import functools
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,9 +91,38 @@ def test_functions_without_a_name_are_told_apart():
     def scaled(by):
         return lambda x: x * by
 
-    plain = (lambda x: x + 1, lambda x: x + 2, scaled(1), scaled(2))
-    assert len({recorded(each) for each in plain}) == 4
+    def smoothed(value):
+        loss = torch.nn.CrossEntropyLoss(label_smoothing=value)
+        return lambda scores, codes: loss(scores, codes)
+
+    plain = (lambda x: x + 1, lambda x: x + 2, lambda x: x * 1, scaled(1), scaled(2), smoothed(0.1), smoothed(0.2))
+    assert len({recorded(each) for each in plain}) == len(plain)
     assert recorded(scaled(2)) == recorded(scaled(2)) and "scaled" in recorded(scaled(2))
+    makers = [lambda x: x - 3, lambda x: x - 3]  # where one stands does not matter
+    assert recorded(makers[0]) == recorded(makers[1])
+
+
+def test_functions_that_hold_themselves_nothing_yet_or_sets_are_recorded():
+    def outer(names):
+        def within(x):
+            return within if x in names else later
+
+        before = recorded(within)
+        later = 1
+        return before, recorded(within)
+
+    found = outer({"a", "b", "c"})
+    assert all("within" in each for each in found)
+    code = "from featcache.finetuning.settings import recorded\n"
+    code += "s = {'a', 'b', 'c'}\nprint(recorded((lambda n: lambda x: x in n)(s)))"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        ).stdout
+        for seed in (1, 2, 3)
+    }  # fmt: skip
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

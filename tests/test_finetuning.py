@@ -16,6 +16,7 @@ from featcache.errors import FeatcacheError, FinetuneError
 from featcache.finetuning import ImageFeed
 from featcache.finetuning.evaluating import scores_of
 from featcache.finetuning.outcome import outcome_of
+from featcache.finetuning.scaling import divide_scores
 from featcache.finetuning.starting import seen_by
 
 SMALL = {"resize": 40, "crop": 40}
@@ -163,6 +164,27 @@ def test_scores_begin_soft_and_end_calibrated(setting, head, tmp_path):
     raw = load_file(tmp_path / "auto" / "final.safetensors")
     scaled = done.module.head.weight * done.settings["temperature"]
     assert torch.allclose(raw["head.weight"], scaled, rtol=1e-5)
+
+
+def test_scores_that_nothing_can_calibrate_are_told_of_or_left_alone(setting, head, tmp_path):
+    source = setting[0]
+    done = tuned(head, source, tmp_path / "none", epochs=1, val_size=0.0)
+    assert done.settings["temperature"] is not None  # the list names validation images
+    folder = draw(tmp_path / "more", 8, seed=3)
+    done = tuned(head, folder, tmp_path / "without", epochs=1, val_size=0.0)
+    assert done.settings["temperature"] is None and any("not calibrated" in note for note in done.notes)
+    own = tuned(head, source, tmp_path / "own", epochs=1, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+    assert json.loads((tmp_path / "own" / "run.json").read_text())["run"]["softening"] == 1.0
+    assert own.settings["temperature"] is None and not any("not calibrated" in note for note in own.notes)
+
+
+def test_only_plain_linear_layers_are_scaled(head):
+    model = fc.to_module(head)
+    weight = model.head.weight.detach().clone()
+    assert divide_scores(model, 4.0) and torch.allclose(model.head.weight * 4, weight)
+    torch.nn.utils.parametrizations.weight_norm(model.head)
+    bias = model.head.bias.detach().clone()
+    assert not divide_scores(model, 4.0) and torch.equal(model.head.bias, bias)
 
 
 @pytest.mark.parametrize("start", ["fresh", "scratch"])

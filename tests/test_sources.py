@@ -687,6 +687,8 @@ def test_some_of_the_images(images):
     assert len(source.take([])) == 0
     with pytest.raises(SourceError, match="positions"):
         source.take([len(source)])
+    with pytest.raises(SourceError, match="flatnonzero"):
+        source.take(np.ones(len(source), dtype=bool))
 
 
 def test_repr(images):

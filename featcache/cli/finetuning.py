@@ -46,7 +46,8 @@ def finetune(
         float | None, typer.Option("--lr", help="Learning rate of the head (default 0.001; new: 0.003).")
     ] = None,
     backbone_lr: Annotated[
-        float | None, typer.Option("--backbone-lr", help="Of the last block (default: 0.0003).")
+        float | None,
+        typer.Option("--backbone-lr", help="Of the last block (default: 0.3 of a fitted head's, 0.1 of a new one's)."),
     ] = None,
     schedule_epochs: Annotated[
         int | None,

@@ -161,11 +161,17 @@ class CachedFeed:
 
         rows = np.asarray(rows, dtype=np.intp)
         places = self._places[rows]
-        if augment and len(self._views) > 1:
-            numbers = self.images.view_numbers(rows, stage, epoch)
-            found = np.stack([self._views[n][place] for n, place in zip(numbers, places.tolist(), strict=True)])
-        elif len(places) and places[0] >= 0:  # rows of one part at a time
-            found = self._views[0][places]
+        if (places < 0).any():  # rows of one part at a time
+            places, views = self._val_places[rows], [self._plain]
         else:
-            found = self._plain[self._val_places[rows]]
+            views = self._views
+        if (places < 0).any():
+            raise FinetuneError(
+                f"rows: expected those of train or of val, got {self.ids[rows[int(places.argmin())]]!r} of another part"
+            )
+        if augment and len(views) > 1:
+            numbers = self.images.view_numbers(rows, stage, epoch)
+            found = np.stack([views[n][place] for n, place in zip(numbers, places.tolist(), strict=True)])
+        else:
+            found = views[0][places]
         return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32)), torch.from_numpy(self.labels[rows])

@@ -20,6 +20,9 @@ from .settings import Training
 
 __all__ = ["Record", "digest_of", "write_json"]
 
+#: 2: runs begin with softened scores.
+_FORMAT = 2
+
 #: Settings that change no number.
 _FREE = ("checkpoint_minutes", "device")
 
@@ -85,7 +88,7 @@ class Record:
         settings = {name: value for name, value in training.as_dict().items() if name not in _FREE}
         stages = settings.pop("stages")
         self.content: dict[str, Any] = {
-            "format": 1,
+            "format": _FORMAT,
             "run": {
                 **(about or {}),
                 "model": digest_of(model),
@@ -139,6 +142,11 @@ class Record:
             raise FinetuneError(f"{self.path}: expected what a run wrote, got: {error}; give another folder") from error
 
     def _compare(self, there: dict[str, Any]) -> None:
+        if there.get("format") != _FORMAT:
+            raise FinetuneError(
+                f"{self.path}: expected a run of format {_FORMAT}, got one of another version of featcache "
+                f"({there.get('format')!r}); give another folder, or finish it with that version"
+            )
         old, new = there.get("run", {}), self.content["run"]
         differences = [line for line in describe_difference(old, new) if not self._longer(line, old, new)]
         if differences:

@@ -20,14 +20,19 @@ from .feeding import ImageFeed
 
 __all__ = ["SOFTENING", "calibrate", "divide_scores"]
 
-#: By what the scores of a fitted, calibrated head are divided at the start. Chosen on draws that no benchmark uses.
+#: By what the scores of a fitted head are divided at the start. Chosen on draws that no benchmark uses.
 SOFTENING = 10.0
+
+
+def _is_plain(head: Any) -> bool:
+    """Whether a layer's scores are its weights' alone: not where something computes the weights anew each time."""
+    return type(head) is nn.Linear and "weight" in dict(head.named_parameters(recurse=False))
 
 
 def divide_scores(model: nn.Module, number: float) -> bool:
     """Divide a network's scores, in its last layer; False where it has no linear one, and nothing was changed."""
-    head = getattr(model, "head", None)
-    if not isinstance(head, nn.Linear):
+    head: Any = getattr(model, "head", None)
+    if not _is_plain(head):
         return False
     with torch.no_grad():
         head.weight.div_(number)
@@ -54,7 +59,7 @@ def calibrate(model: nn.Module, feed: ImageFeed, *, device: str = "cpu") -> floa
         The temperature; None without validation images, or for a network without a linear last layer.
     """
     rows: Any = np.asarray(feed.rows.get("val", []), dtype=np.intp)
-    if not len(rows) or not isinstance(getattr(model, "head", None), nn.Linear):
+    if not len(rows) or not _is_plain(getattr(model, "head", None)):
         return None
     scores = scores_of(model.to(device), feed, rows)
     model.cpu()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -74,19 +73,37 @@ def recorded(value: Any) -> Any:
 
 
 def _distinction(function: Any) -> str:
-    """Return what tells a function without a name of its own from others: a digest of what it does and holds."""
+    """Return what tells a function without a name of its own from others: a digest of what it does and holds.
+
+    What it does is Python's bytecode: with another version of Python such a function counts as another one.
+    """
     code = getattr(function, "__code__", None)
     if code is None or "<" not in function.__qualname__:
         return ""
-    constants = [item for item in code.co_consts if isinstance(item, (bool, int, float, str))]
-    defaults = recorded(getattr(function, "__defaults__", None))
-    cells = [recorded(cell.cell_contents) for cell in function.__closure__ or () if not callable(cell.cell_contents)]
+    held = [getattr(function, "__defaults__", None), *map(_content, function.__closure__ or ())]
     try:
-        body: Any = "".join(inspect.getsource(function).split())
-    except (OSError, TypeError):  # typed in: its bytes, in which versions of Python differ
-        body = code.co_code
-    text = repr((body, code.co_names, constants, defaults, cells))
+        text = repr((_body(code), [_plain(item) for item in held]))
+    except RecursionError:  # it holds itself
+        text = repr(_body(code))
     return f"#{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def _body(code: Any) -> Any:
+    """What a function's code does, those of functions within it included; not where it stands."""
+    inner = [_body(item) if hasattr(item, "co_code") else _plain(item) for item in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, inner
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as `recorded` does; sets in an order that does not change from process to process."""
+    return sorted(map(repr, value)) if isinstance(value, (set, frozenset)) else recorded(value)
 
 
 def _object(value: Any) -> Any:

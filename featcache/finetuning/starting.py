@@ -71,6 +71,8 @@ class Start:
         The part that judges; None = no comparison.
     say : callable
         Told each decision.
+    soften : bool, default=True
+        Whether "auto" divides the head's scores; not under a loss whose scale is unknown.
 
     Attributes
     ----------
@@ -84,6 +86,8 @@ class Start:
         Why the comparison would not be fair, "" where it is.
     about : dict
         For the record of the run.
+    softer : bool
+        Whether the model's scores were divided.
     """
 
     def __init__(
@@ -96,7 +100,9 @@ class Start:
         folder: Path,
         part: str | None,
         say: Callable[[str], None],
+        soften: bool = True,
     ) -> None:
+        self.softer = soften and start == "auto" and not opened.own
         self.opened, self.feed, self.seed, self.device, self.folder = opened, feed, seed, device, folder
         self.caution, self.head = "", opened.head
         rival = self._heads(start, part, say)
@@ -106,8 +112,7 @@ class Start:
         self.model = self._begun(given, start)
         self.said = None if part is None else self._rival_says(rival, np.asarray(feed.rows[part]))
         self.about: dict[str, Any] = {"start": start, "network": digest_of(opened.module), "rows": self._rows()}
-        if start == "auto" and not opened.own:
-            self.about["softening"] = SOFTENING
+        self.about["softening"] = SOFTENING if self.softer else 1.0
         if opened.own:
             self.about["layers"] = _layers_of(opened.module)
 
@@ -119,7 +124,7 @@ class Start:
             return fresh(given, self.seed)
         if start == "fresh":
             return with_fresh_head(given, self.seed)
-        if start == "auto" and not self.opened.own:
+        if self.softer:
             given = copy.deepcopy(given)
             divide_scores(given, SOFTENING)
         return given

@@ -28,8 +28,8 @@ class FineTuned:
     Parameters
     ----------
     module : nn.Module
-        Normalised images (N, C, H, W) → scores (N, n_classes), calibrated on the validation images where there are
-        any; in eval mode, on the CPU.
+        Normalised images (N, C, H, W) → scores (N, n_classes), in eval mode, on the CPU. Where there are validation
+        images, the loss is the default one, and the last layer is linear, the scores are calibrated on them.
     classes : tuple of str
         In the order of the scores.
     folder : Path
@@ -129,14 +129,15 @@ def finetune(
         "scratch"; or stages of your own; or a `Training`, which says all that the other settings say.
     start : {"auto", "head", "fresh", "scratch"}, default="auto"
         "head": the head as it is. "auto": the same classes, but its scores divided by ten, so that their loss has a
-        slope to learn from; and where it has seen the images that judge or test, one of its kind fitted on the
-        training images alone. "fresh": a random last layer. "scratch": random weights throughout (what "auto" means
-        with the stages "scratch").
+        slope to learn from (not with a loss of your own); and where it has seen the images that judge or test, one of
+        its kind fitted on the training images alone. Of a network that is given both mean the network as it is.
+        "fresh": a random last layer. "scratch": random weights throughout (what "auto" means with the stages
+        "scratch").
     epochs, batch_size, lr : optional
         Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 1e-3 for
-        a fitted head and 3e-3 for a new one. See `strategy`.
+        a fitted head and 3e-3 for a new one or a network that is given. See `strategy`.
     backbone_lr : float, default=None
-        Of all stages, see `Stage`.
+        Of the last block, in all stages; None = three tenths of a fitted head's, a tenth of another's.
     schedule_epochs : int, default=None
         Of a named strategy: as many epochs in all as the run may be extended to, so that its schedule is that of the
         longer run.

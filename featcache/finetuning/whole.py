@@ -36,6 +36,9 @@ __all__ = ["WholeRun"]
 #: Share of the free disk that activations may take.
 _OF_DISK = 0.25
 
+#: Bytes of a bundle beside its weights, at most: a head, a manifest, a card.
+_CARD = 256 << 20
+
 #: Bytes of activations that a finished run speaks of.
 _LARGE = 1_000_000_000
 
@@ -98,7 +101,9 @@ class WholeRun:
 
     def _trained(self, feed: ImageFeed, device: str) -> FineTuned:
         part = next((name for name in ("test", "val") if len(feed.rows[name])), None)
-        start = Start(self.opened, feed, self.start, self.training.seed, device, self.folder, part, self._say)
+        # Of a loss of one's own nobody knows what its scores mean, nor on what scale they are learned best.
+        known, seed = self.training.loss is None, self.training.seed
+        start = Start(self.opened, feed, self.start, seed, device, self.folder, part, self._say, soften=known)
         before, model = start.said, start.model
         cuts = Cuts(self.folder)
 
@@ -116,8 +121,12 @@ class WholeRun:
             progress=self.progress,
             extend_command=self.command,
         )
-        # Of a loss of one's own nobody knows what its scores mean.
-        temperature = calibrate(trained.model, feed, device=device) if self.training.loss is None else None
+        temperature = calibrate(trained.model, feed, device=device) if known else None
+        if start.softer and temperature is None:
+            self._say(
+                "the network's scores are not calibrated and less sure than they should be: there are no validation "
+                "images (val_size); its classes are not touched by that"
+            )
         outcome = None
         if part is not None and before is not None:
             rows = np.asarray(feed.rows[part])
@@ -230,9 +239,11 @@ class WholeRun:
             )
 
     def _bundled(self, model: nn.Module, feed: ImageFeed, outcome: Outcome | None, start: Start) -> Path | None:
+        from ..handoff.archive import fits_file
         from ..handoff.bundling import save_bundle
 
-        path = self.folder / "model.bundle"
+        size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        path = self.folder / ("model.bundle" if fits_file(size + _CARD) else "model")
         train_rows = np.asarray(feed.rows["train"])
         counts = np.bincount(feed.labels[train_rows], minlength=len(feed.classes)).tolist()
         ids = "\n".join(sorted(feed.ids[row] for row in train_rows.tolist()))

@@ -9,7 +9,6 @@ offsets, has to be what such a file has: none of its bytes can be changed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import struct
@@ -27,6 +26,7 @@ __all__ = [
     "MANIFEST",
     "WEIGHTS",
     "check_target",
+    "fits_file",
     "is_archive",
     "is_folder_name",
     "read_members",
@@ -40,7 +40,8 @@ _ZIP = b"PK\x03\x04"
 _OTHERS = (".pt2", ".onnx", ".safetensors", ".head")
 #: 1980-01-01: a zip knows no earlier date. Version 2.0 of the format, made under Unix, read and written by the owner.
 _DATE, _VERSION, _UNIX, _MODE = 0x21, 20, 3, 0o100644
-_MOST = 0xFFFF0000
+#: Bytes of members that a zip without extensions can hold, less room for its directory.
+_MOST = 2**32 - 2**16
 _AGAIN = "it is damaged or was changed, get the bundle again"
 
 
@@ -73,6 +74,7 @@ def write_members(path: Path, members: Mapping[str, bytes], *, overwrite: bool, 
         if is_folder_name(path):
             _write_folder(path, members, disk or DISK)
         else:
+            _check_size(path, sum(map(len, members.values())))
             publish_bytes(path, zip_of(members), replace=overwrite, disk=disk)
     except FileExistsError:
         raise _taken(path) from None
@@ -118,21 +120,27 @@ def _taken(path: Path) -> HandoffError:
     return HandoffError(f"{path}: exists already; give another name, or allow replacing it (overwrite)")
 
 
+def fits_file(size: int) -> bool:
+    """Whether so many bytes can be a bundle of one file."""
+    return size < _MOST
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not fits_file(size):
+        raise HandoffError(
+            f"{path}: expected a bundle of less than {_MOST / 2**30:.1f} GiB for one file, got {size / 2**30:.1f} GiB; "
+            "give a name without an ending, for a folder"
+        )
+
+
 def zip_of(members: Mapping[str, bytes]) -> bytes:
     """Return the bytes of the file: the same members give the same bytes, under each version of Python.
 
-    PKWARE's APPNOTE 6.3, sections 4.3.7, 4.3.12 and 4.3.16, stored members only.
-
-    Raises
-    ------
-    OSError
-        (EFBIG) for 4 GiB and more, which such a file cannot hold.
+    PKWARE's APPNOTE 6.3, sections 4.3.7, 4.3.12 and 4.3.16, stored members only, as Python's zipfile writes them.
     """
     files, directory, offset = list[bytes](), list[bytes](), 0
     for name in sorted(members):
         content, named = members[name], name.encode("ascii")
-        if offset + len(content) >= _MOST:
-            raise OSError(errno.EFBIG, "4 GiB or more do not fit a file; give a name without an ending, for a folder")
         sizes = (zlib.crc32(content), len(content), len(content), len(named), 0)
         about = (_VERSION, 0, zipfile.ZIP_STORED, 0, _DATE, *sizes)
         files += [struct.pack("<4s5H3L2H", _ZIP, *about), named, content]
@@ -264,6 +272,7 @@ def _checked(
 
 def _read_zip(path: Path, limit: int, sizes_of: Callable[[bytes], Mapping[str, int]]) -> dict[str, bytes]:
     whole = path.stat().st_size
+    _check_size(path, whole)
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         _check_names(path, (info.orig_filename for info in infos))

@@ -6,7 +6,7 @@ The linear one is solved by `solvers`. That with a Gaussian kernel is libsvm's o
 from __future__ import annotations
 
 import warnings
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
-from ..solvers.blocks import row_blocks
+from ..solvers.blocks import BLOCK_BYTES
 from ..solvers.linear_path import LinearProblem, Solution
 from ..solvers.losses import SquaredHingeLoss
 
@@ -139,17 +139,21 @@ class GaussianSVC(SVC):
         ValueError
             As SVC.
         """
-        if self.kernel != "rbf" or self.probability is True or hasattr(X, "toarray") or len(X) > _KERNEL_ROWS:
+        if self.kernel != "rbf" or self.probability is True or hasattr(X, "toarray"):
             return super().fit(X, y, sample_weight)
         self._validate_params()
-        X, y = validate_data(self, X, column_or_1d(y, warn=True), dtype=np.float64, order="C")
+        X, y = validate_data(self, X, y, dtype=np.float64, order="C")
+        if len(X) > _KERNEL_ROWS:
+            return super().fit(X, y, sample_weight)
         gamma = self._gamma_of(X)
         inner = SVC(**{**self.get_params(), "kernel": "precomputed"}).fit(rbf_kernel(X, gamma=gamma), y, sample_weight)
         params = self.get_params()
         for name, value in vars(inner).items():
             if name not in params:
                 setattr(self, name, value)
-        self.support_vectors_ = X[self.support_]
+        # libsvm numbers the rows that are left when those of no weight are gone.
+        kept = X if sample_weight is None else X[np.asarray(sample_weight) > 0]
+        self.support_vectors_ = kept[self.support_]
         self.n_features_in_, self.shape_fit_, self._gamma = X.shape[1], X.shape, gamma
         return self
 
@@ -188,21 +192,21 @@ class GaussianSVC(SVC):
     def _pairs(self, X: Any) -> np.ndarray:
         """Return what libsvm compares, for each pair of classes (n, pairs): above 0 is for the first."""
         X = validate_data(self, X, dtype=np.float64, order="C", reset=False)
-        weights = self._pair_weights()
-        found = np.empty((len(X), weights.shape[1]))
-        for rows, block in row_blocks(X, dtype=np.float64):
-            found[rows] = rbf_kernel(block, self.support_vectors_, gamma=self._gamma) @ weights
+        vectors, size = self.support_vectors_, len(self.classes_)
+        found = np.empty((len(X), size * (size - 1) // 2))
+        step = max(1, BLOCK_BYTES // (8 * max(1, len(vectors))))
+        for start in range(0, len(X), step):
+            rows = slice(start, start + step)
+            found[rows] = self._pairs_of(rbf_kernel(X[rows], vectors, gamma=self._gamma))
         return found + self._intercept_
 
-    def _pair_weights(self) -> np.ndarray:
-        """Spread the dual coefficients, whose row depends on the other class, over the pairs (n_vectors, pairs)."""
-        size, ends = len(self.classes_), np.concatenate([[0], np.cumsum(self._n_support)])
-        weights = np.zeros((len(self.support_vectors_), size * (size - 1) // 2))
-        for column, (i, j) in enumerate(combinations(range(size), 2)):
-            first, second = slice(ends[i], ends[i + 1]), slice(ends[j], ends[j + 1])
-            weights[first, column] = self._dual_coef_[j - 1, first]
-            weights[second, column] = self._dual_coef_[i, second]
-        return weights
+    def _pairs_of(self, kernel: np.ndarray) -> np.ndarray:
+        """Sum up the vectors of both classes of each pair, whose coefficients depend on the other class."""
+        ends = np.concatenate([[0], np.cumsum(self._n_support)])
+        parts = [slice(a, b) for a, b in pairwise(ends.tolist())]
+        sums = [kernel[:, own] @ self._dual_coef_[:, own].T for own in parts]
+        found = [sums[i][:, j - 1] + sums[j][:, i] for i, j in combinations(range(len(parts)), 2)]
+        return np.stack(found, axis=1)
 
     def _votes(self, first: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return each class's duels won and the sum of its margins, both (n, n_classes)."""

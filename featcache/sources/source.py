@@ -171,7 +171,10 @@ class ImageSource:
         >>> ImageSource.from_arrays(np.zeros((3, 8, 8), np.uint8)).take([2, 0]).ids
         ('00000000', '00000002')
         """
-        rows = np.unique(np.fromiter(indices, dtype=np.intp))
+        listed = list(indices)
+        rows = np.unique(np.asarray(listed)) if listed else np.zeros(0, dtype=np.intp)
+        if rows.dtype.kind not in "iu":
+            raise SourceError(f"take: expected whole numbers, positions in ids, got {rows.dtype}; use np.flatnonzero")
         if len(rows) and not 0 <= rows[0] <= rows[-1] < len(self):
             raise SourceError(f"take: expected positions from 0 to {len(self) - 1}, got {rows[0]} to {rows[-1]}")
         return ImageSource(

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.svm import SVC, LinearSVC
 
+from featcache.heads import margin
 from featcache.heads.estimators import ShrunkScaler
 from featcache.heads.margin import GaussianSVC, SquaredHingeSVC
 
@@ -70,6 +71,7 @@ def test_a_gaussian_kernel_by_blas_is_libsvms(classes, settings, shape):
     keep = np.flatnonzero(classes > Y)
     x, names = X[keep], np.array([f"class {k}" for k in range(10)])[Y[keep]]
     weight = np.random.default_rng(0).uniform(0.5, 2.0, len(x))
+    weight[::7] = 0.0  # libsvm leaves such rows out before it numbers them
     train = slice(0, len(x) // 2)
     ours, theirs = (
         make(decision_function_shape=shape, random_state=0, **settings).fit(x[train], names[train], weight[train])
@@ -103,3 +105,16 @@ def test_what_blas_does_not_take_is_libsvms_and_bad_rows_are_refused():
         ours, theirs = (make(**settings).fit(rows[:200], Y[:200]) for make in (GaussianSVC, SVC))
         assert np.array_equal(ours.decision_function(rows), theirs.decision_function(rows))
         assert np.array_equal(ours.predict(rows), theirs.predict(rows))
+
+
+def test_many_classes_and_rows_in_blocks_of_any_size(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(240, 12)) + np.repeat(np.arange(40) % 7, 6)[:, None], np.repeat(np.arange(40), 6)
+    ours, theirs = (make(C=10.0, random_state=0).fit(x, y) for make in (GaussianSVC, SVC))
+    expected = theirs.decision_function(x)
+    for size in (1, 10**4, 10**9):
+        monkeypatch.setattr(margin, "BLOCK_BYTES", size)
+        assert np.allclose(ours.decision_function(x), expected, atol=1e-6)
+    assert np.array_equal(ours.predict(x), theirs.predict(x))
+    monkeypatch.setattr(margin, "_KERNEL_ROWS", 100)
+    assert np.array_equal(GaussianSVC(C=10.0, random_state=0).fit(x, y).dual_coef_, theirs.dual_coef_)
