@@ -69,6 +69,8 @@ class Bar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
+            # What is printed beside the bar goes above it; what goes to a file or pipe stays on its way.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self._task: Any = None
 

@@ -1,7 +1,9 @@
 """`finetune`: begins where the head ended, runs the frozen part once, goes on after a stop, says what it was worth."""
 
 import copy
+import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -56,6 +58,14 @@ def head(setting):
     """A head that has seen the training images alone."""
     data = setting[2]
     return fc.fit("logreg", data.select(np.flatnonzero(data.splits == "train")))
+
+
+@pytest.fixture(scope="module")
+def finished(setting, head, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    tuned(head, setting[0], folder, epochs=1)
+    return folder
 
 
 def tuned(head, source, out, **options):
@@ -176,6 +186,72 @@ def test_scores_that_nothing_can_calibrate_are_told_of_or_left_alone(setting, he
     own = tuned(head, source, tmp_path / "own", epochs=1, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
     assert json.loads((tmp_path / "own" / "run.json").read_text())["run"]["softening"] == 1.0
     assert own.settings["temperature"] is None and not any("not calibrated" in note for note in own.notes)
+
+
+def test_folders_that_are_no_place_for_a_run(setting, head, tmp_path):
+    images = draw(tmp_path / "images", 8)
+    for place in (images, images / "red" / "run"):
+        with pytest.raises(FinetuneError, match="outside of the images"):
+            tuned(head, images, place)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "history.json").write_text("mine")
+    with pytest.raises(FinetuneError, match="no run.json"):
+        tuned(head, images, tmp_path / "other")
+    assert (tmp_path / "other" / "history.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"format": 99, "run": {}}', '{"format": 2, "run": 5}', '{"format": 2, "run": {}}']
+)
+def test_settings_that_no_run_has_written(text, setting, head, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(text)
+    with pytest.raises(FinetuneError, match=r"run"):
+        tuned(head, setting[0], tmp_path / "run", epochs=1)
+
+
+def test_damaged_helpers_of_a_run_are_made_again(setting, head, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "cuts.json").write_text("[]")
+    for store in (tmp_path / "run" / "trunk").iterdir():
+        for shard in store.rglob("*.h5"):
+            shard.write_bytes(b"")
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        path.unlink()
+    (tmp_path / "run" / "final.json").unlink()
+    tuned(head, setting[0], tmp_path / "run", epochs=1)
+    assert (tmp_path / "run" / "final.safetensors").read_bytes() == (finished / "final.safetensors").read_bytes()
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(FinetuneError, match=r"run\.json"):
+        tuned(head, setting[0], tmp_path / "run", epochs=1)
+
+
+def test_what_is_often_taken_for_a_head_is_named(setting, finished, tmp_path):
+    for given, words in (
+        (finished, "model.bundle"),
+        (tmp_path, "got a folder"),
+        (finished / "model.bundle", "a bundle"),
+    ):
+        with pytest.raises(FeatcacheError, match=words):
+            tuned(given, setting[0], tmp_path / "run")
+
+
+def test_many_unreadable_images_are_an_error_and_few_are_not(head, tmp_path):
+    images = draw(tmp_path / "images", 8)
+    (images / "red" / "00.png").write_bytes(b"no image")
+    with pytest.raises(FinetuneError, match="max_failed"):
+        tuned(head, images, tmp_path / "run", epochs=1)
+    done = tuned(head, images, tmp_path / "run", epochs=1, max_failed=0.1)
+    assert sum(done.settings["rows"].values()) == 23 and any("00.png" in note for note in done.notes)
+
+
+def test_a_full_disk_is_one_line(setting, head, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("featcache.finetuning.whole.make_folder", full)
+    with pytest.raises(FinetuneError, match="No space left on device; see to"):
+        tuned(head, setting[0], tmp_path / "run")
 
 
 def test_only_plain_linear_layers_are_scaled(head):

@@ -65,7 +65,7 @@ def _command(case: Any, head: Path, listing: Path, source: Any) -> list[str]:
     root = case.work / "drawn" if case.tiny else case.data / "datasets" / "clothing10"
     return [
         sys.executable, "-m", "featcache", "finetune", str(head), str(listing), "--root", str(root), *roles,
-        "--stages", "gradual", "--epochs", "2" if case.tiny else "6", "--checkpoint-minutes", "0.02",
+        "--stages", "gradual", "--epochs", "3" if case.tiny else "6", "--checkpoint-minutes", "0.02",
         "--quiet", "--json", "--val-size", "0",
     ]  # fmt: skip
 

@@ -95,6 +95,9 @@ def finetune(
         str | None, typer.Option("--weights", help="The backbone's weights, if they are no longer where they were.")
     ] = None,
     workers: Workers = None,
+    max_failed: Annotated[
+        float, typer.Option("--max-failed", min=0, max=1, help="Part of the images that may be unreadable.")
+    ] = 0.01,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, …; default: the first GPU, or the CPU.")
     ] = None,
@@ -103,6 +106,8 @@ def finetune(
 ) -> None:
     """Train backbone and head further, from the head's accuracy, and say whether that was worth it."""
     not_empty((head, "HEAD"), (source, "SOURCE"))
+    if out == Path():
+        raise typer.BadParameter("expected the name of a folder, got none", param_hint="--out")
     from ..finetuning import finetune as run_finetune
     from ..sources import ImageSource
     from . import show
@@ -145,6 +150,7 @@ def finetune(
         cache=choices[cache],
         weights=weights,
         workers=workers,
+        max_failed=max_failed,
         device=device,
         command=_longer(epochs),
         progress=False if quiet else "auto",
@@ -154,4 +160,8 @@ def finetune(
 
 def _longer(epochs: int | None) -> str:
     """Return this command with twice as many epochs; the last of repeated options counts."""
-    return shlex.join(["featcache", *sys.argv[1:], "--epochs", str(2 * (epochs or 10))])
+    given = list(sys.argv[1:])
+    while "--epochs" in given[:-1]:
+        place = given.index("--epochs")
+        del given[place : place + 2]
+    return shlex.join(["featcache", *given, "--epochs", str(2 * (epochs or 10))])

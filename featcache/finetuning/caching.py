@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..backbone import Backbone
-from ..errors import FinetuneError
+from ..errors import FeatcacheError, FinetuneError
 from ..extraction import extract
 from ..progress import Progress
 from ..store import FeatureStore
@@ -68,19 +69,32 @@ def trunk_store(
     )
     digest = hashlib.sha256(repr(backbone.spec).encode()).hexdigest()[:12]
     path = folder / "trunk" / f"{block.replace('/', '_')}-{part}-{digest}.features"
-    return extract(
-        feed.source.take(feed.rows[part]),
-        backbone,
-        path,
-        precision="fp32",
-        dtype="float32",
-        pixels="given",
-        engine="eager",
-        augmented=feed.n_views if part == "train" and feed.augment == "views" else 0,
-        max_failed=1.0,  # the feed has told of images that cannot be read
-        device=device,
-        progress=progress,
-    )
+    source = feed.source.take(feed.rows[part])
+    views = feed.n_views if part == "train" and feed.augment == "views" else 0
+
+    def extracted() -> FeatureStore:
+        return extract(
+            source,
+            backbone,
+            path,
+            precision="fp32",
+            dtype="float32",
+            pixels="given",
+            engine="eager",
+            augmented=views,
+            max_failed=1.0,  # the feed has told of images that cannot be read
+            device=device,
+            progress=progress,
+        )
+
+    if not path.exists():
+        return extracted()
+    try:
+        return extracted()
+    except FeatcacheError:  # damaged: what is in it can be computed again
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        return extracted()
 
 
 class Cuts:
@@ -97,6 +111,8 @@ class Cuts:
         self._known: dict[str, str | None] = {}
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(self.path.read_bytes())
+            if not isinstance(found, dict):
+                raise ValueError("no decisions in it")
             self._known = {str(k): v for k, v in found.items() if v is None or isinstance(v, str)}
 
     def __contains__(self, index: int) -> bool:

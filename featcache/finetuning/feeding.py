@@ -126,6 +126,8 @@ class ImageFeed:
         Bytes of decoded pixels that are kept; others are decoded again each time.
     workers : int, optional
         Threads that read and decode; by default one per core, at most 8.
+    max_failed : float, default=0.01
+        Share of the images that may be unreadable.
     progress : {"auto", True, False} or Progress, default="auto"
         A bar on standard error.
 
@@ -168,6 +170,7 @@ class ImageFeed:
         n_views: int = 8,
         memory: int = _BUDGET,
         workers: int | None = None,
+        max_failed: float = 0.01,
         progress: bool | str | Progress | None = "auto",
     ) -> None:
         if augment not in (None, "views") and not callable(augment):
@@ -188,7 +191,7 @@ class ImageFeed:
         self._kept, self._left, self._lock = dict[int, Any](), memory, threading.Lock()
         self._training = frozenset(self.rows["train"].tolist())
         self._keys: dict[int, bytes] = {}
-        self._read_all(progress)
+        self._read_all(progress, max_failed)
         self.digest = self._digest()
 
     def __len__(self) -> int:
@@ -237,7 +240,7 @@ class ImageFeed:
 
     # ------------------------------------------------------------------------------------------------ reading
 
-    def _read_all(self, progress: bool | str | Progress | None) -> None:
+    def _read_all(self, progress: bool | str | Progress | None, max_failed: float) -> None:
         """Decode every image of a part once: keep it where there is room, leave it out where it cannot be read."""
         rows = np.sort(np.concatenate([self.rows[name] for name in ("train", "val", "test")])).tolist()
         with progress_for(progress) as bar, ThreadPoolExecutor(self.workers) as pool:
@@ -251,6 +254,11 @@ class ImageFeed:
         bad = {self.ids.index(name) for name, _ in self.failures}
         self.rows = {name: np.asarray([r for r in rows if r not in bad], np.intp) for name, rows in self.rows.items()}
         first = f"{self.failures[0][0]}: {self.failures[0][1]}"
+        if len(self.failures) > max_failed * len(rows):
+            raise FinetuneError(
+                f"images: expected at most {max_failed:.0%} that cannot be read, got {len(self.failures)} of "
+                f"{len(rows)}, the first {first}; mend or remove them, or allow more (max_failed)"
+            )
         self.notes.append(f"{len(self.failures)} of {len(rows)} images cannot be read and are left out, first {first}")
         if not len(self.rows["train"]):
             raise FinetuneError(f"images: expected some that can be read, got none; the first: {first}")

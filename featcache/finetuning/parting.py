@@ -85,11 +85,20 @@ def parts_of(
     if "train" in named:
         parts.update({name: rows[labelled[rows]] for name, rows in named.items()})
         if (left := int(labelled.sum()) - sum(map(len, parts.values()))) > 0:
-            notes.append(f"{left} images belong to no named part and are left out")
+            inside = np.concatenate(list(named.values()))
+            others = np.setdiff1d(np.flatnonzero(labelled), inside)
+            values = _some(sorted(set(source.columns[source.roles["split"]][others].tolist())))
+            notes.append(f"{left} images belong to no named part ({values}) and are left out")
     else:  # what is named as another part never trains
         parts.update({name: rows[labelled[rows]] for name, rows in named.items()})
         others = np.concatenate([parts["val"], parts["test"]])
         parts["train"] = np.setdiff1d(np.flatnonzero(labelled), others)
+        if not len(parts["train"]):
+            sizes = ", ".join(f"{len(rows)} {name}" for name, rows in named.items())
+            raise FinetuneError(f"images: expected some that train, got none ({sizes}); check the split column")
+        if "split" in source.roles:
+            values = _some(sorted(set(source.columns[source.roles["split"]].tolist())))
+            notes.append(f"split column {source.roles['split']!r}: it names no part that trains ({values})")
     for name, share in (("test", test_size), ("val", val_size)):
         if share and not len(parts[name]) and not (name == "test" and "train" in named):
             parts["train"], parts[name] = _drawn(source, codes, parts["train"], share, seed, name)
@@ -97,6 +106,12 @@ def parts_of(
     if not len(parts["train"]):
         raise FinetuneError("images: expected some that train, got none; check the split column")
     return parts, notes
+
+
+def _some(values: Sequence[Any]) -> str:
+    """Name the first of some values."""
+    shown = ", ".join(repr(str(value))[:40] for value in values[:3])
+    return shown + (", …" if len(values) > 3 else "")
 
 
 def _drawn(

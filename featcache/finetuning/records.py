@@ -14,11 +14,12 @@ from torch import nn
 from ..errors import FinetuneError
 from ..files import make_folder, publish_bytes
 from ..fingerprint import describe_difference, digest_tensors
+from ..sources import ImageSource
 from .blocks import Block
 from .feeding import Feed
 from .settings import Training
 
-__all__ = ["Record", "digest_of", "write_json"]
+__all__ = ["Record", "check_folder", "digest_of", "write_json"]
 
 #: 2: runs begin with softened scores.
 _FORMAT = 2
@@ -45,6 +46,25 @@ def digest_of(model: nn.Module) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a small JSON file, durably."""
     publish_bytes(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def check_folder(folder: Path, source: ImageSource) -> None:
+    """Raise FinetuneError for a folder that holds other things than a run, or lies among the images."""
+    inside = Path(source.location).is_dir() and folder.resolve().is_relative_to(Path(source.location).resolve())
+    if source.location and inside:
+        raise FinetuneError(
+            f"{folder}: expected a folder outside of the images in {source.location}, where its curves would count as "
+            "one of them; give another"
+        )
+    if not folder.is_dir() or (folder / "run.json").exists():
+        return
+    # What a run writes before its settings are known.
+    foreign = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"start.head", "start.json"}
+    if foreign:
+        raise FinetuneError(
+            f"{folder}: expected a new or empty folder, or that of a run, got one with {min(foreign)!r} and no "
+            "run.json; give another"
+        )
 
 
 class Record:
@@ -121,6 +141,11 @@ class Record:
         """
         make_folder(self.path.parent)
         there = self._there()
+        if there is None and any(self.path.parent.glob("checkpoint-*.pt")):
+            raise FinetuneError(
+                f"{self.path}: expected the settings of the run whose checkpoints are in the folder, got none; put the "
+                "file back, or give another folder"
+            )
         if there is None:
             write_json(self.path, self.content)
             return
@@ -135,7 +160,10 @@ class Record:
 
     def _there(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.path.read_bytes())
+            there = json.loads(self.path.read_bytes())
+            if not isinstance(there, dict) or not isinstance(there.get("run"), dict):
+                raise ValueError("no settings in it")
+            return there
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -156,7 +184,8 @@ class Record:
                 "repeat its settings, give more epochs to its last stage, or give another folder"
             )
         self.extended = old != new
-        self._say_span(old, new)
+        if self.extended:
+            self._say_span(old, new)
         for line in describe_difference(there.get("environment", {}), self.content["environment"]):
             self.notes.append(f"the run began with {line}: the last bits of its numbers may differ")
 
@@ -172,6 +201,8 @@ class Record:
 
     def _longer(self, line: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
         """Whether a difference is only that the last stage becomes longer."""
+        if not isinstance(old.get(self.last), dict):
+            return False
         for name in ("epochs", "schedule_epochs"):
             if line.startswith(f"{self.last}.{name}:"):
                 before, after = old[self.last][name], new[self.last][name]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import FinetuneError
+from ..extraction.settings import MOST_AUGMENTED
 
 __all__ = ["BATCH_NORMS", "Stage", "Training", "recorded", "refuse_unless_one_of", "refuse_unless_whole"]
 
@@ -23,6 +24,10 @@ OPTIMIZERS = ("adamw", "sgd")
 BATCH_NORMS = ("frozen", "statistics", "trained")
 AVERAGES = ("none", "swa", "ema")
 PRECISIONS = (False, True, "bf16", "fp16")
+
+
+#: Rates above this are a mistake, and float32 cannot hold what they lead to.
+_MOST_RATE = 1e6
 
 
 def _refuse(where: str, expected: str, got: Any, advice: str) -> FinetuneError:
@@ -189,11 +194,11 @@ class Stage:
         self._check_unfreeze()
         refuse_unless_whole("stage.epochs", self.epochs, 1, "leave the stage out if it shall not run")
         refuse_unless_whole("stage.batch_size", self.batch_size, 1, "32 is usual")
-        _number("stage.lr", self.lr, 0.0, math.inf, "find_lr suggests one", open_below=True)
+        _number("stage.lr", self.lr, 0.0, _MOST_RATE, "find_lr suggests one", open_below=True)
         if self.backbone_lr is not None:
-            _number("stage.backbone_lr", self.backbone_lr, 0.0, math.inf, "a tenth of lr is usual", open_below=True)
+            _number("stage.backbone_lr", self.backbone_lr, 0.0, _MOST_RATE, "a tenth of lr is usual", open_below=True)
         _number("stage.layer_decay", self.layer_decay, 0.0, 1.0, "1.0 is one rate for all blocks", open_below=True)
-        _number("stage.weight_decay", self.weight_decay, 0.0, math.inf, "0.01 is usual")
+        _number("stage.weight_decay", self.weight_decay, 0.0, _MOST_RATE, "0.01 is usual")
         if self.schedule_epochs is not None:
             refuse_unless_whole(
                 "stage.schedule_epochs", self.schedule_epochs, self.epochs, "it cannot end before the stage does"
@@ -339,6 +344,8 @@ class Training:
         object.__setattr__(self, "stages", stages)
         refuse_unless_whole("training.seed", self.seed, 0, "0 is usual")
         refuse_unless_whole("training.n_views", self.n_views, 1, "8 is usual")
+        if self.n_views > MOST_AUGMENTED:
+            raise _refuse("training.n_views", f"at most {MOST_AUGMENTED}", self.n_views, "8 is usual")
         self._check_objects()
         refuse_unless_one_of("training.amp", self.amp, PRECISIONS)
         refuse_unless_one_of("training.batch_norm", self.batch_norm, BATCH_NORMS)

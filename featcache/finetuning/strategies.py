@@ -52,7 +52,8 @@ def strategy(
     """
     refuse_unless_one_of("strategy", name, STRATEGIES)
     refuse_unless_whole("strategy: n_blocks", n_blocks, 1, "len(blocks_of(model))")
-    refuse_unless_whole("strategy: epochs", epochs, 1, "10 is usual")
+    least = 3 if name == "gradual" else 1
+    refuse_unless_whole("strategy: epochs", epochs, least, f"{name!r} has {least} stage{'s'[: least > 1]}; 10 is usual")
     usual, share = _FITTED if fitted else _NEW
     lr = usual if lr is None else lr
     rates = {"lr": lr, "backbone_lr": share * lr} if fitted else {"lr": lr}

@@ -106,6 +106,7 @@ def finetune(
     weights: Any = None,
     backbone: Backbone | None = None,
     workers: int | None = None,
+    max_failed: float = 0.01,
     device: str | None = None,
     command: str = "",
     progress: bool | str | Progress | None = "auto",
@@ -157,6 +158,8 @@ checkpoint_minutes, seed, device : optional
         As for `predict`.
     workers : int, default=None
         Threads that read and decode.
+    max_failed : float, default=0.01
+        Share of the images that may be unreadable; they are left out, and said.
     command : str, default=""
         What the advice to extend the run says; filled in by the command line.
     progress : {"auto", True, False} or Progress, default="auto"
@@ -210,7 +213,7 @@ checkpoint_minutes, seed, device : optional
     for stage in training.stages:
         frozen_below(opened.blocks, stage)  # blocks that the network has not are refused before anything is read
     run = WholeRun(opened, training, folder, begin, cache, command, progress)
-    return run.done(source, val_size=val_size, test_size=test_size, workers=workers)
+    return run.done(source, val_size=val_size, test_size=test_size, workers=workers, max_failed=max_failed)
 
 
 def _said(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import numpy as np
 from ..errors import FeatcacheError, FinetuneError
 from ..files import make_folder
 from ..progress import Progress
+from ..sources import ImageSource
 from .blocks import split_after
 from .caching import CachedFeed, Cuts, trunk_store
 from .feeding import Feed, ImageFeed
 from .outcome import Outcome, outcome_of
 from .planning import Opened, frozen_below
-from .records import write_json
+from .records import check_folder, write_json
 from .running import train
 from .scaling import calibrate
 from .settings import Stage, Training
@@ -75,17 +76,30 @@ class WholeRun:
     notes: list[str] = field(default_factory=list)
     trunk_seconds: float = 0.0
 
-    def done(self, source: Any, *, val_size: float, test_size: float, workers: int | None) -> FineTuned:
-        """Run, and return what came of it."""
+    def done(self, source: Any, **of_feed: Any) -> FineTuned:
+        """Run on images, with what is said of them (`ImageFeed`), and return what came of it."""
         device = str(device_of(self.training.device))  # refused before anything is read
+        images = ImageSource.open(source)
+        check_folder(self.folder, images)
+        try:
+            return self._done(images, device, of_feed)
+        except FeatcacheError:
+            raise
+        except OSError as error:
+            raise FinetuneError(
+                f"{self.folder}: the run cannot go on: {error.strerror or error}; see to the folder and the free "
+                "space, then run again: it goes on where it was"
+            ) from error
+
+    def _done(self, images: ImageSource, device: str, of_feed: dict[str, Any]) -> FineTuned:
         make_folder(self.folder)
-        feed = self._feed(source, workers, val_size, test_size)
+        feed = self._feed(images, of_feed)
         for note in feed.notes:
             self._say(note)
         with deterministic():
             return self._trained(feed, device)
 
-    def _feed(self, source: Any, workers: int | None, val_size: float, test_size: float) -> ImageFeed:
+    def _feed(self, source: ImageSource, of_feed: dict[str, Any]) -> ImageFeed:
         return ImageFeed(
             source,
             self.opened.recipe,
@@ -93,10 +107,8 @@ class WholeRun:
             seed=self.training.seed,
             augment=self.training.augment,
             n_views=self.training.n_views,
-            workers=workers,
             progress=self.progress,
-            val_size=val_size,
-            test_size=test_size,
+            **of_feed,
         )
 
     def _trained(self, feed: ImageFeed, device: str) -> FineTuned:

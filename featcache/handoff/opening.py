@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone
@@ -11,6 +12,7 @@ from ..errors import HandoffError
 from ..heads import FittedHead
 from ..heads.layers import LayerBlocks
 from ..heads.views import views_of
+from .kinds import is_bundle
 
 __all__ = ["FAILURES", "backbone_of", "blocks_of_head", "open_head"]
 
@@ -23,8 +25,21 @@ def open_head(fitted: Any) -> FittedHead:
     if isinstance(fitted, FittedHead):
         return fitted
     if isinstance(fitted, (str, os.PathLike)):
+        _check_kind(Path(fitted))
         return FittedHead.load(os.fspath(fitted))
     raise HandoffError(f"head: expected a FittedHead or the path of a saved one, got {type(fitted).__name__}")
+
+
+def _check_kind(path: Path) -> None:
+    """Name what is often taken for a head."""
+    if path.is_dir():
+        near = path / "model.bundle"
+        advice = (
+            f"give {near}, where a bundle is taken, or the head's file" if near.is_file() else "give the head's file"
+        )
+        raise HandoffError(f"{path}: expected the file of a head, got a folder; {advice}")
+    if is_bundle(path):
+        raise HandoffError(f"{path}: expected the file of a head, got a bundle; give the head that it was made of")
 
 
 def blocks_of_head(head: FittedHead, network: Backbone) -> LayerBlocks | None:

@@ -216,7 +216,7 @@ def _affine(classifier: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(classifier, (*_LINEAR, IncrementalRidge)) or not hasattr(classifier, "coef_"):
         raise HeadError(
             f"head: expected a fitted linear head (logreg, softmax, svm, ridge, lda, a linear sweep), got "
-            f"{type(classifier).__name__}"
+            f"{type(classifier).__name__}; fit one of these"
         )
     W = np.atleast_2d(np.asarray(classifier.coef_, dtype=np.float64))
     b = np.atleast_1d(np.asarray(classifier.intercept_, dtype=np.float64))

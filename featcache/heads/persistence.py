@@ -207,7 +207,7 @@ def _read(data: bytes, path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]
     except Exception as error:
         raise HeadError(
             f"{path}: expected a head saved by featcache, got {len(data)} bytes that are damaged or something else; "
-            "save it again with FittedHead.save"
+            "give a file that fit has written"
         ) from error
     if intact and (not isinstance(body, dict) or type(body.get("format")) is not int):
         raise HeadError(f"{path}: expected a head with a format number, got something else; save the head again")
