@@ -1,5 +1,6 @@
 """The command line: same names and defaults as the library, one clear line per mistake, JSON for machines."""
 
+import contextlib
 import gc
 import inspect
 import json
@@ -70,6 +71,27 @@ def test_the_whole_path_with_json(capsys, image_folder, tmp_path):
     assert len(rows) == 13
     assert all(set(row) in ({"id", "label", "scores"}, {"id", "error"}) for row in rows)
     assert [row["id"] for row in rows if "error" in row] == [r["id"] for r in rows if r["id"].endswith("broken.jpg")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_bar_on_the_terminal_leaves_lines_on_their_way_to_a_file(capsys, store, image_folder, tmp_path):
+    import pty
+
+    ok(capsys, "extract", image_folder, "-o", store, *TINY)
+    ok(capsys, "fit", store, "--head", "ridge", "-o", tmp_path / "h")
+    command = [sys.executable, "-m", "featcache", "predict", str(tmp_path / "h"), str(image_folder)]
+    terminal, end = pty.openpty()
+    with (tmp_path / "lines.txt").open("wb") as file:
+        assert subprocess.run(command, stdout=file, stderr=end, check=False).returncode == 0
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+        while piece := os.read(terminal, 65536):
+            shown += piece
+    os.close(terminal)
+    lines = (tmp_path / "lines.txt").read_text().splitlines()
+    assert len(lines) == 12 and all(len(line.split("\t")) == 3 for line in lines)
+    assert b"predicting" in shown and b"0000.jpg" not in shown
 
 
 def test_people_see_short_answers(capsys, store, image_folder, tmp_path):
