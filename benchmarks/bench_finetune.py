@@ -23,7 +23,8 @@ from parts import Part, bench_on_codes
 PARTS: dict[str, Part] = {
     "handing": Part(handing.run, 2),
     "lpft": Part(lpft.run, 10),
-    "strategies": Part(strategies.run, 15),
+    "strategies_near": Part(strategies.near, 12),
+    "strategies_far": Part(strategies.far, 20),
     "interrupting": Part(interrupting.run, 10),
     "depth": Part(depth.run, 6),
     "memory": Part(memory.run, 2),

@@ -15,10 +15,19 @@ import featcache as fc
 STRATEGIES = ("head", "last-1", "last-2", "all", "all, random head", "own blocks", "scratch")
 
 
-def run(case: Any) -> dict[str, Any]:
-    """Return test accuracy by strategy and number of labels."""
-    name, pixels = "sign_digits", 64
-    sizes = ((5, 1),) if case.tiny else ((2, 3), (10, 3), (40, 2), ("all", 1))
+def near(case: Any) -> dict[str, Any]:
+    """Return the table of photos of clothing, of the kind that the network was trained on."""
+    return _table_of(case, "clothing10", 96, ((1, 5), (5, 3), (20, 2), ("all", 1)))
+
+
+def far(case: Any) -> dict[str, Any]:
+    """Return the table of hand signs before a wall, which are unlike what the network was trained on."""
+    return _table_of(case, "sign_digits", 64, ((2, 3), (10, 3), (40, 2), ("all", 1)))
+
+
+def _table_of(case: Any, name: str, pixels: int, sizes: Any) -> dict[str, Any]:
+    """Return test accuracy by strategy and number of labels, as many draws as stand beside each number."""
+    sizes = ((5, 1),) if case.tiny else sizes
     rows = []
     for shots, draws in sizes:
         for seed in range(draws if case.repeats is None else min(draws, case.repeats)):
