@@ -20,6 +20,7 @@ import numpy as np
 from ..backbone import Backbone
 from ..errors import FeatcacheError, FinetuneError
 from ..extraction import extract
+from ..preprocess import Preprocess
 from ..progress import Progress
 from ..store import FeatureStore
 from .records import write_json
@@ -29,16 +30,31 @@ if TYPE_CHECKING:
 
     from .feeding import ImageFeed
 
-__all__ = ["CachedFeed", "Cuts", "trunk_store"]
+__all__ = ["CachedFeed", "Cuts", "trunk_backbone", "trunk_store"]
 
 #: Bytes of activations that are held in memory; more stay on the disk.
 _MOST_MEMORY = 4 * 1024**3
 
 
+def trunk_backbone(lower: nn.Module, block: str, recipe: Preprocess) -> Backbone:
+    """Return the network up to a cut, normalised images (N, C, H, W) → activations, as a backbone.
+
+    Parameters
+    ----------
+    lower : nn.Module
+        That part of the network.
+    block : str
+        Name of its last block.
+    recipe : Preprocess
+        From an image to its input.
+    """
+    return Backbone(lower, nodes="output", pooling="none", version=f"featcache trunk up to {block}", preprocess=recipe)
+
+
 def trunk_store(
     feed: ImageFeed,
     part: str,
-    lower: nn.Module,
+    backbone: Backbone,
     block: str,
     folder: Path,
     *,
@@ -53,8 +69,8 @@ def trunk_store(
         The images and their recipe.
     part : {"train", "val"}
         Which of them. Those that train have the views beside themselves; the others need none.
-    lower : nn.Module
-        The network up to the cut: normalised images (N, C, H, W) → activations.
+    backbone : Backbone
+        As `trunk_backbone` gives it.
     block : str
         Name of the last frozen block.
     folder : Path
@@ -64,9 +80,6 @@ def trunk_store(
     progress : optional
         A bar on standard error.
     """
-    backbone = Backbone(
-        lower, nodes="output", pooling="none", version=f"featcache trunk up to {block}", preprocess=feed.recipe
-    )
     digest = hashlib.sha256(repr(backbone.spec).encode()).hexdigest()[:12]
     path = folder / "trunk" / f"{block.replace('/', '_')}-{part}-{digest}.features"
     source = feed.source.take(feed.rows[part])

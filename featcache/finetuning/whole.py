@@ -17,7 +17,7 @@ from ..files import make_folder
 from ..progress import Progress
 from ..sources import ImageSource
 from .blocks import split_after
-from .caching import CachedFeed, Cuts, trunk_store
+from .caching import CachedFeed, Cuts, trunk_backbone, trunk_store
 from .feeding import Feed, ImageFeed
 from .outcome import Outcome, outcome_of
 from .planning import Opened, frozen_below
@@ -166,8 +166,9 @@ class WholeRun:
         start = time.perf_counter()
         lower, upper = split_after(model, block)
         try:
+            trunk = trunk_backbone(lower, block, feed.recipe)
             stores = {
-                part: trunk_store(feed, part, lower, block, self.folder, device=device, progress=self.progress)
+                part: trunk_store(feed, part, trunk, block, self.folder, device=device, progress=self.progress)
                 for part in ("train", "val")
                 if len(feed.rows[part])
             }
