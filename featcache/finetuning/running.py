@@ -50,6 +50,7 @@ def train(
     resume: bool = True,
     extend_command: str = "",
     say: Callable[[str], None] | None = None,
+    before_unfreezing: Callable[[nn.Module], Any] | None = None,
 ) -> Trained:
     """Train a network in stages; killed, it goes on where it was when it is called again.
 
@@ -81,6 +82,8 @@ def train(
         What the user types to let the last stage go on; said when the loss still falls at the end.
     say : callable, default=None
         Told each message; None = standard error, or nothing with ``progress=False``.
+    before_unfreezing : callable, default=None
+        Called once with the network, before the first stage that trains more than the head; may change it in place.
 
     Returns
     -------
@@ -108,7 +111,7 @@ def train(
     told = say or ((lambda text: None) if progress in (False, None) else _to_stderr)
     with deterministic(), progress_for(progress) as bar:
         run = Run(model, feed, training, Path(folder), blocks, bar, told, stage_view)
-        run.about = dict(about or {})
+        run.about, run.before_unfreezing = dict(about or {}), before_unfreezing
         run.open(resume)
         run.go()
         return finish(run, extend_command)
@@ -148,6 +151,7 @@ class Run:
         labels = np.asarray(feed.labels)[self.rows]
         self.objective = Objective.of(training, labels, feed.classes).to(self.device)
         self.about: dict[str, Any] = {}
+        self.before_unfreezing: Callable[[nn.Module], Any] | None = None
         self.place = Place()
         self.micro = MicroBatch(training.micro_batch, self.say)
         self.pending: dict[str, Any] = {}
@@ -238,7 +242,7 @@ class Run:
 
     def _enter(self, stage: Stage) -> AtWork:
         """Set up what the stage needs, as it was where a checkpoint was taken up."""
-        self._keep_anchor(stage)
+        self._unfreeze()
         left = self.place.epoch < stage.epochs and not self.place.stopped
         self.seen = self.stage_view(self.place.stage, stage) if left else (self.model, self.feed)
         network = self.seen[0].to(self.device)
@@ -254,11 +258,17 @@ class Run:
     def _last(self) -> bool:
         return self.place.stage == len(self.stages) - 1
 
-    def _keep_anchor(self, stage: Stage) -> None:
-        """Keep the weights with only the head trained, just before the first stage that trains more."""
+    def _unfreeze(self) -> None:
+        """Just before the first step that trains more than the head: change the network, keep it for WiSE-FT.
+
+        No checkpoint is taken between this and the first step, so a resumed run does it neither twice nor never.
+        """
         place, first = self.place, [i for i, s in enumerate(self.stages) if s.unfreeze != "head"]
-        wanted = self.training.interpolate is not None and bool(first) and place.stage == first[0]
-        if wanted and place.epoch == 0 and place.step == 0:
+        if not first or (place.stage, place.epoch, place.step) != (first[0], 0, 0):
+            return
+        if self.before_unfreezing is not None:
+            self.before_unfreezing(self.model)
+        if self.training.interpolate is not None:
             place.anchor = self.checkpoints.save_weights("anchor", self.model.state_dict())
 
     def _batches(self, stage: Stage) -> list[slice]:

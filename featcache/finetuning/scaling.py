@@ -1,4 +1,4 @@
-"""How large a network's scores are: small enough to learn from at the start, calibrated at the end.
+"""How large a network's scores are: small enough to learn from when blocks begin to train, calibrated at the end.
 
 Dividing all scores by one number changes no class that a network says, only how sure it is. A head fitted on the
 training images is so sure of them that their loss has little slope left; with its scores divided it says the same, and
@@ -20,7 +20,8 @@ from .feeding import ImageFeed
 
 __all__ = ["SOFTENING", "calibrate", "divide_scores"]
 
-#: By what the scores of a fitted head are divided at the start. Chosen on draws that no benchmark uses.
+#: By what the scores of a fitted head are divided when blocks begin to train, not before: a stage that trains the head
+#: alone would overwrite what `fit` has found. Chosen on draws that no benchmark uses.
 SOFTENING = 10.0
 
 

@@ -26,8 +26,8 @@ AVERAGES = ("none", "swa", "ema")
 PRECISIONS = (False, True, "bf16", "fp16")
 
 
-#: Rates above this are a mistake, and float32 cannot hold what they lead to.
-_MOST_RATE = 1e6
+#: What float32 holds of a rate; torch refuses larger ones in words of its own.
+_MOST_RATE = 1e30
 
 
 def _refuse(where: str, expected: str, got: Any, advice: str) -> FinetuneError:

@@ -8,7 +8,6 @@ goes on with the run begins with the same bytes.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -87,7 +86,7 @@ class Start:
     about : dict
         For the record of the run.
     softer : bool
-        Whether the model's scores were divided.
+        Whether the model's scores are divided when more than its head begins to train.
     """
 
     def __init__(
@@ -122,12 +121,12 @@ class Start:
     def _begun(self, given: nn.Module, start: str) -> nn.Module:
         if start == "scratch":
             return fresh(given, self.seed)
-        if start == "fresh":
-            return with_fresh_head(given, self.seed)
+        return with_fresh_head(given, self.seed) if start == "fresh" else given
+
+    def soften(self, model: nn.Module) -> None:
+        """Divide the scores of the network in training, where that is to be done."""
         if self.softer:
-            given = copy.deepcopy(given)
-            divide_scores(given, SOFTENING)
-        return given
+            divide_scores(model, SOFTENING)
 
     def _heads(self, start: str, part: str | None, say: Callable[[str], None]) -> FittedHead | None:
         """Choose what training begins with (`self.head`), and return what it is compared with."""

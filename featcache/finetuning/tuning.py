@@ -129,11 +129,11 @@ def finetune(
         "head", "last-1", "last-2", "gradual" (the head, then the last quarter of the blocks, then all), "all" or
         "scratch"; or stages of your own; or a `Training`, which says all that the other settings say.
     start : {"auto", "head", "fresh", "scratch"}, default="auto"
-        "head": the head as it is. "auto": the same classes, but its scores divided by ten, so that their loss has a
-        slope to learn from (not with a loss of your own); and where it has seen the images that judge or test, one of
-        its kind fitted on the training images alone. Of a network that is given both mean the network as it is.
-        "fresh": a random last layer. "scratch": random weights throughout (what "auto" means with the stages
-        "scratch").
+        "head": the head as it is. "auto": the same, but its scores are divided by ten when blocks begin to train, so
+        that their loss has a slope to learn from (not with a loss of your own); and where it has seen the images that
+        judge or test, one of its kind fitted on the training images alone. Of a network that is given both mean the
+        network as it is. "fresh": a random last layer. "scratch": random weights throughout (what "auto" means with
+        the stages "scratch").
     epochs, batch_size, lr : optional
         Of the named strategy: 10 in all, 32 images per step (four times as many where only the head trains), 1e-3 for
         a fitted head and 3e-3 for a new one or a network that is given. See `strategy`.

@@ -132,9 +132,10 @@ class WholeRun:
             about=start.about,
             progress=self.progress,
             extend_command=self.command,
+            before_unfreezing=start.soften,
         )
         temperature = calibrate(trained.model, feed, device=device) if known else None
-        if start.softer and temperature is None:
+        if start.softer and temperature is None and any(stage.unfreeze != "head" for stage in self.training.stages):
             self._say(
                 "the network's scores are not calibrated and less sure than they should be: there are no validation "
                 "images (val_size); its classes are not touched by that"
