@@ -61,7 +61,9 @@ def test_parts_of_the_caller_are_checked():
 def test_images_that_cannot_be_read_are_told_and_left_out(tmp_path):
     folder = write_images(tmp_path / "images", 12)
     (folder / "cat" / "broken.jpg").write_bytes(b"no image")
-    feed = feed_of(folder)
+    with pytest.raises(FinetuneError, match=r"1 of 13, the first cat/broken\.jpg.*max_failed"):
+        feed_of(folder)
+    feed = feed_of(folder, max_failed=0.1)
     assert [name for name, _ in feed.failures] == ["cat/broken.jpg"]
     assert any("cannot be read" in note and "broken.jpg" in note for note in feed.notes)
     everything = np.concatenate(list(feed.rows.values()))
