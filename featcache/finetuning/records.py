@@ -21,7 +21,7 @@ from .settings import Training
 
 __all__ = ["Record", "check_folder", "digest_of", "write_json"]
 
-#: 2: runs begin with softened scores.
+#: 2: the scores of a fitted head are softened when blocks begin to train.
 _FORMAT = 2
 
 #: Settings that change no number.
